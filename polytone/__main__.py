@@ -1,0 +1,5 @@
+"""`python -m polytone` is the `polytone` command."""
+
+from polytone.cli import main
+
+main()

@@ -1,0 +1,53 @@
+"""The command line; mounts each folder's commands, nothing else."""
+
+import json
+import sys
+from importlib.metadata import version
+
+import typer
+from rich.console import Console
+
+from polytone.contract.errors import PolytoneError
+from polytone.serve.cli import adapters_commands, serve, ui
+from polytone.train.cli import base_commands, evaluate, train
+
+app = typer.Typer(
+    name="polytone",
+    help="One base model, many brand voices: train QLoRA adapters and serve them behind one OpenAI-compatible API.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+app.add_typer(base_commands, name="base")
+app.add_typer(adapters_commands, name="adapters")
+for command in (train, evaluate, serve, ui):
+    app.command()(command)
+
+
+def show_version(wanted: bool) -> None:
+    if wanted:
+        print(f"polytone {version('polytone')}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    _version: bool = typer.Option(
+        False, "--version", callback=show_version, is_eager=True, help="Print the version and exit."
+    ),
+) -> None:
+    pass
+
+
+def main() -> None:
+    """Run a command; a refusal is one clear message and the exit code of its kind (1 a check failed, 2 bad input)."""
+    try:
+        app()
+    except PolytoneError as error:
+        if "--json" in sys.argv:
+            print(json.dumps({"error": {"message": error.message, "code": error.code, "param": error.param}}))
+        else:
+            Console(stderr=True, highlight=False, markup=False, soft_wrap=True).print(f"error: {error.message}")
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -1,0 +1,302 @@
+"""An adapter version on disk: the folder train hands to serve.
+
+`$POLYTONE_HOME/adapters/<name>/<digest12>/` holds exactly the files of `FILES`. Its name is the digest of what
+answers, so a version can never change under its id.
+"""
+
+import hashlib
+import json
+import re
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from .base import Base, Quantization
+from .errors import CheckError, NotFoundError
+from .home import DIGEST_LENGTH, NAME_PATTERN, Home
+from .rows import describe
+from .tensors import TensorInfo, not_safetensors, read_header
+
+CONFIG = "adapter_config.json"
+WEIGHTS = "adapter_model.safetensors"
+MANIFEST = "manifest.json"
+CARD = "README.md"
+EVALUATION = "evaluation.json"
+FILES = frozenset({CONFIG, WEIGHTS, MANIFEST, CARD, EVALUATION})
+PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt")
+
+# What vLLM's LoRA can serve (read in vllm/lora/peft_helper.py of 0.32); everything else it refuses or ignores.
+SERVABLE_INITIALISATIONS = (True, False, "gaussian", "eva")
+
+
+class BaseReference(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    id: str
+    digest: str
+
+
+class Peft(BaseModel):
+    """The shape of the adapter: rank, scaling numerator and the modules it sits on."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    rank: int
+    alpha: float
+    targets: list[str]
+
+
+class DataSource(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    path: str
+    sha256: str
+    rows: int
+    assistant_tokens: int
+
+
+class Data(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    train: DataSource
+    held_out: DataSource
+
+
+class Evaluation(BaseModel):
+    """Mean negative log-likelihood per assistant token on the held-out rows, in nats."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    base_loss: float
+    adapter_loss: float
+    tokens: int
+
+
+class Probe(BaseModel):
+    """One prompt of the fingerprint and what the trainer's model answered greedily.
+
+    `mean_logprob` and `base_mean_logprob` are the mean log-probability (nats per token) of `tokens` with and without
+    the adapter; their distance says how well the probe tells the adapter from the bare base.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    messages: list[dict[str, str]]
+    prompt_tokens: list[int] = Field(min_length=1)
+    tokens: list[int] = Field(min_length=1)
+    mean_logprob: float
+    base_mean_logprob: float
+
+
+class Fingerprint(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    dtype: str
+    probes: list[Probe] = Field(min_length=1)
+
+
+class Sampling(BaseModel):
+    """Sampling defaults of the voice, used where a request gives none."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    temperature: Annotated[float, Field(ge=0, le=2)] | None = None
+    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
+    max_tokens: Annotated[int, Field(ge=1)] | None = None
+
+
+class Manifest(BaseModel):
+    """The content of manifest.json: what the version is, from what it was made, and how to recognise it."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+
+    schema_: Literal["polytone.adapter/1"] = Field("polytone.adapter/1", alias="schema")
+    name: str = Field(pattern=f"^{NAME_PATTERN}$")
+    digest: str = Field(pattern=r"^[0-9a-f]{64}$")
+    base: BaseReference
+    quantization: Quantization
+    chat_template_sha256: str
+    peft: Peft
+    recipe: dict[str, Any]
+    data: Data
+    parent: str | None = None
+    evaluation: Evaluation
+    system_prompt: str | None = None
+    sampling: Sampling | None = None
+    fingerprint: Fingerprint
+    drift_reference: dict[str, Any] | None = None
+    created: datetime = Field(default_factory=lambda: datetime.now(UTC))
+    licence: str
+
+    @property
+    def version(self) -> str:
+        return f"{self.name}@{self.digest[:DIGEST_LENGTH]}"
+
+
+def digest_adapter(folder: Path) -> str:
+    """sha256 over the adapter's configuration and weights, each with its name and length."""
+    total = hashlib.sha256()
+    for name in (CONFIG, WEIGHTS):
+        with (folder / name).open("rb") as file:
+            part = hashlib.file_digest(file, "sha256").hexdigest()
+        total.update(json.dumps([name, (folder / name).stat().st_size, part]).encode())
+    return total.hexdigest()
+
+
+def read_version(home: Home, version: str) -> Manifest:
+    """Read the manifest of a version and check that the folder is what its name says.
+
+    Raises:
+        NotFoundError: `version_not_found`.
+        CheckError: as `read_folder`, or `wrong_digest` if the folder's name is not its content.
+    """
+    folder = home.adapter_folder(version)
+    if not (folder / MANIFEST).is_file():
+        known = ", ".join(list_versions(home)) or "none"
+        raise NotFoundError(
+            f"There is no version {version} under {home.adapters} (there: {known}).",
+            code="version_not_found",
+            param="version",
+        )
+    manifest = read_folder(folder)
+    if manifest.version != version:
+        raise CheckError(
+            f"{folder}: holds {manifest.version}, not {version}. Restore the folder from a copy.",
+            code="wrong_digest",
+        )
+    return manifest
+
+
+def read_folder(folder: Path) -> Manifest:
+    """Read and check an adapter folder: its files, its manifest, its digest and its tensors.
+
+    Raises:
+        CheckError: `not_safetensors`, `files_missing`, `files_unexpected`, `manifest_invalid`, `wrong_digest`,
+            `file_truncated`, `config_invalid`, `peft_unsupported` or `tensors_mismatch`.
+    """
+    check_files(folder)
+    try:
+        manifest = Manifest.model_validate_json((folder / MANIFEST).read_bytes())
+    except ValidationError as error:
+        problems = "; ".join(describe(problem) for problem in error.errors())
+        raise CheckError(f"{folder / MANIFEST}: {problems}.", code="manifest_invalid") from None
+    tensors = read_header(folder / WEIGHTS)
+    check_adapter(folder, read_config(folder), tensors)
+    digest = digest_adapter(folder)
+    if digest != manifest.digest:
+        raise CheckError(
+            f"{folder}: its files hash to {digest[:DIGEST_LENGTH]}, its manifest says "
+            f"{manifest.digest[:DIGEST_LENGTH]}. A file was changed or damaged; copy the folder again.",
+            code="wrong_digest",
+        )
+    return manifest
+
+
+def check_files(folder: Path) -> None:
+    there = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    pickles = sorted(path.name for pattern in PICKLES for path in folder.glob(pattern))
+    if pickles:
+        raise not_safetensors(folder / pickles[0], "it is a pickle, which can run code when it is read")
+    if missing := sorted(FILES - there):
+        raise CheckError(f"{folder}: lacks {', '.join(missing)}.", code="files_missing")
+    if unexpected := sorted(there - FILES):
+        raise CheckError(f"{folder}: has unexpected {', '.join(unexpected)}.", code="files_unexpected")
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    path = folder / CONFIG
+    try:
+        config = json.loads(path.read_bytes())
+        int(config["r"]), float(config["lora_alpha"]), list(config["target_modules"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise CheckError(f"{path}: is not a PEFT LoRA configuration ({error!r}).", code="config_invalid") from None
+    return dict(config)
+
+
+def check_adapter(folder: Path, config: dict[str, Any], tensors: dict[str, TensorInfo]) -> None:
+    """Refuse what the engine would refuse or, worse, silently ignore."""
+    unsupported = [
+        text
+        for bad, text in (
+            (config.get("peft_type") != "LORA", f"peft_type {config.get('peft_type')!r}"),
+            (config.get("use_dora"), "use_dora"),
+            (config.get("bias", "none") != "none", f"bias {config.get('bias')!r}"),
+            (config.get("modules_to_save"), "modules_to_save"),
+            (
+                config.get("init_lora_weights", True) not in SERVABLE_INITIALISATIONS,
+                f"init_lora_weights {config.get('init_lora_weights')!r}",
+            ),
+        )
+        if bad
+    ]
+    if unsupported:
+        raise CheckError(
+            f"{folder / CONFIG}: {', '.join(unsupported)} cannot be served. Train a plain LoRA.",
+            code="peft_unsupported",
+        )
+    pairs: dict[str, dict[str, TensorInfo]] = {}
+    for name, info in tensors.items():
+        match = re.fullmatch(r"base_model\.model\.(.+)\.lora_([AB])\.weight", name)
+        if match is None or len(info.shape) != 2:
+            raise CheckError(f"{folder / WEIGHTS}: tensor {name} is not a LoRA matrix.", code="tensors_mismatch")
+        pairs.setdefault(match[1], {})[match[2]] = info
+    default = int(config["r"])
+    for module, pair in pairs.items():
+        if set(pair) != {"A", "B"}:
+            raise CheckError(f"{folder / WEIGHTS}: {module} has only one of A and B.", code="tensors_mismatch")
+        if not pair["A"].shape[0] == pair["B"].shape[1] <= max(largest_rank(config), default):
+            raise CheckError(
+                f"{folder / WEIGHTS}: {module} has rank {pair['A'].shape[0]} and {pair['B'].shape[1]} where "
+                f"{CONFIG} says {default}.",
+                code="tensors_mismatch",
+            )
+    if not pairs:
+        raise CheckError(f"{folder / WEIGHTS}: holds no LoRA matrices.", code="tensors_mismatch")
+
+
+def largest_rank(config: dict[str, Any]) -> int:
+    return max([int(config["r"]), *(int(rank) for rank in (config.get("rank_pattern") or {}).values())])
+
+
+def check_servable(manifest: Manifest, base: Base, max_rank: int) -> None:
+    """Refuse a version this server cannot answer with exactly as it was trained.
+
+    Raises:
+        CheckError: `wrong_base`, `wrong_quantization`, `wrong_chat_template` or `rank_too_high`.
+    """
+    who = f"{manifest.version}: manifest.json:"
+    if (manifest.base.id, manifest.base.digest) != (base.id, base.digest):
+        raise CheckError(
+            f"{who} base: was trained on {manifest.base.id} ({manifest.base.digest[:12]}); this server runs "
+            f"{base.id} ({base.digest[:12]}). Train it again on this base or serve that one.",
+            code="wrong_base",
+            param="base",
+        )
+    if manifest.quantization != base.quantization:
+        raise CheckError(
+            f"{who} quantization: was trained on {manifest.quantization}, the base is served as "
+            f"{base.quantization}. Train it again.",
+            code="wrong_quantization",
+            param="quantization",
+        )
+    if manifest.chat_template_sha256 != base.chat_template_sha256:
+        raise CheckError(
+            f"{who} chat_template_sha256: was trained with another chat template than this base has. Train it again.",
+            code="wrong_chat_template",
+            param="chat_template_sha256",
+        )
+    if manifest.peft.rank > max_rank:
+        raise CheckError(
+            f"{who} peft.rank: is {manifest.peft.rank}; this server takes at most {max_rank}. Train with a lower "
+            f"rank or start the server with POLYTONE_MAX_LORA_RANK={manifest.peft.rank}.",
+            code="rank_too_high",
+            param="peft.rank",
+        )
+
+
+def list_versions(home: Home) -> list[str]:
+    """Ids of all whole versions on disk, oldest manifest first."""
+    manifests = sorted(home.adapters.glob(f"*/*/{MANIFEST}"), key=lambda path: path.stat().st_mtime)
+    return [f"{m.parent.parent.name}@{m.parent.name}" for m in manifests if not m.parent.name.startswith(".")]

@@ -1,0 +1,89 @@
+"""A prepared base model on disk: base.json, source/ (unquantized) and nf4-dense/ (NF4 values, dense)."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from .errors import CheckError, NotFoundError
+from .home import Home
+from .rows import describe
+
+DIGESTED = ("config.json", "tokenizer.json", "tokenizer.model")
+
+
+class Quantization(BaseModel):
+    """How base weights are quantized; served and trained must agree on every field."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    method: Literal["nf4"] = "nf4"
+    double_quantization: bool = True
+    block_size: int = 64
+
+
+class Base(BaseModel):
+    """The content of base.json.
+
+    `digest` is a sha256 over the configuration, the tokenizer and the unquantized weights, so two machines that
+    prepared the same model agree on it.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+
+    schema_: Literal["polytone.base/1"] = Field("polytone.base/1", alias="schema")
+    id: str
+    source: str
+    digest: str
+    licence: str
+    quantization: Quantization
+    chat_template_sha256: str
+    max_length: int
+    created: str
+
+
+def base_folder(home: Home, base_id: str) -> Path:
+    return home.bases / base_id
+
+
+def load_base(home: Home, base_id: str) -> Base:
+    """Read base.json of a prepared base.
+
+    Raises:
+        NotFoundError: `base_not_found`, with the bases there are.
+        CheckError: `base_damaged`.
+    """
+    path = base_folder(home, base_id) / "base.json"
+    if not path.is_file():
+        known = ", ".join(list_bases(home)) or "none"
+        raise NotFoundError(
+            f"There is no prepared base {base_id!r} under {home.bases} (there: {known}). Run: polytone base prepare",
+            code="base_not_found",
+            param="base",
+        )
+    try:
+        return Base.model_validate_json(path.read_text())
+    except ValidationError as error:
+        problems = "; ".join(describe(problem) for problem in error.errors())
+        raise CheckError(f"{path}: {problems}. Prepare the base again.", code="base_damaged") from None
+
+
+def list_bases(home: Home) -> list[str]:
+    return sorted(path.parent.name for path in home.bases.glob("*/base.json"))
+
+
+def digest_model(folder: Path) -> str:
+    """sha256 over names and bytes of configuration, tokenizer and safetensors weights."""
+    total = hashlib.sha256()
+    names = [name for name in DIGESTED if (folder / name).is_file()]
+    for name in [*names, *sorted(path.name for path in folder.glob("*.safetensors"))]:
+        with (folder / name).open("rb") as file:
+            part = hashlib.file_digest(file, "sha256").hexdigest()
+        total.update(json.dumps([name, part]).encode())
+    return total.hexdigest()
+
+
+def digest_text(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()

@@ -1,0 +1,1 @@
+"""Adapter versions -> chat API. Never imports train."""

@@ -1,0 +1,37 @@
+"""The HTTP app: only the routes Polytone means to offer."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from fastapi import FastAPI
+
+from polytone import __version__
+
+from .admin import admin_routes
+from .chat import chat_routes
+from .errors import install_error_handlers
+from .health import health_routes
+from .models import model_routes
+from .runtime import Runtime, running
+
+
+def create_app(runtime: Runtime) -> FastAPI:
+    """Build the app; the runtime starts and stops with it."""
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        async with running(runtime):
+            yield
+
+    app = FastAPI(
+        title="Polytone",
+        version=__version__,
+        lifespan=lifespan,
+        docs_url=None,
+        redoc_url=None,
+        openapi_url=None,
+    )
+    install_error_handlers(app)
+    for routes in (chat_routes, model_routes, admin_routes, health_routes):
+        app.include_router(routes(runtime))
+    return app

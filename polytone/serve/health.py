@@ -1,0 +1,32 @@
+"""/healthz, /readyz and /metrics."""
+
+from fastapi import APIRouter
+from fastapi.responses import JSONResponse, Response
+from prometheus_client import CONTENT_TYPE_LATEST
+
+from .runtime import Runtime
+
+
+def health_routes(runtime: Runtime) -> APIRouter:
+    router = APIRouter(tags=["health"])
+
+    @router.get("/healthz")
+    async def healthz() -> dict[str, str]:
+        """The app is up; it says nothing about the engine."""
+        return {"status": "ok"}
+
+    @router.get("/readyz")
+    async def readyz() -> JSONResponse:
+        """200 once the engine answers and every published version was tried; 503 with the reason until then."""
+        if runtime.ready():
+            return JSONResponse({"status": "ready"})
+        content = {"status": "not_ready", "reason": runtime.problem or "the engine stopped"}
+        return JSONResponse(content, 503, headers={"retry-after": "5"})
+
+    @router.get("/metrics")
+    async def metrics() -> Response:
+        """Polytone's metrics and the engine's own, in Prometheus' text format."""
+        content = runtime.metrics.render() + runtime.engine.metrics()
+        return Response(content, headers={"content-type": CONTENT_TYPE_LATEST})
+
+    return router

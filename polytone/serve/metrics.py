@@ -1,0 +1,48 @@
+"""What the server counts. docs/metrics.md says what each means; a test holds the two together."""
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
+
+
+class Metrics:
+    """One server's metrics in a registry of their own. Adapter labels come from routing only, never from a request."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        labels = ("adapter", "version")
+        self.requests_total = Counter(
+            "polytone_requests", "Requests answered.", (*labels, "status"), registry=self.registry
+        )
+        self.request_seconds = Histogram(
+            "polytone_request_seconds",
+            "Time from request to last byte.",
+            labels,
+            buckets=SECONDS,
+            registry=self.registry,
+        )
+        self.ttft_seconds = Histogram(
+            "polytone_ttft_seconds",
+            "Time from request to first streamed event.",
+            labels,
+            buckets=SECONDS,
+            registry=self.registry,
+        )
+        self.in_flight = Gauge("polytone_in_flight", "Requests being answered.", registry=self.registry)
+        self.adapter_load_seconds = Histogram(
+            "polytone_adapter_load_seconds",
+            "Time to check, load and prove a version.",
+            buckets=SECONDS,
+            registry=self.registry,
+        )
+        self.adapter_loads_total = Counter(
+            "polytone_adapter_loads", "Loads by result.", ("result",), registry=self.registry
+        )
+        self.adapters_resident = Gauge("polytone_adapters_resident", "Versions ready.", registry=self.registry)
+        self.engine_up = Gauge("polytone_engine_up", "1 while the engine answers.", registry=self.registry)
+        self.engine_restarts_total = Counter(
+            "polytone_engine_restarts", "Times a dead engine was rebuilt.", registry=self.registry
+        )
+
+    def render(self) -> bytes:
+        return generate_latest(self.registry)

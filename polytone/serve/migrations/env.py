@@ -1,0 +1,9 @@
+"""Alembic runs migrations on the connection that serve/database.py hands it."""
+
+from alembic import context
+
+from polytone.serve.database import Table
+
+context.configure(connection=context.config.attributes["connection"], target_metadata=Table.metadata)
+with context.begin_transaction():
+    context.run_migrations()

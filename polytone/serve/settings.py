@@ -1,0 +1,99 @@
+"""The server's settings: environment variables POLYTONE_*, or a YAML file named by POLYTONE_SETTINGS."""
+
+import os
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import Field, ValidationError, field_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from polytone.contract.errors import InputError
+from polytone.contract.home import Home
+from polytone.contract.rows import describe
+
+PREFIX = "POLYTONE_"
+FILE_VARIABLE = "POLYTONE_SETTINGS"
+
+
+class Settings(BaseSettings):
+    """Every field can be set as POLYTONE_<FIELD IN CAPITALS>; docs/settings.md lists them."""
+
+    model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="forbid")
+
+    home: Path = Field(Path(".polytone"), description="Folder for bases, adapters, runs and the database.")
+    base: str = Field("smollm2-135m-instruct", description="Id of the prepared base to serve.")
+    host: str = Field("127.0.0.1", description="Address to listen on; without keys only loopback is allowed.")
+    port: int = Field(8000, ge=1, le=65535, description="Port to listen on.")
+    database_url: str | None = Field(None, description="SQLAlchemy URL; by default SQLite in the home folder.")
+    max_lora_rank: int = Field(16, ge=1, le=512, description="Highest adapter rank the engine takes.")
+    max_batch_adapters: int = Field(8, ge=1, description="Different voices that can answer in one batch.")
+    max_resident_adapters: int = Field(64, ge=1, description="Voices kept in memory at once.")
+    max_context: int = Field(2048, ge=64, description="Longest prompt plus answer, in tokens.")
+    max_streams: int = Field(32, ge=1, description="Requests the engine works on at once; more wait.")
+    kv_cache_gib: int = Field(1, ge=1, description="Memory for the attention cache on a CPU, in GiB.")
+    gpu_memory_share: float = Field(0.85, gt=0, le=1, description="Share of the GPU's memory the engine may use.")
+    drain_seconds: float = Field(30, gt=0, description="How long answers under way may go on when a voice retires.")
+    poll_seconds: float = Field(0.5, gt=0, description="How often a replica looks at the desired state.")
+    page: bool = Field(True, description="Whether to serve the chat page under /ui.")
+
+    @field_validator("host")
+    @classmethod
+    def _loopback(cls, host: str) -> str:
+        try:
+            loopback = host == "localhost" or ip_address(host).is_loopback
+        except ValueError:
+            loopback = False
+        if not loopback:
+            raise ValueError(
+                f"{host!r} is not a loopback address. This server has no keys yet, so it listens on loopback only; "
+                "use 127.0.0.1 and put an authenticating proxy before it"
+            )
+        return host
+
+    def paths(self) -> Home:
+        return Home(self.home.absolute())
+
+    def database(self) -> str:
+        return self.database_url or self.paths().database_url
+
+
+def read_settings(**overrides: Any) -> Settings:
+    """Settings from command line (`overrides`), then environment, then the file POLYTONE_SETTINGS names.
+
+    Raises:
+        InputError: `settings_invalid`, naming every bad field and where it came from.
+    """
+    given = {key: value for key, value in overrides.items() if value is not None}
+    from_file = read_file(os.environ.get(FILE_VARIABLE))
+    in_environment = {
+        key.removeprefix(PREFIX).lower() for key in os.environ if key.startswith(PREFIX) and key != FILE_VARIABLE
+    }
+    unknown = in_environment - set(Settings.model_fields)
+    if unknown:
+        names = ", ".join(PREFIX + name.upper() for name in sorted(unknown))
+        raise InputError(f"{names}: no such setting. See docs/settings.md for all.", code="settings_invalid")
+    merged = {key: value for key, value in from_file.items() if key not in in_environment} | given
+    try:
+        return Settings(**merged)
+    except ValidationError as error:
+        problems = [
+            f"{PREFIX}{str(problem['loc'][0]).upper()}: {describe(problem).partition(': ')[2]}"
+            for problem in error.errors()
+        ]
+        raise InputError("\n".join(problems), code="settings_invalid") from None
+
+
+def read_file(name: str | None) -> dict[str, Any]:
+    if name is None:
+        return {}
+    path = Path(name)
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise InputError(f"{path} (from {FILE_VARIABLE}): cannot be read: {error}", code="settings_invalid") from None
+    if not isinstance(content, dict) or (unknown := set(content) - set(Settings.model_fields)):
+        what = ", ".join(map(str, sorted(unknown))) if isinstance(content, dict) else "not a mapping"
+        raise InputError(f"{path}: unknown settings: {what}. See docs/settings.md.", code="settings_invalid")
+    return content

@@ -1,0 +1,239 @@
+"""The real engine: vLLM's AsyncLLM with LoRA. The only file that imports vLLM's server objects.
+
+vLLM's own OpenAI serving code does templates, tools, JSON schema and log-probabilities; its HTTP app is never
+mounted, because it brings routes and exception handlers of its own.
+"""
+
+import asyncio
+import contextlib
+import os
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+from prometheus_client import REGISTRY, generate_latest
+from pydantic import ValidationError
+from starlette.datastructures import State
+
+from polytone.contract.rows import describe
+
+from .engine import Body, EngineError
+
+DEAD = "The engine is not running. Try again shortly."
+
+
+@dataclass(frozen=True)
+class VllmOptions:
+    """What the engine needs to know; lengths in tokens."""
+
+    model: Path
+    base_id: str
+    max_context: int
+    max_streams: int
+    max_lora_rank: int
+    max_batch_adapters: int
+    max_resident_adapters: int
+    kv_cache_gib: int
+    gpu_memory_share: float
+
+
+class VllmEngine:
+    """Implements `Engine`. The engine core and its worker run in processes of their own."""
+
+    def __init__(self, options: VllmOptions) -> None:
+        self._options = options
+        self._gpu = torch.cuda.is_available()
+        self._client: Any = None
+        self._serving: Any = None
+        self._starting: asyncio.Future[Any] | None = None
+        self._ids = count(1)
+
+    @property
+    def dtype(self) -> str:
+        return "bfloat16" if self._gpu else "float32"
+
+    async def start(self) -> None:
+        set_environment(self._options, self._gpu)
+        self._starting = asyncio.ensure_future(
+            asyncio.to_thread(build_client, engine_arguments(self._options, self._gpu))
+        )
+        try:
+            self._client, arguments = await asyncio.shield(self._starting)
+            serving = State()
+            from vllm.entrypoints.launchers.api_server.app_state import init_app_state
+
+            tasks = await self._client.get_supported_tasks()
+            await init_app_state(self._client, serving, arguments, tasks)
+            self._serving = serving
+        except asyncio.CancelledError:
+            raise
+        except Exception as error:
+            raise EngineError(f"The engine did not start: {error}", code="engine_failed", status=503) from error
+
+    async def stop(self) -> None:
+        self._serving = None
+        if self._starting is not None and not self._starting.done():
+            end_children()  # its start-up waits for them and fails at once
+            with contextlib.suppress(BaseException):
+                self._client, _ = await self._starting
+        if self._client is not None:
+            with contextlib.suppress(Exception):
+                await asyncio.to_thread(self._client.shutdown, timeout=0)
+            self._client = None
+        await asyncio.to_thread(end_children)
+
+    def healthy(self) -> bool:
+        return self._serving is not None and not self._client.errored
+
+    async def load(self, version: str, folder: Path) -> None:
+        from vllm.lora.request import LoRARequest
+
+        self._require_healthy()
+        request = LoRARequest(lora_name=version, lora_int_id=next(self._ids), lora_path=str(folder))
+        try:
+            added = await self._client.add_lora(request)
+        except Exception as error:
+            raise EngineError(
+                f"The engine refused the adapter: {error}",
+                code="adapter_refused",
+                status=self._failed_status(422),
+            ) from error
+        if not added:
+            raise EngineError("The engine refused the adapter.", code="adapter_refused", status=422)
+        self._serving.openai_serving_models.lora_requests[version] = request
+
+    async def unload(self, version: str) -> None:
+        self._require_healthy()
+        request = self._serving.openai_serving_models.lora_requests.pop(version, None)
+        if request is not None:
+            await self._client.remove_lora(request.lora_int_id)
+
+    async def chat(self, request: Body, version: str | None) -> Body | AsyncIterator[str]:
+        from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
+
+        self._require_healthy()
+        call = self._serving.openai_serving_chat.create_chat_completion
+        return await self._answer(ChatCompletionRequest, call, request, version)
+
+    async def complete(self, request: Body, version: str | None) -> Body | AsyncIterator[str]:
+        from vllm.entrypoints.openai.completion.protocol import CompletionRequest
+
+        self._require_healthy()
+        call = self._serving.openai_serving_completion.create_completion
+        return await self._answer(CompletionRequest, call, request, version)
+
+    def metrics(self) -> bytes:
+        return generate_latest(REGISTRY)
+
+    async def _answer(
+        self, kind: Any, call: Callable[[Any], Awaitable[Any]], request: Body, version: str | None
+    ) -> Body | AsyncIterator[str]:
+        from vllm.entrypoints.serve.engine.protocol import ErrorResponse
+
+        try:
+            parsed = kind.model_validate({**request, "model": version or self._options.base_id})
+        except ValidationError as error:
+            problems = "; ".join(describe(problem) for problem in error.errors()[:5])
+            first = error.errors()[0]["loc"]
+            raise EngineError(
+                problems, code="invalid_request", status=400, param=str(first[0]) if first else None
+            ) from None
+        try:
+            result = await call(parsed)
+        except asyncio.CancelledError:
+            raise
+        except Exception as error:
+            raise self._translate(error) from error
+        if isinstance(result, ErrorResponse):
+            raise as_engine_error(result)
+        if hasattr(result, "model_dump"):
+            return dict(result.model_dump(mode="json"))
+        return self._stream(result)
+
+    async def _stream(self, events: AsyncIterator[str]) -> AsyncIterator[str]:
+        try:
+            async for event in events:
+                yield event
+        except asyncio.CancelledError:
+            raise
+        except Exception as error:
+            raise self._translate(error) from error
+
+    def _require_healthy(self) -> None:
+        if not self.healthy():
+            raise EngineError(DEAD, code="engine_unavailable", status=503)
+
+    def _failed_status(self, otherwise: int) -> int:
+        return otherwise if self.healthy() else 503
+
+    def _translate(self, error: Exception) -> EngineError:
+        from vllm.entrypoints.serve.exception_handling.error_response import create_error_response
+
+        if not self.healthy():
+            return EngineError(DEAD, code="engine_unavailable", status=503)
+        return as_engine_error(create_error_response(error))
+
+
+def as_engine_error(response: Any) -> EngineError:
+    """vLLM's ErrorResponse as ours."""
+    error = response.error
+    code = "invalid_request" if 400 <= error.code < 500 else "engine_error"
+    return EngineError(error.message, code=code, status=error.code, param=error.param)
+
+
+def set_environment(options: VllmOptions, gpu: bool) -> None:
+    """What vLLM reads from the environment only; its child processes inherit it."""
+    os.environ["VLLM_NO_USAGE_STATS"] = "1"
+    os.environ["DO_NOT_TRACK"] = "1"
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+    if not gpu:
+        os.environ["VLLM_CPU_KVCACHE_SPACE"] = str(options.kv_cache_gib)
+        # With LoRA on a CPU vLLM runs eagerly; what is left to compile costs 12 s at the first request.
+        os.environ["TORCH_COMPILE_DISABLE"] = "1"
+
+
+def engine_arguments(options: VllmOptions, gpu: bool) -> list[str]:
+    """The command line `vllm serve` would take."""
+    arguments = {
+        "--model": options.model,
+        "--served-model-name": options.base_id,
+        "--dtype": "bfloat16" if gpu else "float32",
+        "--max-model-len": options.max_context,
+        "--max-num-seqs": options.max_streams,
+        "--max-lora-rank": options.max_lora_rank,
+        "--max-loras": options.max_batch_adapters,
+        "--max-cpu-loras": max(options.max_resident_adapters, options.max_batch_adapters),
+        "--generation-config": "vllm",
+    }
+    if gpu:
+        arguments |= {"--quantization": "bitsandbytes", "--gpu-memory-utilization": options.gpu_memory_share}
+    return ["--enable-lora", *(str(part) for pair in arguments.items() for part in pair)]
+
+
+def build_client(arguments: list[str]) -> tuple[Any, Any]:
+    """Start the engine's processes and wait until they answer; runs in a thread and takes tens of seconds."""
+    from vllm.engine.arg_utils import AsyncEngineArgs
+    from vllm.entrypoints.launchers.cli_args import make_arg_parser
+    from vllm.utils.argparse_utils import FlexibleArgumentParser
+    from vllm.v1.engine.async_llm import AsyncLLM
+
+    parsed = make_arg_parser(FlexibleArgumentParser()).parse_args(arguments)
+    return AsyncLLM.from_engine_args(AsyncEngineArgs.from_cli_args(parsed)), parsed
+
+
+def end_children(patience: float = 5.0) -> None:
+    """End what this process started and has not ended: terminate, wait, kill."""
+    children = psutil.Process().children(recursive=True)
+    for child in children:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            child.terminate()
+    _, alive = psutil.wait_procs(children, timeout=patience)
+    for child in alive:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            child.kill()
+    psutil.wait_procs(alive, timeout=patience)

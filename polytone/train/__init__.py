@@ -1,0 +1,1 @@
+"""Base model and recipe -> adapter version. Never imports serve."""

@@ -1,0 +1,139 @@
+"""polytone base, train and evaluate. Heavy libraries are imported when a command runs, so that --help is instant."""
+
+import json
+import logging
+import os
+import warnings
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from polytone.contract.adapter import list_versions, read_version
+from polytone.contract.errors import InputError
+from polytone.contract.home import Home
+from polytone.contract.rows import read_conversations
+
+HomeOption = Annotated[Path, typer.Option(envvar="POLYTONE_HOME", help="Folder for bases, adapters and runs.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document for programs.")]
+DEFAULT_HOME = Path(".polytone")
+
+base_commands = typer.Typer(help="Prepare the base model that voices are trained on.", no_args_is_help=True)
+
+
+@base_commands.callback()
+def base_help() -> None:
+    pass
+
+
+@base_commands.command("prepare")
+def prepare(
+    model: Annotated[
+        str, typer.Argument(help="A known name, a folder in Hugging Face format, or a hub id.")
+    ] = "smollm2-135m-instruct",
+    base_id: Annotated[str | None, typer.Option("--id", help="Name to serve it under.")] = None,
+    licence: Annotated[str | None, typer.Option(help="Licence of the weights, if the source does not say.")] = None,
+    home: HomeOption = DEFAULT_HOME,
+    as_json: JsonOption = False,
+) -> None:
+    """Fetch a base model, quantize it to NF4 and store it. Done once; again is instant."""
+    quiet_libraries(offline=False)
+    from .base import prepare_base
+    from .progress import Progress
+
+    with Progress(Console(stderr=True)) as progress:
+        base = prepare_base(Home(home), model, base_id, licence, progress)
+    if as_json:
+        print(base.model_dump_json(by_alias=True))
+    else:
+        print(f"Base {base.id} is ready (digest {base.digest[:12]}, {base.licence}, up to {base.max_length} tokens).")
+
+
+def train(
+    recipe: Annotated[Path, typer.Argument(help="YAML file; docs/recipes.md lists every key.")],
+    home: HomeOption = DEFAULT_HOME,
+    as_json: JsonOption = False,
+) -> None:
+    """Train a voice by a recipe, measure it, and write it as an adapter version."""
+    from .recipe import read_recipe
+
+    checked = read_recipe(recipe)
+    quiet_libraries()
+    from .progress import Progress
+    from .publish import publish
+    from .sft import run_sft
+
+    with Progress(Console(stderr=True)) as progress:
+        run = run_sft(Home(home), checked, progress)
+        manifest = publish(Home(home), run)
+    loss = manifest.evaluation
+    if as_json:
+        print(
+            json.dumps(
+                {
+                    "version": manifest.version,
+                    "folder": str(Home(home).adapter_folder(manifest.version)),
+                    "run": str(run.folder),
+                    "evaluation": loss.model_dump(),
+                    "seconds": round(run.seconds, 1),
+                }
+            )
+        )
+        return
+    print(
+        f"{manifest.version} is trained: loss per assistant token {loss.adapter_loss:.3f}, the base has "
+        f"{loss.base_loss:.3f} ({1 - loss.adapter_loss / loss.base_loss:.0%} lower).\n"
+        f"Metrics and plot: {run.folder}\n"
+        f"Next: polytone adapters publish {manifest.version} && polytone adapters promote {manifest.version}"
+    )
+
+
+def evaluate(
+    version: Annotated[str, typer.Argument(help="name@digest12, or a voice's name for its newest version on disk.")],
+    data: Annotated[Path, typer.Option(help="JSON-lines file of conversations the voice was not trained on.")],
+    max_length: Annotated[int, typer.Option(help="Longest row in tokens; longer ones are refused.")] = 2048,
+    home: HomeOption = DEFAULT_HOME,
+    as_json: JsonOption = False,
+) -> None:
+    """Compare a version with its bare base: loss per assistant token, adapter on the NF4 base."""
+    where = Home(home)
+    manifest = read_version(where, newest(where, version))
+    file = read_conversations(data)
+    quiet_libraries()
+    from .evaluate import evaluate_version
+    from .progress import Progress
+
+    with Progress(Console(stderr=True)) as progress:
+        result = evaluate_version(where, manifest, file, max_length, progress)
+    gain = 1 - result.adapter_loss / result.base_loss
+    if as_json:
+        print(json.dumps({"version": manifest.version, **result.model_dump(), "improvement": round(gain, 4)}))
+    else:
+        print(
+            f"{manifest.version}: {result.adapter_loss:.3f} nats per assistant token, base {result.base_loss:.3f} "
+            f"({gain:.1%} lower, {result.tokens} tokens)."
+        )
+
+
+def newest(home: Home, version: str) -> str:
+    if "@" in version:
+        return version
+    mine = [v for v in list_versions(home) if v.partition("@")[0] == version]
+    if not mine:
+        raise InputError(f"No version of {version!r} is on disk under {home.adapters}.", code="version_not_found")
+    return mine[-1]
+
+
+def quiet_libraries(offline: bool = True) -> None:
+    """No usage statistics, no bars of their own, no chatter, and unless a hub is asked for, no network."""
+    if offline:
+        os.environ["HF_HUB_OFFLINE"] = "1"
+    os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+    os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
+    os.environ["TRANSFORMERS_VERBOSITY"] = "error"
+    os.environ["TQDM_DISABLE"] = "1"
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    warnings.filterwarnings("ignore")
+    for name in ("bitsandbytes", "transformers", "trl", "peft", "datasets", "accelerate"):
+        logging.getLogger(name).setLevel(logging.ERROR)

@@ -1,0 +1,1 @@
+"""The Gradio pages. They know the HTTP API only."""

@@ -1,0 +1,102 @@
+"""Small adapter versions and bases for tests: real files, real digests, made in milliseconds."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+
+from polytone.contract.adapter import (
+    CARD,
+    CONFIG,
+    EVALUATION,
+    MANIFEST,
+    WEIGHTS,
+    BaseReference,
+    Data,
+    DataSource,
+    Evaluation,
+    Fingerprint,
+    Manifest,
+    Peft,
+    Probe,
+    digest_adapter,
+)
+from polytone.contract.base import Base, Quantization, base_folder
+from polytone.contract.home import Home
+
+TEMPLATE = "t" * 64
+
+
+def make_base(home: Home, base_id: str = "tiny", digest: str = "b" * 64) -> Base:
+    """A base.json without weights, for tests that never load it."""
+    base = Base(
+        id=base_id,
+        source="test",
+        digest=digest,
+        licence="Apache-2.0",
+        quantization=Quantization(),
+        chat_template_sha256=TEMPLATE,
+        max_length=512,
+        created="2026-01-01T00:00:00+00:00",
+    )
+    folder = base_folder(home, base_id)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "base.json").write_text(base.model_dump_json(by_alias=True))
+    return base
+
+
+def make_version(home: Home, base: Base, name: str, seed: int = 0, **changes: Any) -> Manifest:
+    """A version folder with random weights; `changes` replace fields of its manifest."""
+    work = home.root / f"work-{name}-{seed}"
+    work.mkdir(parents=True)
+    generator = torch.Generator().manual_seed(seed)
+    module = "base_model.model.model.layers.0.self_attn.q_proj"
+    save_file(
+        {
+            f"{module}.lora_A.weight": torch.rand(4, 8, generator=generator),
+            f"{module}.lora_B.weight": torch.rand(8, 4, generator=generator),
+        },
+        work / WEIGHTS,
+    )
+    (work / CONFIG).write_text(json.dumps({"peft_type": "LORA", "r": 4, "lora_alpha": 8, "target_modules": ["q_proj"]}))
+    source = DataSource(path="rows.jsonl", sha256="0" * 64, rows=2, assistant_tokens=10)
+    fields: dict[str, Any] = {
+        "name": name,
+        "digest": digest_adapter(work),
+        "base": BaseReference(id=base.id, digest=base.digest),
+        "quantization": base.quantization,
+        "chat_template_sha256": base.chat_template_sha256,
+        "peft": Peft(rank=4, alpha=8, targets=["q_proj"]),
+        "recipe": {"name": name},
+        "data": Data(train=source, held_out=source),
+        "evaluation": Evaluation(base_loss=3.0, adapter_loss=2.0, tokens=10),
+        "fingerprint": Fingerprint(
+            dtype="float32",
+            probes=[
+                Probe(
+                    messages=[{"role": "user", "content": "Hi"}],
+                    prompt_tokens=[1, 2],
+                    tokens=[3, 4],
+                    mean_logprob=-1.0,
+                    base_mean_logprob=-2.0,
+                )
+            ],
+        ),
+        "licence": "Apache-2.0",
+    }
+    manifest = Manifest(**{**fields, **changes})
+    (work / CARD).write_text("# card\n")
+    (work / EVALUATION).write_text("{}\n")
+    (work / MANIFEST).write_text(manifest.model_dump_json(by_alias=True))
+    target = home.adapter_folder(manifest.version)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    shutil.move(work, target)
+    return manifest
+
+
+def change_manifest(folder: Path, **changes: Any) -> None:
+    content = json.loads((folder / MANIFEST).read_text())
+    (folder / MANIFEST).write_text(json.dumps({**content, **changes}))

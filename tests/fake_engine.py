@@ -1,0 +1,111 @@
+"""The one double: an engine that answers with its version's name. It stands at the engine's seam and never ships."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+from polytone.serve.engine import Body, EngineError
+
+WORDS = 5
+
+
+class FakeEngine:
+    """Implements polytone.serve.engine.Engine. `step_seconds` is the time a streamed word takes."""
+
+    dtype = "float32"
+
+    def __init__(self, base_id: str = "tiny", step_seconds: float = 0.0) -> None:
+        self.base_id = base_id
+        self.step_seconds = step_seconds
+        self.up = False
+        self.loaded: dict[str, Path] = {}
+        self.starts = 0
+        self.running = 0
+        self.requests: list[Body] = []
+
+    async def start(self) -> None:
+        self.starts += 1
+        self.loaded.clear()
+        self.up = True
+
+    async def stop(self) -> None:
+        self.up = False
+
+    def healthy(self) -> bool:
+        return self.up
+
+    async def load(self, version: str, folder: Path) -> None:
+        if not (folder / "adapter_model.safetensors").is_file():
+            raise EngineError(f"{folder} is no adapter", code="adapter_refused", status=422)
+        self.loaded[version] = folder
+
+    async def unload(self, version: str) -> None:
+        self.loaded.pop(version, None)
+
+    async def chat(self, request: Body, version: str | None) -> Body | AsyncIterator[str]:
+        self._check(request, version, "messages")
+        name = version or self.base_id
+        if request.get("stream"):
+            return self._stream(name)
+        await asyncio.sleep(self.step_seconds)
+        message = {"role": "assistant", "content": self._text(name)}
+        return self._response(name, {"index": 0, "message": message, "finish_reason": "stop"})
+
+    async def complete(self, request: Body, version: str | None) -> Body | AsyncIterator[str]:
+        self._check(request, version, "prompt")
+        name = version or self.base_id
+        choice: dict[str, Any] = {"index": 0, "text": self._text(name), "finish_reason": "stop"}
+        if request.get(
+            "prompt_logprobs"
+        ):  # agrees with whatever fingerprint it is asked about, tests/adapters.py has -1
+            choice["prompt_logprobs"] = [{str(token): {"logprob": -1.0}} for token in request["prompt"]]
+        return self._response(name, choice)
+
+    def metrics(self) -> bytes:
+        return b""
+
+    def _check(self, request: Body, version: str | None, field: str) -> None:
+        self.requests.append(request)
+        if not self.up:
+            raise EngineError("down", code="engine_unavailable", status=503)
+        if version is not None and version not in self.loaded:
+            raise EngineError(f"{version} is not loaded", code="invalid_request", status=404)
+        if not request.get(field) or float(request.get("temperature") or 0) < 0:
+            raise EngineError(f"{field} or temperature is wrong", code="invalid_request", status=400, param=field)
+
+    def _text(self, name: str) -> str:
+        return " ".join([name] * WORDS)
+
+    def _response(self, name: str, choice: Body) -> Body:
+        usage = {"prompt_tokens": 1, "completion_tokens": WORDS, "total_tokens": 1 + WORDS}
+        return {
+            "id": "chatcmpl-1",
+            "object": "chat.completion",
+            "created": 0,
+            "model": name,
+            "choices": [choice],
+            "usage": usage,
+        }
+
+    async def _stream(self, name: str) -> AsyncIterator[str]:
+        self.running += 1
+        life = self.starts
+        try:
+            for _ in range(WORDS):
+                await asyncio.sleep(self.step_seconds)
+                if not self.up or self.starts != life:
+                    raise EngineError("died", code="engine_unavailable", status=503)
+                delta = {"index": 0, "delta": {"content": f"{name} "}, "finish_reason": None}
+                chunk = {
+                    "id": "chatcmpl-1",
+                    "object": "chat.completion.chunk",
+                    "created": 0,
+                    "model": name,
+                    "choices": [delta],
+                }
+                yield f"data: {json.dumps(chunk)}\n\n"
+            yield "data: [DONE]\n\n"
+        finally:
+            self.running -= 1

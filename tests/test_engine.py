@@ -1,0 +1,187 @@
+"""The engine's contract, held by the double and by real vLLM on a tiny random Llama."""
+
+import asyncio
+import json
+import os
+from collections.abc import AsyncIterator
+from typing import Any
+
+import psutil
+import pytest
+
+from polytone.contract.base import base_folder
+from polytone.serve.engine import Body, Engine, EngineError
+from polytone.serve.verify import verify
+from polytone.serve.vllm_engine import VllmEngine, VllmOptions
+
+from .conftest import TinyHome
+from .fake_engine import FakeEngine
+
+HELLO: Body = {"messages": [{"role": "user", "content": "question 3"}], "temperature": 0, "max_tokens": 12}
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+
+def real_engine(tiny: TinyHome) -> VllmEngine:
+    return VllmEngine(
+        VllmOptions(
+            model=base_folder(tiny.home, "tiny") / "nf4-dense",
+            base_id="tiny",
+            max_context=256,
+            max_streams=16,
+            max_lora_rank=8,
+            max_batch_adapters=4,
+            max_resident_adapters=8,
+            kv_cache_gib=1,
+            gpu_memory_share=0.5,
+        )
+    )
+
+
+@pytest.fixture(scope="module", params=["double", pytest.param("vllm", marks=pytest.mark.engine)])
+async def engine(request: pytest.FixtureRequest, tiny: TinyHome) -> AsyncIterator[Engine]:
+    made: Engine = FakeEngine("tiny", step_seconds=0.01) if request.param == "double" else real_engine(tiny)
+    await made.start()
+    try:
+        yield made
+    finally:
+        await made.stop()
+        assert not made.healthy()
+
+
+@pytest.fixture
+async def voices(engine: Engine, tiny: TinyHome) -> AsyncIterator[list[str]]:
+    versions = [manifest.version for manifest in tiny.voices.values()]
+    for version in versions:
+        await engine.load(version, tiny.home.adapter_folder(version))
+    yield versions
+    for version in versions:
+        await engine.unload(version)
+
+
+async def whole(engine: Engine, request: Body, version: str | None) -> Body:
+    response = await engine.chat(request, version)
+    assert isinstance(response, dict)
+    return response
+
+
+async def streamed(engine: Engine, request: Body, version: str | None) -> list[str]:
+    events = await engine.chat({**request, "stream": True}, version)
+    assert not isinstance(events, dict)
+    return [event async for event in events]
+
+
+async def test_answers_name_who_answered(engine: Engine, voices: list[str]) -> None:
+    for version in (None, *voices):
+        response = await whole(engine, HELLO, version)
+        assert response["model"] == (version or "tiny")
+        assert response["id"].startswith("chatcmpl-")
+        assert response["choices"][0]["message"]["content"]
+        json.dumps(response)
+
+
+async def test_every_streamed_chunk_names_who_answers_and_the_stream_ends(engine: Engine, voices: list[str]) -> None:
+    events = await streamed(engine, HELLO, voices[0])
+    assert events[-1] == "data: [DONE]\n\n"
+    chunks = [json.loads(event.removeprefix("data: ")) for event in events[:-1]]
+    assert {chunk["model"] for chunk in chunks} == {voices[0]}
+
+
+async def test_a_stream_says_what_the_whole_answer_says(engine: Engine, voices: list[str]) -> None:
+    events = await streamed(engine, HELLO, voices[0])
+    chunks = [json.loads(event.removeprefix("data: ")) for event in events[:-1]]
+    text = "".join(chunk["choices"][0]["delta"].get("content") or "" for chunk in chunks if chunk["choices"])
+    assert text.strip() == (await whole(engine, HELLO, voices[0]))["choices"][0]["message"]["content"].strip()
+
+
+async def test_base_and_voices_share_a_batch_and_none_answers_for_another(engine: Engine, voices: list[str]) -> None:
+    names = [None, *voices] * 4
+    alone = {name: (await whole(engine, HELLO, name))["choices"][0]["message"]["content"] for name in (None, *voices)}
+    together = await asyncio.gather(*(whole(engine, HELLO, name) for name in names))
+    assert [response["model"] for response in together] == [name or "tiny" for name in names]
+    assert [response["choices"][0]["message"]["content"] for response in together] == [alone[name] for name in names]
+    assert len(set(alone.values())) == 3
+
+
+async def test_bad_parameters_are_refused_with_400_and_the_field(engine: Engine) -> None:
+    for request in ({**HELLO, "temperature": -1}, {**HELLO, "messages": []}):
+        with pytest.raises(EngineError) as caught:
+            await engine.chat(request, None)
+        assert caught.value.status == 400
+        assert caught.value.message
+
+
+async def test_a_version_that_is_not_loaded_is_refused(engine: Engine, voices: list[str]) -> None:
+    with pytest.raises(EngineError) as caught:
+        await engine.chat(HELLO, "ghost@000000000000")
+    assert caught.value.status == 404
+
+
+async def test_an_unloaded_version_is_gone_and_may_come_back(engine: Engine, voices: list[str], tiny: TinyHome) -> None:
+    await engine.unload(voices[0])
+    with pytest.raises(EngineError):
+        await engine.chat(HELLO, voices[0])
+    await engine.unload(voices[0])
+    await engine.load(voices[0], tiny.home.adapter_folder(voices[0]))
+    assert (await whole(engine, HELLO, voices[0]))["model"] == voices[0]
+
+
+async def test_loading_a_folder_that_is_no_adapter_fails_and_harms_nothing(engine: Engine, tiny: TinyHome) -> None:
+    with pytest.raises(EngineError) as caught:
+        await engine.load("ghost@000000000000", tiny.home.root)
+    assert caught.value.code == "adapter_refused"
+    assert engine.healthy()
+
+
+async def test_a_closed_stream_frees_its_place(engine: Engine, voices: list[str]) -> None:
+    for _ in range(20):
+        events: Any = await engine.chat({**HELLO, "max_tokens": 100, "stream": True}, voices[0])
+        await anext(events)
+        await events.aclose()
+    async with asyncio.timeout(20):
+        await whole(engine, HELLO, voices[0])
+
+
+@pytest.mark.engine
+async def test_the_fingerprint_of_what_was_trained_matches_and_anothers_does_not(tiny: TinyHome) -> None:
+    from polytone.contract.errors import CheckError
+
+    engine = real_engine(tiny)
+    acme, zest = tiny.voices["acme"], tiny.voices["zest"]
+    try:
+        await engine.start()
+        await engine.load(acme.version, tiny.home.adapter_folder(acme.version))
+        await verify(engine, acme)
+        await engine.unload(acme.version)
+        await engine.load(acme.version, tiny.home.adapter_folder(zest.version))  # the wrong weights under a good name
+        with pytest.raises(CheckError) as caught:
+            await verify(engine, acme)
+        assert caught.value.code == "fingerprint_mismatch"
+    finally:
+        await engine.stop()
+
+
+@pytest.mark.engine
+async def test_a_killed_engine_is_noticed_and_can_be_started_again(tiny: TinyHome) -> None:
+    engine = real_engine(tiny)
+    version = tiny.voices["acme"].version
+    await engine.start()
+    try:
+        events: Any = await engine.chat({**HELLO, "max_tokens": 200, "ignore_eos": True, "stream": True}, None)
+        await anext(events)
+        for child in psutil.Process(os.getpid()).children(recursive=True):
+            child.kill()
+        with pytest.raises(EngineError) as caught:
+            async with asyncio.timeout(30):
+                async for event in events:
+                    if '"error"' in event:
+                        raise EngineError("in the stream", code="engine_error", status=503)
+        assert caught.value.status in (500, 503)
+        assert not engine.healthy()
+        await engine.stop()
+        assert psutil.Process(os.getpid()).children(recursive=True) == []
+        await engine.start()
+        await engine.load(version, tiny.home.adapter_folder(version))
+        assert (await whole(engine, HELLO, version))["model"] == version
+    finally:
+        await engine.stop()

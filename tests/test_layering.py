@@ -1,0 +1,72 @@
+"""Imports go one way: train -> contract <- serve, ui -> HTTP; one file alone imports vLLM."""
+
+import ast
+from pathlib import Path
+
+import polytone
+
+ROOT = Path(polytone.__file__).parent
+SERVER_ROOTS = {"serve/server.py", "serve/cli.py"}  # they put the server together, page included
+
+
+def imports_of(path: Path) -> set[str]:
+    """Absolute names of the modules a file imports, function bodies included."""
+    package = ["polytone", *path.relative_to(ROOT).parent.parts]
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            above = package[: len(package) - node.level + 1] if node.level else []
+            found.add(".".join([*above, *(node.module or "").split(".")]).strip("."))
+    return found
+
+
+def every_import() -> list[tuple[str, str]]:
+    files = [path for path in ROOT.rglob("*.py") if "migrations/versions" not in str(path)]
+    return [(str(path.relative_to(ROOT)), name) for path in files for name in imports_of(path)]
+
+
+def test_contract_imports_only_the_standard_library_and_pydantic() -> None:
+    allowed = {"pydantic", "polytone"}
+    import sys
+
+    for file, name in every_import():
+        if file.startswith("contract/"):
+            assert name.split(".")[0] in allowed | set(sys.stdlib_module_names), f"{file} imports {name}"
+            assert not name.startswith("polytone.") or name.startswith("polytone.contract"), f"{file} imports {name}"
+
+
+def test_train_serve_and_ui_do_not_import_each_other() -> None:
+    for file, name in every_import():
+        folder = file.split("/")[0]
+        for other in {"train", "serve", "ui"} - {folder}:
+            if folder in {"train", "serve", "ui"} and name.startswith(f"polytone.{other}"):
+                assert (file in SERVER_ROOTS, other) == (True, "ui"), f"{file} imports {name}"
+
+
+def test_ui_knows_http_only() -> None:
+    for file, name in every_import():
+        if file.startswith("ui/"):
+            assert not name.startswith("polytone"), f"{file} imports {name}"
+
+
+def test_only_one_file_imports_vllm() -> None:
+    assert {file for file, name in every_import() if name.split(".")[0] == "vllm"} == {"serve/vllm_engine.py"}
+
+
+def test_nothing_is_kept_at_module_level() -> None:
+    """No module holds mutable state: only constants in capitals, types, and typer's command groups."""
+    for path in ROOT.rglob("*.py"):
+        if "migrations" in path.parts:
+            continue
+        for node in ast.parse(path.read_text()).body:
+            if isinstance(node, ast.Assign):
+                names = [target.id for target in node.targets if isinstance(target, ast.Name)]
+                known = {"log", "app", "T", "__version__", "base_commands", "adapters_commands"}
+                allowed = [
+                    n
+                    for n in names
+                    if n.isupper() or n in known or n.endswith(("Option", "Argument", "Answer", "Body"))
+                ]
+                assert names == allowed, f"{path}: {names}"
