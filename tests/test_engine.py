@@ -2,17 +2,16 @@
 
 import asyncio
 import json
-import os
 from collections.abc import AsyncIterator
 from typing import Any
 
-import psutil
 import pytest
+import pytest_asyncio
 
 from polytone.contract.base import base_folder
 from polytone.serve.engine import Body, Engine, EngineError
 from polytone.serve.verify import verify
-from polytone.serve.vllm_engine import VllmEngine, VllmOptions
+from polytone.serve.vllm_engine import VllmEngine, VllmOptions, engine_processes
 
 from .conftest import TinyHome
 from .fake_engine import FakeEngine
@@ -38,7 +37,9 @@ def real_engine(tiny: TinyHome) -> VllmEngine:
     )
 
 
-@pytest.fixture(scope="module", params=["double", pytest.param("vllm", marks=pytest.mark.engine)])
+@pytest_asyncio.fixture(
+    scope="module", loop_scope="module", params=["double", pytest.param("vllm", marks=pytest.mark.engine)]
+)
 async def engine(request: pytest.FixtureRequest, tiny: TinyHome) -> AsyncIterator[Engine]:
     made: Engine = FakeEngine("tiny", step_seconds=0.01) if request.param == "double" else real_engine(tiny)
     await made.start()
@@ -49,7 +50,7 @@ async def engine(request: pytest.FixtureRequest, tiny: TinyHome) -> AsyncIterato
         assert not made.healthy()
 
 
-@pytest.fixture
+@pytest_asyncio.fixture(loop_scope="module")
 async def voices(engine: Engine, tiny: TinyHome) -> AsyncIterator[list[str]]:
     versions = [manifest.version for manifest in tiny.voices.values()]
     for version in versions:
@@ -169,8 +170,8 @@ async def test_a_killed_engine_is_noticed_and_can_be_started_again(tiny: TinyHom
     try:
         events: Any = await engine.chat({**HELLO, "max_tokens": 200, "ignore_eos": True, "stream": True}, None)
         await anext(events)
-        for child in psutil.Process(os.getpid()).children(recursive=True):
-            child.kill()
+        for process in engine_processes():
+            process.kill()
         with pytest.raises(EngineError) as caught:
             async with asyncio.timeout(30):
                 async for event in events:
@@ -179,7 +180,7 @@ async def test_a_killed_engine_is_noticed_and_can_be_started_again(tiny: TinyHom
         assert caught.value.status in (500, 503)
         assert not engine.healthy()
         await engine.stop()
-        assert psutil.Process(os.getpid()).children(recursive=True) == []
+        assert engine_processes() == []
         await engine.start()
         await engine.load(version, tiny.home.adapter_folder(version))
         assert (await whole(engine, HELLO, version))["model"] == version

@@ -80,6 +80,7 @@ class VllmEngine:
             end_children()  # its start-up waits for them and fails at once
             with contextlib.suppress(BaseException):
                 self._client, _ = await self._starting
+        self._starting = None  # its result would keep the old client alive
         if self._client is not None:
             with contextlib.suppress(Exception):
                 await asyncio.to_thread(self._client.shutdown, timeout=0)
@@ -228,7 +229,7 @@ def build_client(arguments: list[str]) -> tuple[Any, Any]:
 
 def end_children(patience: float = 5.0) -> None:
     """End what this process started and has not ended: terminate, wait, kill."""
-    children = psutil.Process().children(recursive=True)
+    children = engine_processes()
     for child in children:
         with contextlib.suppress(psutil.NoSuchProcess):
             child.terminate()
@@ -237,3 +238,13 @@ def end_children(patience: float = 5.0) -> None:
         with contextlib.suppress(psutil.NoSuchProcess):
             child.kill()
     psutil.wait_procs(alive, timeout=patience)
+
+
+def engine_processes() -> list[psutil.Process]:
+    """The engine's core and workers. Python's own resource tracker is a child too; it ends with this process."""
+    found = []
+    for child in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if not any("resource_tracker" in word for word in child.cmdline()):
+                found.append(child)
+    return found

@@ -1,7 +1,6 @@
 """A finished run -> an adapter version: the folder that serve takes."""
 
 import shutil
-from pathlib import Path
 
 from polytone.contract.adapter import (
     CARD,
@@ -43,7 +42,7 @@ def publish(home: Home, run: Run) -> Manifest:
         quantization=run.base.quantization,
         chat_template_sha256=run.base.chat_template_sha256,
         peft=Peft(rank=config["r"], alpha=config["lora_alpha"], targets=sorted(config["target_modules"])),
-        recipe=portable_recipe(run),
+        recipe=run.recipe.record(),
         data=run.data,
         parent=run.recipe.parent,
         evaluation=run.evaluation,
@@ -79,15 +78,6 @@ def check_learned(run: Run) -> None:
             "Raise training.learning_rate or the number of steps.",
             code="nothing_learned",
         )
-
-
-def portable_recipe(run: Run) -> dict[str, object]:
-    """The recipe without folders of this machine; the data's hashes stand in the manifest."""
-    record = run.recipe.record()
-    for key in ("train", "held_out"):
-        if record["data"][key]:
-            record["data"][key] = Path(record["data"][key]).name
-    return record
 
 
 def model_card(manifest: Manifest, seconds: float) -> str:

@@ -64,8 +64,12 @@ class Recipe(Section):
     parent: str | None = None
 
     def record(self) -> dict[str, Any]:
-        """The recipe as the manifest keeps it, paths as they were written."""
-        return self.model_dump(mode="json")
+        """The recipe as the manifest keeps it: files by name, without this machine's folders."""
+        record = self.model_dump(mode="json")
+        for key in ("train", "held_out"):
+            if record["data"][key]:
+                record["data"][key] = Path(record["data"][key]).name
+        return record
 
 
 def read_recipe(path: Path) -> Recipe:
