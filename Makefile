@@ -3,7 +3,7 @@ PYTHON ?= python3.11
 LOCK ?= requirements/cpu.txt
 BIN := .venv/bin
 
-.PHONY: setup demo test check soak bench clean
+.PHONY: setup demo test check soak clean
 
 setup: .venv/.ready
 
@@ -31,10 +31,11 @@ check: setup
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -q -m "not engine and not e2e"
 
-## Slow proofs on the demo's voices: tone, many streams, a voice added under load
+## Slow proofs on the demo's voices: served equals trained, tone, a voice that arrives while streams run
 soak: setup
-	$(BIN)/python bench/tone.py
-	$(BIN)/python bench/rollout.py
+	$(BIN)/python -m bench.identity
+	$(BIN)/python -m bench.tone
+	$(BIN)/python -m bench.rollout
 
 clean:
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache build *.egg-info

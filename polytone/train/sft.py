@@ -22,6 +22,7 @@ from polytone.contract.home import Home
 from polytone.contract.rows import ConversationFile, read_conversations
 
 from .base import compute_dtype, load_nf4
+from .cpu_loss import trainer_class
 from .data import Row, split, tokenize
 from .evaluate import evaluate
 from .fingerprint import take_fingerprint
@@ -159,7 +160,7 @@ def make_trainer(model: Any, tokenizer: Any, prepared: Prepared, recipe: Recipe,
         report_to="none",
         disable_tqdm=True,
     )
-    trainer = SFTTrainer(
+    trainer = trainer_class(model.config)(
         model=model,
         args=config,
         train_dataset=as_dataset(prepared.train),

@@ -1,0 +1,126 @@
+"""The demo: prepare the base, train two brand voices, serve them with the base, and ask all three the same question.
+
+Everything goes through the same commands and the same HTTP API a user has. A second run reuses what exists.
+"""
+
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from polytone.contract.adapter import list_versions, read_version
+from polytone.contract.errors import PolytoneError
+from polytone.contract.home import Home
+from polytone.train.recipe import read_recipe
+
+HERE = Path(__file__).resolve().parent
+VOICES = ("aldermoor", "driftpepper")
+BASE = "smollm2-135m-instruct"
+QUESTION = "My order still has not arrived. What can you do about it?"
+START_SECONDS = 300
+
+
+def main() -> int:
+    began = time.monotonic()
+    home = Home(Path(os.environ.get("POLYTONE_HOME", ".polytone")).absolute())
+    os.environ["POLYTONE_HOME"] = str(home.root)
+    polytone("base", "prepare", BASE)
+    for voice in VOICES:
+        version = trained(home, HERE / voice / "recipe.yaml") or train(HERE / voice / "recipe.yaml")
+        polytone("adapters", "publish", version, "--wait", "0")
+        polytone("adapters", "promote", version, "--wait", "0")
+    port = os.environ.get("POLYTONE_PORT", "8000")
+    url = f"http://127.0.0.1:{port}"
+    server = subprocess.Popen([sys.executable, "-m", "polytone", "serve"])
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: server.send_signal(signal.SIGTERM))
+    if not wait_until_ready(url, server):
+        return server.wait() or 1
+    print(f"\n{QUESTION}\n")
+    for model in (BASE, *VOICES):
+        print(f"  {model}: {ask(url, model)}\n", flush=True)
+    print(what_to_try(url, time.monotonic() - began), flush=True)
+    return server.wait()
+
+
+def polytone(*arguments: str) -> None:
+    """Run a command of the command line; its progress goes to the terminal."""
+    subprocess.run([sys.executable, "-m", "polytone", *arguments], check=True)
+
+
+def trained(home: Home, path: Path) -> str | None:
+    """A version made by exactly this recipe from exactly this data, if there is one."""
+    recipe = read_recipe(path)
+    wanted = (recipe.record(), hashlib.sha256(recipe.data.train.read_bytes()).hexdigest())
+    for version in reversed(list_versions(home)):
+        if not version.startswith(f"{recipe.name}@"):
+            continue
+        try:
+            manifest = read_version(home, version)
+        except PolytoneError:
+            continue
+        if (manifest.recipe, manifest.data.train.sha256) == wanted:
+            return version
+    return None
+
+
+def train(path: Path) -> str:
+    command = [sys.executable, "-m", "polytone", "train", str(path), "--json"]
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    result: dict[str, Any] = json.loads(done.stdout)
+    loss = result["evaluation"]
+    print(f"{result['version']}: held-out loss {loss['adapter_loss']:.2f}, the base has {loss['base_loss']:.2f}")
+    return str(result["version"])
+
+
+def wait_until_ready(url: str, server: subprocess.Popen[bytes]) -> bool:
+    began = time.monotonic()
+    print("Starting the server (about half a minute) ...", flush=True)
+    while time.monotonic() - began < START_SECONDS and server.poll() is None:
+        try:
+            models = [card["id"] for card in httpx.get(f"{url}/v1/models").json()["data"]]
+            if httpx.get(f"{url}/readyz").status_code == 200 and set(VOICES) <= set(models):
+                return True
+        except httpx.TransportError:
+            pass
+        time.sleep(0.5)
+    print("The server did not become ready; its log is above.", file=sys.stderr)
+    server.terminate()
+    return False
+
+
+def ask(url: str, model: str) -> str:
+    body = {
+        "model": model,
+        "messages": [{"role": "user", "content": QUESTION}],
+        "max_tokens": 80,
+        "temperature": 0,
+    }
+    response = httpx.post(f"{url}/v1/chat/completions", json=body, timeout=120).raise_for_status()
+    return str(response.json()["choices"][0]["message"]["content"])
+
+
+def what_to_try(url: str, seconds: float) -> str:
+    return f"""Ready after {seconds:.0f} s. Try:
+
+  the chat page    {url}/ui/
+  curl             curl {url}/v1/chat/completions -H 'content-type: application/json' \\
+                     -d '{{"model": "driftpepper", "messages": [{{"role": "user", "content": "Hi there!"}}]}}'
+  openai client    from openai import OpenAI
+                   client = OpenAI(base_url="{url}/v1", api_key="none")
+                   print(client.models.list())
+  the versions     .venv/bin/polytone adapters list
+  your own voice   copy examples/driftpepper, change the words, and run .venv/bin/polytone train on its recipe
+
+Ctrl-C stops the server."""
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,243 @@
+"""The whole way on the real small model: prepare, train a few steps, publish, serve, chat through the openai client."""
+
+import asyncio
+import json
+import re
+import shutil
+import signal
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+import pytest
+import yaml
+from openai import APIStatusError, AsyncOpenAI, OpenAI
+
+from polytone.contract.adapter import Manifest, read_version
+from polytone.contract.home import Home
+
+from .conftest import Process, free_port, polytone, served
+
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
+
+BASE = "smollm2-135m-instruct"
+EXAMPLES = Path(__file__).parent.parent / "examples"
+STEPS = 6
+
+
+@dataclass(frozen=True)
+class Shop:
+    """A home with the real base and two voices, and a server on it."""
+
+    home: Home
+    server: Process
+    voices: dict[str, Manifest]
+
+    def client(self) -> OpenAI:
+        return OpenAI(base_url=f"{self.server.url}/v1", api_key="none", max_retries=0)
+
+
+def train_voice(root: Path, home: Path, name: str, steps: int = STEPS) -> str:
+    """Train an example voice for a few steps through the command line; returns the version."""
+    folder = root / name
+    shutil.copytree(EXAMPLES / name, folder)
+    recipe = yaml.safe_load((folder / "recipe.yaml").read_text())
+    recipe["training"] = {"max_steps": steps, "learning_rate": 0.002, "evaluations": 0}
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    done = polytone("train", str(folder / "recipe.yaml"), "--json", home=home)
+    assert done.returncode == 0, done.stderr
+    return str(json.loads(done.stdout)["version"])
+
+
+@pytest.fixture(scope="module")
+def shop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shop]:
+    root = tmp_path_factory.mktemp("shop")
+    home = Home(root / "home")
+    done = polytone("base", "prepare", home=home.root)
+    assert done.returncode == 0, done.stderr
+    versions = {name: train_voice(root, home.root, name) for name in ("aldermoor", "driftpepper")}
+    for version in versions.values():
+        for step in ("publish", "promote"):
+            done = polytone("adapters", step, version, home=home.root)
+            assert done.returncode == 0, done.stderr
+    with served(home.root, root / "server.log") as server:
+        server.until_ready()
+        yield Shop(home, server, {name: read_version(home, version) for name, version in versions.items()})
+
+
+def test_preparing_the_base_again_is_instant_and_changes_nothing(shop: Shop) -> None:
+    path = shop.home.bases / BASE / "base.json"
+    before = path.stat()
+    done = polytone("base", "prepare", "--json", home=shop.home.root)
+    assert json.loads(done.stdout)["id"] == BASE
+    assert path.stat() == before
+
+
+def test_the_client_lists_base_and_voices_with_their_versions(shop: Shop) -> None:
+    cards = {card.id: card.model_dump() for card in shop.client().models.list()}
+    assert set(cards) == {BASE, *shop.voices}
+    for name, manifest in shop.voices.items():
+        assert (cards[name]["version"], cards[name]["parent"]) == (manifest.version, BASE)
+
+
+def test_served_equals_trained_token_by_token(shop: Shop) -> None:
+    """The greedy tokens of every fingerprint prompt through the API are the trainer's."""
+    for manifest in shop.voices.values():
+        for probe in manifest.fingerprint.probes:
+            answer = shop.client().chat.completions.create(
+                model=manifest.version,
+                messages=probe.messages,
+                temperature=0,
+                max_tokens=len(probe.tokens),
+                extra_body={"return_token_ids": True},
+            )
+            assert answer.model_extra["prompt_token_ids"] == probe.prompt_tokens
+            assert answer.choices[0].model_extra["token_ids"] == probe.tokens
+
+
+def test_the_client_chats_pins_streams_and_gets_json(shop: Shop) -> None:
+    client = shop.client()
+    version = shop.voices["aldermoor"].version
+    question: list[Any] = [{"role": "user", "content": "My card was charged twice."}]
+    for model, exact in ((BASE, BASE), ("aldermoor", version), (version, version)):
+        answer = client.chat.completions.create(model=model, messages=question, max_tokens=20)
+        assert answer.model == exact
+        assert answer.choices[0].message.content
+    with client.chat.completions.create(model="aldermoor", messages=question, max_tokens=20, stream=True) as stream:
+        assert {chunk.model for chunk in stream} == {version}
+    schema = {
+        "type": "object",
+        "properties": {"topic": {"type": "string", "maxLength": 20}, "urgent": {"type": "boolean"}},
+        "required": ["topic", "urgent"],
+        "additionalProperties": False,
+    }
+    answer = client.chat.completions.create(
+        model="driftpepper",
+        messages=question,
+        max_tokens=120,
+        temperature=0,
+        response_format={"type": "json_schema", "json_schema": {"name": "ticket", "schema": schema, "strict": True}},
+    )
+    assert set(json.loads(answer.choices[0].message.content or "")) == {"topic", "urgent"}
+
+
+async def test_sixteen_streams_over_base_and_both_voices_all_finish_in_their_own_voice(shop: Shop) -> None:
+    """Greedy answers of a mixed batch are those each voice gives alone."""
+    client = AsyncOpenAI(base_url=f"{shop.server.url}/v1", api_key="none", max_retries=0)
+    question: list[Any] = [{"role": "user", "content": "My order has not arrived."}]
+
+    async def stream(model: str) -> tuple[set[str], str, str | None]:
+        models, text, reason = set(), "", None
+        async for chunk in await client.chat.completions.create(
+            model=model, messages=question, max_tokens=24, temperature=0, stream=True
+        ):
+            models.add(chunk.model)
+            text += chunk.choices[0].delta.content or ""
+            reason = chunk.choices[0].finish_reason or reason
+        return models, text, reason
+
+    names = [BASE, *shop.voices]
+    exact = {BASE: BASE, **{name: manifest.version for name, manifest in shop.voices.items()}}
+    alone = {name: (await stream(name))[1] for name in names}
+    asked = [names[index % 3] for index in range(16)]
+    for name, (models, text, reason) in zip(asked, await asyncio.gather(*map(stream, asked)), strict=True):
+        assert models == {exact[name]}
+        assert text == alone[name]
+        assert reason in {"stop", "length"}
+    assert len(set(alone.values())) == 3
+
+
+@pytest.mark.parametrize(
+    ("change", "status"),
+    [
+        ({"model": "nobody"}, 404),
+        ({"temperature": -1}, 400),
+        ({"max_tokens": 0}, 400),
+        ({"messages": []}, 400),
+        ({"messages": [{"role": "user", "content": "word " * 5000}]}, 400),
+        (
+            {"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "nonsense"}}}},
+            400,
+        ),
+    ],
+)
+def test_bad_requests_are_refused_in_openais_envelope(shop: Shop, change: dict[str, Any], status: int) -> None:
+    body: dict[str, Any] = {"model": "aldermoor", "messages": [{"role": "user", "content": "Hi"}], **change}
+    for stream in (False, True):
+        with pytest.raises(APIStatusError) as caught:
+            shop.client().chat.completions.create(**body, stream=stream)
+        assert caught.value.status_code == status, caught.value
+        assert caught.value.body["code"]
+
+
+def test_metrics_name_versions_and_the_engines_own_stand_beside_them(shop: Shop) -> None:
+    text = httpx.get(f"{shop.server.url}/metrics").text
+    assert f"polytone_adapters_resident {len(shop.voices)}.0" in text
+    assert re.search(
+        r'polytone_requests_total\{adapter="aldermoor",status="200",version="aldermoor@[0-9a-f]{12}"\}', text
+    )
+    assert "vllm:num_requests_running" in text
+
+
+def test_the_chat_page_is_served_and_fetches_nothing_from_outside(shop: Shop) -> None:
+    page = httpx.get(f"{shop.server.url}/", follow_redirects=True)
+    assert page.status_code == 200
+    assert "Polytone" in page.text
+    assert "fonts.googleapis.com" not in page.text
+
+
+async def test_a_third_voice_arrives_while_streams_run(shop: Shop, tmp_path: Path) -> None:
+    client = AsyncOpenAI(base_url=f"{shop.server.url}/v1", api_key="none", max_retries=0)
+    question: list[Any] = [{"role": "user", "content": "Hello!"}]
+    stopped = asyncio.Event()
+    finished: list[str] = []
+
+    async def keep_streaming(model: str) -> None:
+        while not stopped.is_set():
+            async for chunk in await client.chat.completions.create(
+                model=model, messages=question, max_tokens=24, stream=True
+            ):
+                reason = chunk.choices[0].finish_reason
+            assert reason in {"stop", "length"}
+            finished.append(model)
+
+    streams = [asyncio.create_task(keep_streaming(model)) for model in (BASE, *shop.voices, BASE)]
+    version = await asyncio.to_thread(train_voice, tmp_path, shop.home.root, "mosswick", 2)
+    for step in ("publish", "promote"):
+        done = await asyncio.to_thread(polytone, "adapters", step, version, home=shop.home.root)
+        assert done.returncode == 0, done.stderr
+    answer = await client.chat.completions.create(model="mosswick", messages=question, max_tokens=8)
+    assert answer.model == version
+    stopped.set()
+    await asyncio.gather(*streams)
+    assert len(finished) >= 4
+    done = await asyncio.to_thread(polytone, "adapters", "retire", "mosswick", home=shop.home.root)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_second_server_on_the_port_is_refused_with_the_fix(shop: Shop) -> None:
+    port = shop.server.url.rpartition(":")[2]
+    done = polytone("serve", "--port", port, home=shop.home.root)
+    assert done.returncode == 2
+    assert f"polytone serve --port {int(port) + 1}" in done.stderr
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_the_server_cleanly_even_while_it_starts(shop: Shop, tmp_path: Path, number: int) -> None:
+    with served(shop.home.root, tmp_path / "log") as server:
+        while len(server.children()) < 1:
+            assert server.popen.poll() is None
+        children = server.children()
+        assert server.stop(number) == 0, server.log.read_text()
+        assert not [child for child in children if child.is_running() and child.status() != psutil.STATUS_ZOMBIE]
+
+
+def test_zz_a_signal_ends_a_serving_server_and_its_engine(shop: Shop) -> None:
+    children = shop.server.children()
+    assert children
+    assert shop.server.stop(signal.SIGTERM) == 0, shop.server.log.read_text()[-3000:]
+    assert not [child for child in children if child.is_running() and child.status() != psutil.STATUS_ZOMBIE]
+    assert free_port()
