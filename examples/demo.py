@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -31,12 +32,18 @@ def main() -> int:
     began = time.monotonic()
     home = Home(Path(os.environ.get("POLYTONE_HOME", ".polytone")).absolute())
     os.environ["POLYTONE_HOME"] = str(home.root)
+    port = os.environ.get("POLYTONE_PORT", "8000")
+    if not port_is_free(int(port)):
+        print(
+            f"Port {port} is in use. Stop what uses it, or run: POLYTONE_PORT={int(port) + 1} make demo",
+            file=sys.stderr,
+        )
+        return 2
     polytone("base", "prepare", BASE)
     for voice in VOICES:
         version = trained(home, HERE / voice / "recipe.yaml") or train(HERE / voice / "recipe.yaml")
         polytone("adapters", "publish", version, "--wait", "0")
         polytone("adapters", "promote", version, "--wait", "0")
-    port = os.environ.get("POLYTONE_PORT", "8000")
     url = f"http://127.0.0.1:{port}"
     server = subprocess.Popen([sys.executable, "-m", "polytone", "serve"])
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -48,6 +55,17 @@ def main() -> int:
         print(f"  {model}: {ask(url, model)}\n", flush=True)
     print(what_to_try(url, time.monotonic() - began), flush=True)
     return server.wait()
+
+
+def port_is_free(port: int) -> bool:
+    """Asked before minutes of training, not after."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+    return True
 
 
 def polytone(*arguments: str) -> None:

@@ -5,6 +5,8 @@ import json
 import re
 import shutil
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -171,6 +173,19 @@ def test_bad_requests_are_refused_in_openais_envelope(shop: Shop, change: dict[s
             shop.client().chat.completions.create(**body, stream=stream)
         assert caught.value.status_code == status, caught.value
         assert caught.value.body["code"]
+
+
+def test_the_readmes_code_runs(shop: Shop) -> None:
+    """Its curl line and its Python, as they stand there but for the port."""
+    readme = (EXAMPLES.parent / "README.md").read_text().replace("http://127.0.0.1:8000", shop.server.url)
+    curl = re.search(r"```bash\n(curl .*?)```", readme, re.DOTALL)
+    code = re.search(r"```python\n(.*?)```", readme, re.DOTALL)
+    assert curl
+    assert code
+    done = subprocess.run(["bash", "-c", curl[1]], capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout)["model"] == shop.voices["driftpepper"].version
+    done = subprocess.run([sys.executable, "-c", code[1]], capture_output=True, text=True, check=True)
+    assert [line for line in done.stdout.splitlines() if line.startswith(f"{shop.voices['aldermoor'].version}: ")]
 
 
 def test_metrics_name_versions_and_the_engines_own_stand_beside_them(shop: Shop) -> None:
