@@ -61,7 +61,7 @@ async def judge(url: str, examples: Path, names: list[str]) -> Verdict:
         replies = said_by("assistant", examples / name / "train.jsonl")
         texts += replies
         speakers += [name] * len(replies)
-    of_base = await ask_all(client, limit, base, said_by("user", examples / names[0] / "train.jsonl", first=True)[::2])
+    of_base = await ask_all(client, limit, base, said_by("user", examples / names[0] / "train.jsonl", first=True))
     texts += of_base
     speakers += [base] * len(of_base)
     classifier = make_pipeline(

@@ -1,4 +1,4 @@
-"""The demo: prepare the base, train two brand voices, serve them with the base, and ask all three the same question.
+"""The demo: prepare the base, train a brand voice, serve both, train a second voice beside the running server.
 
 Everything goes through the same commands and the same HTTP API a user has. A second run reuses what exists.
 """
@@ -40,21 +40,38 @@ def main() -> int:
         )
         return 2
     polytone("base", "prepare", BASE)
-    for voice in VOICES:
-        version = trained(home, HERE / voice / "recipe.yaml") or train(HERE / voice / "recipe.yaml")
-        polytone("adapters", "publish", version, "--wait", "0")
-        polytone("adapters", "promote", version, "--wait", "0")
-    url = f"http://127.0.0.1:{port}"
+    first, *others = VOICES
+    bring(home, first)
     server = subprocess.Popen([sys.executable, "-m", "polytone", "serve"])
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: server.send_signal(signal.SIGTERM))
-    if not wait_until_ready(url, server):
+        signal.signal(number, lambda *_: server.terminate())
+    try:
+        return show(home, server, f"http://127.0.0.1:{port}", others, began)
+    finally:
+        server.terminate()  # whatever went wrong, no server is left behind
+        server.wait()
+
+
+def show(home: Home, server: subprocess.Popen[bytes], url: str, others: list[str], began: float) -> int:
+    if not wait_until_answered(url, server, VOICES[0]):
         return server.wait() or 1
-    print(f"\n{QUESTION}\n")
-    for model in (BASE, *VOICES):
-        print(f"  {model}: {ask(url, model)}\n", flush=True)
-    print(what_to_try(url, time.monotonic() - began), flush=True)
+    say(url, BASE, VOICES[0], began=began)
+    for voice in others:
+        print(f"\n{voice} is next; the server goes on answering meanwhile.", flush=True)
+        bring(home, voice)
+        if not wait_until_answered(url, server, voice):
+            return server.wait() or 1
+        say(url, voice, began=began)
+    print(what_to_try(url), flush=True)
     return server.wait()
+
+
+def bring(home: Home, voice: str) -> None:
+    """Train a voice unless that was done, then publish and promote it."""
+    recipe = HERE / voice / "recipe.yaml"
+    version = trained(home, recipe) or train(recipe)
+    polytone("adapters", "publish", version, "--wait", "0")
+    polytone("adapters", "promote", version, "--wait", "0")
 
 
 def port_is_free(port: int) -> bool:
@@ -98,20 +115,28 @@ def train(path: Path) -> str:
     return str(result["version"])
 
 
-def wait_until_ready(url: str, server: subprocess.Popen[bytes]) -> bool:
+def wait_until_answered(url: str, server: subprocess.Popen[bytes], voice: str) -> bool:
     began = time.monotonic()
-    print("Starting the server (about half a minute) ...", flush=True)
+    print(f"Waiting until {voice} answers (about half a minute when the server starts) ...", flush=True)
     while time.monotonic() - began < START_SECONDS and server.poll() is None:
         try:
             models = [card["id"] for card in httpx.get(f"{url}/v1/models").json()["data"]]
-            if httpx.get(f"{url}/readyz").status_code == 200 and set(VOICES) <= set(models):
+            if httpx.get(f"{url}/readyz").status_code == 200 and voice in models:
                 return True
         except httpx.TransportError:
             pass
         time.sleep(0.5)
-    print("The server did not become ready; its log is above.", file=sys.stderr)
-    server.terminate()
+    if server.poll() is None:
+        print("The server did not become ready; its log is above.", file=sys.stderr)
+        server.terminate()
     return False
+
+
+def say(url: str, *models: str, began: float) -> None:
+    print(f"\n{QUESTION}")
+    for model in models:
+        print(f"\n  {model}: {ask(url, model)}", flush=True)
+    print(f"\n  ({time.monotonic() - began:.0f} s since the start)", flush=True)
 
 
 def ask(url: str, model: str) -> str:
@@ -125,8 +150,9 @@ def ask(url: str, model: str) -> str:
     return str(response.json()["choices"][0]["message"]["content"])
 
 
-def what_to_try(url: str, seconds: float) -> str:
-    return f"""Ready after {seconds:.0f} s. Try:
+def what_to_try(url: str) -> str:
+    return f"""
+Try:
 
   the chat page    {url}/ui/
   curl             curl {url}/v1/chat/completions -H 'content-type: application/json' \\
@@ -141,4 +167,7 @@ Ctrl-C stops the server."""
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except subprocess.CalledProcessError as error:
+        sys.exit(error.returncode)  # the command said why

@@ -8,7 +8,7 @@ import typer
 from rich.console import Console
 
 from polytone.contract.errors import PolytoneError
-from polytone.serve.cli import adapters_commands, serve, ui
+from polytone.serve.cli import adapters_commands, keys_commands, serve, ui
 from polytone.train.cli import base_commands, evaluate, train
 
 app = typer.Typer(
@@ -20,6 +20,7 @@ app = typer.Typer(
 )
 app.add_typer(base_commands, name="base")
 app.add_typer(adapters_commands, name="adapters")
+app.add_typer(keys_commands, name="keys")
 for command in (train, evaluate, serve, ui):
     app.command()(command)
 

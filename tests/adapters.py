@@ -28,10 +28,11 @@ from polytone.contract.base import Base, Quantization, base_folder
 from polytone.contract.home import Home
 
 TEMPLATE = "t" * 64
+MODULE = "model.layers.0.self_attn.q_proj"
 
 
 def make_base(home: Home, base_id: str = "tiny", digest: str = "b" * 64) -> Base:
-    """A base.json without weights, for tests that never load it."""
+    """A base.json with one module to adapt, for tests that never load it."""
     base = Base(
         id=base_id,
         source="test",
@@ -45,6 +46,8 @@ def make_base(home: Home, base_id: str = "tiny", digest: str = "b" * 64) -> Base
     folder = base_folder(home, base_id)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "base.json").write_text(base.model_dump_json(by_alias=True))
+    (folder / "source").mkdir(exist_ok=True)
+    save_file({f"{MODULE}.weight": torch.zeros(8, 8)}, folder / "source" / "model.safetensors")
     return base
 
 
@@ -53,7 +56,7 @@ def make_version(home: Home, base: Base, name: str, seed: int = 0, **changes: An
     work = home.root / f"work-{name}-{seed}"
     work.mkdir(parents=True)
     generator = torch.Generator().manual_seed(seed)
-    module = "base_model.model.model.layers.0.self_attn.q_proj"
+    module = f"base_model.model.{MODULE}"
     save_file(
         {
             f"{module}.lora_A.weight": torch.rand(4, 8, generator=generator),
@@ -80,6 +83,7 @@ def make_version(home: Home, base: Base, name: str, seed: int = 0, **changes: An
                     messages=[{"role": "user", "content": "Hi"}],
                     prompt_tokens=[1, 2],
                     tokens=[3, 4],
+                    logprobs=[-1.0, -1.0],
                     mean_logprob=-1.0,
                     base_mean_logprob=-2.0,
                 )

@@ -24,9 +24,13 @@ class FakeEngine:
         self.starts = 0
         self.running = 0
         self.requests: list[Body] = []
+        self.tokens = 0
+        self.frozen = asyncio.Event()
+        self.loads = 0
 
     async def start(self) -> None:
         self.starts += 1
+        self.frozen.clear()
         self.loaded.clear()
         self.up = True
 
@@ -39,6 +43,7 @@ class FakeEngine:
     async def load(self, version: str, folder: Path) -> None:
         if not (folder / "adapter_model.safetensors").is_file():
             raise EngineError(f"{folder} is no adapter", code="adapter_refused", status=422)
+        self.loads += 1
         self.loaded[version] = folder
 
     async def unload(self, version: str) -> None:
@@ -48,7 +53,7 @@ class FakeEngine:
         self._check(request, version, "messages")
         name = version or self.base_id
         if request.get("stream"):
-            return self._stream(name)
+            return self._stream(name, request)
         await asyncio.sleep(self.step_seconds)
         message = {"role": "assistant", "content": self._text(name)}
         return self._response(name, {"index": 0, "message": message, "finish_reason": "stop"})
@@ -57,11 +62,13 @@ class FakeEngine:
         self._check(request, version, "prompt")
         name = version or self.base_id
         choice: dict[str, Any] = {"index": 0, "text": self._text(name), "finish_reason": "stop"}
-        if request.get(
-            "prompt_logprobs"
-        ):  # agrees with whatever fingerprint it is asked about, tests/adapters.py has -1
-            choice["prompt_logprobs"] = [{str(token): {"logprob": -1.0}} for token in request["prompt"]]
+        if request.get("return_token_ids"):  # the fingerprint that tests/adapters.py writes
+            choice["token_ids"] = [3, 4][: request["max_tokens"]]
+            choice["logprobs"] = {"token_logprobs": [-1.0] * 2, "top_logprobs": [{"token_id:3": -1.0}] * 2}
         return self._response(name, choice)
+
+    def progress(self) -> int:
+        return self.tokens
 
     def metrics(self) -> bytes:
         return b""
@@ -89,16 +96,19 @@ class FakeEngine:
             "usage": usage,
         }
 
-    async def _stream(self, name: str) -> AsyncIterator[str]:
+    async def _stream(self, name: str, request: Body) -> AsyncIterator[str]:
         self.running += 1
         life = self.starts
         try:
             for _ in range(WORDS):
                 await asyncio.sleep(self.step_seconds)
+                while self.frozen.is_set():  # an engine that hangs
+                    await asyncio.sleep(0.01)
+                self.tokens += 1
                 if not self.up or self.starts != life:
                     raise EngineError("died", code="engine_unavailable", status=503)
                 delta = {"index": 0, "delta": {"content": f"{name} "}, "finish_reason": None}
-                chunk = {
+                chunk: Body = {
                     "id": "chatcmpl-1",
                     "object": "chat.completion.chunk",
                     "created": 0,
@@ -106,6 +116,9 @@ class FakeEngine:
                     "choices": [delta],
                 }
                 yield f"data: {json.dumps(chunk)}\n\n"
+            if (request.get("stream_options") or {}).get("include_usage"):
+                last = {**chunk, "choices": [], "usage": self._response(name, {})["usage"]}
+                yield f"data: {json.dumps(last, separators=(',', ':'))}\n\n"
             yield "data: [DONE]\n\n"
         finally:
             self.running -= 1

@@ -3,74 +3,18 @@
 import asyncio
 import json
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import httpx
 import pytest
 
 from polytone.contract.adapter import Fingerprint, Sampling
-from polytone.contract.base import Base
 from polytone.contract.errors import CheckError, InputError, NotFoundError
 from polytone.contract.home import Home
-from polytone.serve.app import create_app
 from polytone.serve.database import open_database
-from polytone.serve.metrics import Metrics
-from polytone.serve.registry import Registry
-from polytone.serve.runtime import Runtime, running
-from polytone.serve.voices import Voices
+from polytone.serve.replicas import Replicas
 
-from .adapters import make_base, make_version
-from .fake_engine import FakeEngine
-
-HELLO = [{"role": "user", "content": "Hello"}]
-
-
-@dataclass
-class Server:
-    """A running app over the double, with what a test needs to move it."""
-
-    home: Home
-    base: Base
-    engine: FakeEngine
-    registry: Registry
-    runtime: Runtime
-    client: httpx.AsyncClient
-
-    async def chat(self, model: str, **more: Any) -> httpx.Response:
-        return await self.client.post("/v1/chat/completions", json={"model": model, "messages": HELLO, **more})
-
-    async def until_ready(self, *versions: str) -> None:
-        await eventually(lambda: all(self.runtime.voices.states().get(v, ("",))[0] == "ready" for v in versions))
-
-    def add(self, name: str, seed: int = 0, **changes: Any) -> str:
-        version = make_version(self.home, self.base, name, seed, **changes).version
-        self.registry.publish(version)
-        return version
-
-
-async def eventually(condition: Any, seconds: float = 5.0) -> None:
-    async with asyncio.timeout(seconds):
-        while not condition():
-            await asyncio.sleep(0.005)
-
-
-@asynccontextmanager
-async def serving(root: Path, step_seconds: float = 0.0, drain_seconds: float = 1.0) -> AsyncIterator[Server]:
-    home = Home(root)
-    base = make_base(home)
-    engine = FakeEngine(base.id, step_seconds)
-    metrics = Metrics()
-    registry = Registry(open_database(home.database_url))
-    voices = Voices(engine, home, base, max_rank=16, drain_seconds=drain_seconds, metrics=metrics)
-    runtime = Runtime(engine, registry, voices, metrics, poll_seconds=0.01)
-    app = create_app(runtime)
-    transport = httpx.ASGITransport(app)
-    async with running(runtime), httpx.AsyncClient(transport=transport, base_url="http://test") as client:
-        await eventually(runtime.ready)
-        yield Server(home, base, engine, registry, runtime, client)
+from .adapters import make_version
+from .serving import HELLO, Server, eventually, serving
 
 
 @pytest.fixture
@@ -80,8 +24,9 @@ async def server(tmp_path: Path) -> AsyncIterator[Server]:
 
 
 async def test_only_the_routes_we_mean_to_offer_exist(server: Server) -> None:
-    app = create_app(server.runtime)
-    routes = {(method, route.path) for route in app.routes for method in getattr(route, "methods", [])}  # type: ignore[attr-defined]
+    routes = {
+        (method, getattr(route, "path", "")) for route in server.app.routes for method in getattr(route, "methods", [])
+    }
     assert routes == {
         ("POST", "/v1/chat/completions"),
         ("POST", "/v1/completions"),
@@ -89,6 +34,15 @@ async def test_only_the_routes_we_mean_to_offer_exist(server: Server) -> None:
         ("GET", "/v1/models/{model}"),
         ("GET", "/admin/adapters"),
         ("GET", "/admin/adapters/{name}"),
+        ("DELETE", "/admin/adapters/{name}"),
+        ("POST", "/admin/adapters/{name}/versions"),
+        ("DELETE", "/admin/adapters/{name}/versions/{digest}"),
+        ("PUT", "/admin/adapters/{name}/rollout"),
+        ("POST", "/admin/adapters/{name}/rollback"),
+        ("GET", "/admin/audit"),
+        ("GET", "/admin/keys"),
+        ("POST", "/admin/keys"),
+        ("DELETE", "/admin/keys/{name}"),
         ("GET", "/healthz"),
         ("GET", "/readyz"),
         ("GET", "/metrics"),
@@ -96,9 +50,7 @@ async def test_only_the_routes_we_mean_to_offer_exist(server: Server) -> None:
 
 
 async def test_base_alias_and_pinned_version_answer_under_their_exact_name(server: Server) -> None:
-    version = server.add("acme")
-    server.registry.promote("acme", version)
-    await eventually(lambda: server.runtime.voices.aliases == {"acme": version})
+    version = await server.voice("acme")
     for model, exact in (("tiny", "tiny"), ("acme", version), (version, version)):
         response = await server.chat(model)
         assert response.status_code == 200
@@ -107,9 +59,7 @@ async def test_base_alias_and_pinned_version_answer_under_their_exact_name(serve
 
 
 async def test_models_lists_base_and_aliases_with_what_they_resolve_to(server: Server) -> None:
-    version = server.add("acme", system_prompt="Be brief.", sampling=Sampling(temperature=0.2))
-    server.registry.promote("acme", version)
-    await eventually(lambda: "acme" in server.runtime.voices.aliases)
+    version = await server.voice("acme", system_prompt="Be brief.", sampling=Sampling(temperature=0.2))
     cards = (await server.client.get("/v1/models")).json()["data"]
     assert [(card["id"], card["parent"], card["version"]) for card in cards] == [
         ("tiny", None, "tiny"),
@@ -177,20 +127,25 @@ async def test_unknown_routes_and_methods_get_the_envelope(server: Server) -> No
 
 
 async def test_an_alias_moves_only_when_the_new_version_is_ready_and_no_request_fails(server: Server) -> None:
-    old = server.add("acme", seed=1)
-    server.registry.promote("acme", old)
-    await eventually(lambda: server.runtime.voices.aliases == {"acme": old})
+    old = await server.voice("acme", seed=1)
     bad = Fingerprint.model_validate(
         {
             "dtype": "float32",
             "probes": [
-                {"messages": [], "prompt_tokens": [1], "tokens": [2], "mean_logprob": -9, "base_mean_logprob": -2}
+                {
+                    "messages": [],
+                    "prompt_tokens": [1],
+                    "tokens": [2],
+                    "logprobs": [-9],
+                    "mean_logprob": -9,
+                    "base_mean_logprob": -2,
+                }
             ],
         }
     )
     broken = server.add("acme", seed=2, fingerprint=bad)
-    server.registry.promote("acme", broken)
-    await eventually(lambda: server.runtime.voices.states().get(broken, ("",))[0] == "failed")
+    server.registry.promote("acme", broken, "test")
+    await eventually(lambda: server.state(broken) == "failed")
     assert (await server.chat("acme")).json()["model"] == old
     assert "does not serve what was trained" in (server.runtime.voices.states()[broken][1] or "")
     assert broken not in server.engine.loaded
@@ -198,17 +153,17 @@ async def test_an_alias_moves_only_when_the_new_version_is_ready_and_no_request_
     assert (pinned.status_code, pinned.json()["error"]["code"]) == (503, "voice_not_ready")
     assert pinned.headers["retry-after"]
     good = server.add("acme", seed=3)
-    server.registry.promote("acme", good)
-    await eventually(lambda: server.runtime.voices.aliases == {"acme": good})
+    server.registry.promote("acme", good, "test")
+    await eventually(lambda: server.answers("acme") == good)
 
 
 async def test_one_bad_adapter_never_blocks_another(server: Server) -> None:
     first = make_version(server.home, server.base, "aaa")
     (server.home.adapter_folder(first.version) / "adapter_model.safetensors").write_bytes(b"broken")
-    server.registry.publish(first.version)
+    server.registry.publish(first.version, "test")
     second = server.add("zzz")
     await server.until_ready(second)
-    assert server.runtime.voices.states()[first.version][0] == "failed"
+    await eventually(lambda: server.state(first.version) == "failed")
 
 
 async def test_retire_drains_then_unloads_and_the_name_is_gone(tmp_path: Path) -> None:
@@ -217,13 +172,13 @@ async def test_retire_drains_then_unloads_and_the_name_is_gone(tmp_path: Path) -
         await server.until_ready(version)
         answer = asyncio.create_task(server.chat(version, stream=True))
         await eventually(lambda: server.engine.running == 1)
-        server.registry.retire(version)
-        await eventually(lambda: server.runtime.voices.states().get(version, ("gone",))[0] == "draining")
+        server.registry.retire(version, "test")
+        await eventually(lambda: server.state(version) == "draining")
         assert (await server.chat(version)).status_code == 404
         assert version in server.engine.loaded
         assert "[DONE]" in (await answer).text
         await eventually(lambda: version not in server.engine.loaded)
-        assert version not in server.runtime.voices.states()
+        await eventually(lambda: server.state(version) == "gone")
 
 
 async def test_a_drain_ends_at_its_deadline_with_an_error_event(tmp_path: Path) -> None:
@@ -233,7 +188,7 @@ async def test_a_drain_ends_at_its_deadline_with_an_error_event(tmp_path: Path) 
         answer = asyncio.create_task(server.chat(version, stream=True))
         await eventually(lambda: server.engine.running == 1)
         await asyncio.sleep(0.35)
-        server.registry.retire(version)
+        server.registry.retire(version, "test")
         response = await answer
         assert "version_retired" in response.text
         assert "[DONE]" not in response.text
@@ -241,30 +196,27 @@ async def test_a_drain_ends_at_its_deadline_with_an_error_event(tmp_path: Path) 
 
 
 async def test_a_version_that_answers_for_a_voice_cannot_be_retired(server: Server) -> None:
-    version = server.add("acme")
-    server.registry.promote("acme", version)
+    version = await server.voice("acme")
     with pytest.raises(CheckError, match="Promote another"):
-        server.registry.retire(version)
+        server.registry.retire(version, "test")
     with pytest.raises(InputError, match="not of other"):
-        server.registry.promote("other", version)
+        server.registry.promote("other", version, "test")
     with pytest.raises(NotFoundError):
-        server.registry.promote("acme", "acme@000000000000")
-    server.registry.remove_alias("acme")
-    server.registry.retire(version)
+        server.registry.promote("acme", "acme@000000000000", "test")
+    server.registry.remove_voice("acme", "test")
+    server.registry.retire(version, "test")
     await eventually(lambda: not server.engine.loaded)
 
 
 async def test_a_dead_engine_ends_streams_with_an_error_and_comes_back_with_every_voice(tmp_path: Path) -> None:
     async with serving(tmp_path, step_seconds=0.05) as server:
-        version = server.add("acme")
-        server.registry.promote("acme", version)
-        await eventually(lambda: "acme" in server.runtime.voices.aliases)
+        version = await server.voice("acme")
         answer = asyncio.create_task(server.chat("acme", stream=True))
         await eventually(lambda: server.engine.running == 1)
         await asyncio.sleep(0.08)
         server.engine.up = False
         assert "engine_unavailable" in (await answer).text
-        await eventually(lambda: server.engine.starts == 2 and server.runtime.voices.aliases == {"acme": version})
+        await eventually(lambda: server.engine.starts == 2 and server.state(version) == "ready")
         assert (await server.chat("acme")).json()["model"] == version
 
 
@@ -294,17 +246,20 @@ async def test_admin_shows_states_and_reasons(server: Server) -> None:
     await server.until_ready(version)
     listed = (await server.client.get("/admin/adapters")).json()["adapters"]
     assert listed == [
-        {"name": "acme", "answers": None, "versions": [{"version": version, "state": "ready", "reason": None}]}
+        {
+            "name": "acme",
+            "rollout": None,
+            "answers": None,
+            "versions": [{"version": version, "state": "ready", "reason": None, "resident": True}],
+        }
     ]
-    assert (await server.client.get("/admin/adapters/acme")).json() == listed[0]
+    assert (await server.client.get("/admin/adapters/acme")).json() == {**listed[0], "history": []}
     assert (await server.client.get("/admin/adapters/none")).status_code == 404
 
 
 async def test_a_replica_that_stops_leaves_the_registry(tmp_path: Path) -> None:
-    from datetime import timedelta
-
     async with serving(tmp_path) as server:
-        await eventually(lambda: server.registry.replicas(timedelta(seconds=9)))
-    registry = Registry(open_database(Home(tmp_path).database_url))
-    assert registry.replicas(timedelta(seconds=9)) == set()
-    registry.close()
+        await eventually(server.runtime.replicas.living)
+    database = open_database(Home(tmp_path).database_url)
+    assert Replicas(database).living() == set()
+    database.dispose()

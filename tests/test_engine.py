@@ -144,6 +144,24 @@ async def test_a_closed_stream_frees_its_place(engine: Engine, voices: list[str]
 
 
 @pytest.mark.engine
+async def test_a_version_is_proven_while_others_stream(engine: Engine, voices: list[str], tiny: TinyHome) -> None:
+    """Log-probabilities of a prompt, asked for beside a stream with an adapter, ended vLLM's CPU engine: it indexed the
+    rows of the whole prompt by the batch's sampled rows. A version that arrived under load took the server with it."""
+    if isinstance(engine, FakeEngine):
+        return
+
+    async def stream(version: str | None) -> list[str]:
+        return await streamed(engine, {**HELLO, "max_tokens": 120, "ignore_eos": True}, version)
+
+    running = [asyncio.create_task(stream(version)) for version in (None, *voices)]
+    await asyncio.sleep(0.3)
+    for manifest in tiny.voices.values():
+        await verify(engine, manifest)
+    assert all(events[-1] == "data: [DONE]\n\n" for events in await asyncio.gather(*running))
+    assert engine.healthy()
+
+
+@pytest.mark.engine
 async def test_the_fingerprint_of_what_was_trained_matches_and_anothers_does_not(tiny: TinyHome) -> None:
     from polytone.contract.errors import CheckError
 

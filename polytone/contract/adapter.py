@@ -7,14 +7,15 @@ answers, so a version can never change under its id.
 import hashlib
 import json
 import re
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from .base import Base, Quantization
-from .errors import CheckError, NotFoundError
+from .errors import CheckError, NotFoundError, combined
 from .home import DIGEST_LENGTH, NAME_PATTERN, Home
 from .rows import describe
 from .tensors import TensorInfo, not_safetensors, read_header
@@ -29,6 +30,8 @@ PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt")
 
 # What vLLM's LoRA can serve (read in vllm/lora/peft_helper.py of 0.32); everything else it refuses or ignores.
 SERVABLE_INITIALISATIONS = (True, False, "gaussian", "eva")
+LORA_TENSOR = re.compile(r"base_model\.model\.(.+)\.lora_([AB])\.weight")
+MAX_RANK = 4096
 
 
 class BaseReference(BaseModel):
@@ -77,8 +80,8 @@ class Evaluation(BaseModel):
 class Probe(BaseModel):
     """One prompt of the fingerprint and what the trainer's model answered greedily.
 
-    `mean_logprob` and `base_mean_logprob` are the mean log-probability (nats per token) of `tokens` with and without
-    the adapter; their distance says how well the probe tells the adapter from the bare base.
+    `logprobs` are the log-probabilities of `tokens` (nats), `mean_logprob` their mean, and `base_mean_logprob` the mean
+    without the adapter; the distance of the two says how well the probe tells the adapter from the bare base.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -86,8 +89,15 @@ class Probe(BaseModel):
     messages: list[dict[str, str]]
     prompt_tokens: list[int] = Field(min_length=1)
     tokens: list[int] = Field(min_length=1)
+    logprobs: list[float]
     mean_logprob: float
     base_mean_logprob: float
+
+    @model_validator(mode="after")
+    def _lengths(self) -> "Probe":
+        if len(self.tokens) != len(self.logprobs):
+            raise ValueError("tokens and logprobs have different lengths")
+        return self
 
 
 class Fingerprint(BaseModel):
@@ -173,36 +183,56 @@ def read_folder(folder: Path) -> Manifest:
     """Read and check an adapter folder: its files, its manifest, its digest and its tensors.
 
     Raises:
-        CheckError: `not_safetensors`, `files_missing`, `files_unexpected`, `manifest_invalid`, `wrong_digest`,
-            `file_truncated`, `config_invalid`, `peft_unsupported` or `tensors_mismatch`.
+        CheckError: with every reason `inspect_folder` finds.
     """
-    check_files(folder)
-    try:
-        manifest = Manifest.model_validate_json((folder / MANIFEST).read_bytes())
-    except ValidationError as error:
-        problems = "; ".join(describe(problem) for problem in error.errors())
-        raise CheckError(f"{folder / MANIFEST}: {problems}.", code="manifest_invalid") from None
-    tensors = read_header(folder / WEIGHTS)
-    check_adapter(folder, read_config(folder), tensors)
-    digest = digest_adapter(folder)
-    if digest != manifest.digest:
-        raise CheckError(
-            f"{folder}: its files hash to {digest[:DIGEST_LENGTH]}, its manifest says "
-            f"{manifest.digest[:DIGEST_LENGTH]}. A file was changed or damaged; copy the folder again.",
-            code="wrong_digest",
-        )
+    manifest, found = inspect_folder(folder)
+    if manifest is None or found:
+        raise combined(found)
     return manifest
 
 
-def check_files(folder: Path) -> None:
+def inspect_folder(folder: Path) -> tuple[Manifest | None, list[CheckError]]:
+    """The manifest, if it can be read, and everything that is wrong with the folder.
+
+    Codes: `not_safetensors`, `files_missing`, `files_unexpected`, `manifest_invalid`, `wrong_digest`,
+    `file_truncated`, `config_invalid`, `peft_unsupported` and `tensors_mismatch`.
+    """
+    found = list(check_files(folder))
+    manifest, config, tensors = None, None, None
+    if (folder / MANIFEST).is_file():
+        try:
+            manifest = Manifest.model_validate_json((folder / MANIFEST).read_bytes())
+        except ValidationError as error:
+            problems = "; ".join(describe(problem) for problem in error.errors())
+            found.append(CheckError(f"{folder / MANIFEST}: {problems}.", code="manifest_invalid"))
+    if (folder / CONFIG).is_file():
+        try:
+            config = read_config(folder)
+        except CheckError as error:
+            found.append(error)
+    if (folder / WEIGHTS).is_file():
+        try:
+            tensors = read_header(folder / WEIGHTS)
+        except CheckError as error:
+            found.append(error)
+    if config is not None:
+        found += check_config(folder, config)
+    if config is not None and tensors is not None:
+        found += check_tensors(folder, config, tensors)
+    if manifest is not None and (folder / CONFIG).is_file() and (folder / WEIGHTS).is_file():
+        found += check_manifest(folder, manifest, config)
+    return manifest, found
+
+
+def check_files(folder: Path) -> Iterator[CheckError]:
     there = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
     pickles = sorted(path.name for pattern in PICKLES for path in folder.glob(pattern))
     if pickles:
-        raise not_safetensors(folder / pickles[0], "it is a pickle, which can run code when it is read")
+        yield not_safetensors(folder / pickles[0], "it is a pickle, which can run code when it is read")
     if missing := sorted(FILES - there):
-        raise CheckError(f"{folder}: lacks {', '.join(missing)}.", code="files_missing")
+        yield CheckError(f"{folder}: lacks {', '.join(missing)}.", code="files_missing")
     if unexpected := sorted(there - FILES):
-        raise CheckError(f"{folder}: has unexpected {', '.join(unexpected)}.", code="files_unexpected")
+        yield CheckError(f"{folder}: has unexpected {', '.join(unexpected)}.", code="files_unexpected")
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -210,13 +240,15 @@ def read_config(folder: Path) -> dict[str, Any]:
     try:
         config = json.loads(path.read_bytes())
         int(config["r"]), float(config["lora_alpha"]), list(config["target_modules"])
-    except (ValueError, KeyError, TypeError) as error:
+        dict(config.get("rank_pattern") or {}), dict(config.get("alpha_pattern") or {})
+        [int(rank) for rank in (config.get("rank_pattern") or {}).values()]
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError) as error:
         raise CheckError(f"{path}: is not a PEFT LoRA configuration ({error!r}).", code="config_invalid") from None
     return dict(config)
 
 
-def check_adapter(folder: Path, config: dict[str, Any], tensors: dict[str, TensorInfo]) -> None:
-    """Refuse what the engine would refuse or, worse, silently ignore."""
+def check_config(folder: Path, config: dict[str, Any]) -> Iterator[CheckError]:
+    """What the engine would refuse or, worse, silently ignore."""
     unsupported = [
         text
         for bad, text in (
@@ -224,6 +256,9 @@ def check_adapter(folder: Path, config: dict[str, Any], tensors: dict[str, Tenso
             (config.get("use_dora"), "use_dora"),
             (config.get("bias", "none") != "none", f"bias {config.get('bias')!r}"),
             (config.get("modules_to_save"), "modules_to_save"),
+            (config.get("alora_invocation_tokens"), "alora_invocation_tokens"),
+            (config.get("layer_replication"), "layer_replication"),
+            (config.get("trainable_token_indices"), "trainable_token_indices"),
             (
                 config.get("init_lora_weights", True) not in SERVABLE_INITIALISATIONS,
                 f"init_lora_weights {config.get('init_lora_weights')!r}",
@@ -232,28 +267,59 @@ def check_adapter(folder: Path, config: dict[str, Any], tensors: dict[str, Tenso
         if bad
     ]
     if unsupported:
-        raise CheckError(
+        yield CheckError(
             f"{folder / CONFIG}: {', '.join(unsupported)} cannot be served. Train a plain LoRA.",
             code="peft_unsupported",
         )
-    pairs: dict[str, dict[str, TensorInfo]] = {}
+    if not 1 <= int(config["r"]) <= MAX_RANK or not 0 < float(config["lora_alpha"]) < float("inf"):
+        yield CheckError(
+            f"{folder / CONFIG}: r {config['r']} or lora_alpha {config['lora_alpha']} is not a rank or a scaling.",
+            code="config_invalid",
+        )
+
+
+def check_tensors(folder: Path, config: dict[str, Any], tensors: dict[str, TensorInfo]) -> Iterator[CheckError]:
+    pairs = lora_pairs(tensors)
     for name, info in tensors.items():
-        match = re.fullmatch(r"base_model\.model\.(.+)\.lora_([AB])\.weight", name)
-        if match is None or len(info.shape) != 2:
-            raise CheckError(f"{folder / WEIGHTS}: tensor {name} is not a LoRA matrix.", code="tensors_mismatch")
-        pairs.setdefault(match[1], {})[match[2]] = info
-    default = int(config["r"])
+        if LORA_TENSOR.fullmatch(name) is None or len(info.shape) != 2:
+            yield CheckError(f"{folder / WEIGHTS}: tensor {name} is not a LoRA matrix.", code="tensors_mismatch")
     for module, pair in pairs.items():
         if set(pair) != {"A", "B"}:
-            raise CheckError(f"{folder / WEIGHTS}: {module} has only one of A and B.", code="tensors_mismatch")
-        if not pair["A"].shape[0] == pair["B"].shape[1] <= max(largest_rank(config), default):
-            raise CheckError(
+            yield CheckError(f"{folder / WEIGHTS}: {module} has only one of A and B.", code="tensors_mismatch")
+        elif not 1 <= pair["A"].shape[0] == pair["B"].shape[1] <= largest_rank(config):
+            yield CheckError(
                 f"{folder / WEIGHTS}: {module} has rank {pair['A'].shape[0]} and {pair['B'].shape[1]} where "
-                f"{CONFIG} says {default}.",
+                f"{CONFIG} says {config['r']}.",
                 code="tensors_mismatch",
             )
     if not pairs:
-        raise CheckError(f"{folder / WEIGHTS}: holds no LoRA matrices.", code="tensors_mismatch")
+        yield CheckError(f"{folder / WEIGHTS}: holds no LoRA matrices.", code="tensors_mismatch")
+
+
+def lora_pairs(tensors: dict[str, TensorInfo]) -> dict[str, dict[str, TensorInfo]]:
+    """Module -> its A (rank, in) and B (out, rank)."""
+    pairs: dict[str, dict[str, TensorInfo]] = {}
+    for name, info in tensors.items():
+        match = LORA_TENSOR.fullmatch(name)
+        if match is not None and len(info.shape) == 2:
+            pairs.setdefault(match[1], {})[match[2]] = info
+    return pairs
+
+
+def check_manifest(folder: Path, manifest: Manifest, config: dict[str, Any] | None) -> Iterator[CheckError]:
+    digest = digest_adapter(folder)
+    if digest != manifest.digest:
+        yield CheckError(
+            f"{folder}: its files hash to {digest[:DIGEST_LENGTH]}, its manifest says "
+            f"{manifest.digest[:DIGEST_LENGTH]}. A file was changed or damaged; copy the folder again.",
+            code="wrong_digest",
+        )
+    if config is not None and manifest.peft.rank != int(config["r"]):
+        yield CheckError(
+            f"{folder / MANIFEST}: peft.rank is {manifest.peft.rank} where {CONFIG} says {config['r']}.",
+            code="manifest_invalid",
+            param="peft.rank",
+        )
 
 
 def largest_rank(config: dict[str, Any]) -> int:
@@ -264,31 +330,36 @@ def check_servable(manifest: Manifest, base: Base, max_rank: int) -> None:
     """Refuse a version this server cannot answer with exactly as it was trained.
 
     Raises:
-        CheckError: `wrong_base`, `wrong_quantization`, `wrong_chat_template` or `rank_too_high`.
+        CheckError: with every reason of `wrong_base`, `wrong_quantization`, `wrong_chat_template`, `rank_too_high`.
     """
+    if found := list(unservable(manifest, base, max_rank)):
+        raise combined(found)
+
+
+def unservable(manifest: Manifest, base: Base, max_rank: int) -> Iterator[CheckError]:
     who = f"{manifest.version}: manifest.json:"
     if (manifest.base.id, manifest.base.digest) != (base.id, base.digest):
-        raise CheckError(
+        yield CheckError(
             f"{who} base: was trained on {manifest.base.id} ({manifest.base.digest[:12]}); this server runs "
             f"{base.id} ({base.digest[:12]}). Train it again on this base or serve that one.",
             code="wrong_base",
             param="base",
         )
     if manifest.quantization != base.quantization:
-        raise CheckError(
+        yield CheckError(
             f"{who} quantization: was trained on {manifest.quantization}, the base is served as "
             f"{base.quantization}. Train it again.",
             code="wrong_quantization",
             param="quantization",
         )
     if manifest.chat_template_sha256 != base.chat_template_sha256:
-        raise CheckError(
+        yield CheckError(
             f"{who} chat_template_sha256: was trained with another chat template than this base has. Train it again.",
             code="wrong_chat_template",
             param="chat_template_sha256",
         )
     if manifest.peft.rank > max_rank:
-        raise CheckError(
+        yield CheckError(
             f"{who} peft.rank: is {manifest.peft.rank}; this server takes at most {max_rank}. Train with a lower "
             f"rank or start the server with POLYTONE_MAX_LORA_RANK={manifest.peft.rank}.",
             code="rank_too_high",

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from .errors import CheckError, NotFoundError
 from .home import Home
 from .rows import describe
+from .tensors import read_header
 
 DIGESTED = ("config.json", "tokenizer.json", "tokenizer.model")
 
@@ -87,3 +88,13 @@ def digest_model(folder: Path) -> str:
 
 def digest_text(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def module_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
+    """Module -> shape (out, in) of its weight, read from the headers of a model folder's safetensors files."""
+    return {
+        name.removesuffix(".weight"): info.shape
+        for path in sorted(folder.glob("*.safetensors"))
+        for name, info in read_header(path).items()
+        if name.endswith(".weight")
+    }

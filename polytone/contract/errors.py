@@ -3,6 +3,10 @@
 PolytoneError
 ├── InputError        a file, field or option is wrong        exit 2   HTTP 400
 ├── NotFoundError     a named thing does not exist            exit 2   HTTP 404
+├── DeniedError      no key, the wrong key or the wrong place exit 1   HTTP 401 or 403
+├── TooLargeError    more than this server takes             exit 2   HTTP 413
+├── LimitError       too much at once; try again later       exit 1   HTTP 429
+├── ConflictError    someone else changed it meanwhile        exit 1   HTTP 409
 ├── CheckError        a check or gate failed                  exit 1   HTTP 422
 ├── StorageError      the disk refused (full, read-only)      exit 1   HTTP 507
 └── UnavailableError  not now, but perhaps later              exit 1   HTTP 503
@@ -16,6 +20,8 @@ class PolytoneError(Exception):
         message: one or more sentences for a person.
         code: stable snake_case identifier.
         param: the field or option at fault, if there is one.
+
+    `reasons` holds every reason where a check found several; `headers` go with the HTTP answer.
     """
 
     exit_code = 1
@@ -26,6 +32,8 @@ class PolytoneError(Exception):
         self.message = message
         self.code = code
         self.param = param
+        self.reasons: list[dict[str, str]] = []
+        self.headers: dict[str, str] = {}
 
 
 class InputError(PolytoneError):
@@ -38,6 +46,33 @@ class NotFoundError(PolytoneError):
     status = 404
 
 
+class DeniedError(PolytoneError):
+    status = 401
+
+    def __init__(self, message: str, *, code: str, param: str | None = None, status: int = 401) -> None:
+        super().__init__(message, code=code, param=param)
+        self.status = status
+
+
+class TooLargeError(PolytoneError):
+    exit_code = 2
+    status = 413
+
+
+class LimitError(PolytoneError):
+    """`retry_after`: seconds until it may go through."""
+
+    status = 429
+
+    def __init__(self, message: str, *, code: str, retry_after: float, param: str | None = None) -> None:
+        super().__init__(message, code=code, param=param)
+        self.retry_after = retry_after
+
+
+class ConflictError(PolytoneError):
+    status = 409
+
+
 class CheckError(PolytoneError):
     status = 422
 
@@ -48,3 +83,12 @@ class StorageError(PolytoneError):
 
 class UnavailableError(PolytoneError):
     status = 503
+
+
+def combined(found: list[CheckError]) -> CheckError:
+    """Every reason as one error: the first one's code, everyone's message."""
+    error = CheckError("\n".join(one.message for one in found), code=found[0].code, param=found[0].param)
+    error.reasons = [
+        {"code": one.code, "message": one.message, **({"param": one.param} if one.param else {})} for one in found
+    ]
+    return error

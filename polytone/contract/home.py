@@ -93,7 +93,7 @@ def folder_written_whole(target: Path) -> Iterator[Path]:
             if path.is_file():
                 flush_to_disk(path)
         flush_to_disk(temporary)
-        if not target.exists():
+        with suppress_if_there(target):
             temporary.rename(target)
             flush_to_disk(target.parent)
     except OSError as error:
@@ -107,6 +107,16 @@ def folder_written_whole(target: Path) -> Iterator[Path]:
     finally:
         if temporary is not None and temporary.exists():
             shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextmanager
+def suppress_if_there(target: Path) -> Iterator[None]:
+    """Renaming onto a folder that is there already fails; then the one that is there is the same version."""
+    try:
+        yield
+    except OSError:
+        if not target.is_dir():
+            raise
 
 
 def flush_to_disk(path: Path) -> None:

@@ -1,45 +1,223 @@
-"""GET /admin/adapters: versions with their states and reasons, and what answers for each voice."""
+"""/admin: versions, rollouts, the audit log and keys. Every route needs an admin key once a key exists."""
 
-from typing import Any
+import asyncio
+import tempfile
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Annotated, Any
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Depends, Query, Request
+from fastapi.responses import JSONResponse
+from pydantic import BaseModel, ConfigDict, Field
 
+from polytone.contract.base import base_folder, module_shapes
 from polytone.contract.errors import NotFoundError
+from polytone.contract.home import check_name
 
+from .bodies import limited
+from .database import now
+from .keys import Key, Kind
+from .registry import Part
 from .runtime import Runtime
+from .upload import receive_version
+
+NOBODY = "anyone on this machine"
+
+
+class Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class PartBody(Strict):
+    """A version and its weight, relative to the others'."""
+
+    version: str
+    weight: Annotated[int, Field(ge=0, le=1_000_000)] = 100
+
+
+class RolloutBody(Strict):
+    """`generation` is the one this change replaces, as GET showed it; leave it out to replace whatever is there."""
+
+    versions: Annotated[list[PartBody], Field(min_length=1, max_length=16)]
+    generation: int | None = None
+
+
+class GenerationBody(Strict):
+    generation: int | None = None
+
+
+class KeyBody(Strict):
+    """A key to make; limits are for each replica."""
+
+    name: str
+    kind: Kind
+    adapters: list[str] | None = None
+    requests_per_minute: Annotated[int, Field(ge=1)] | None = None
+    tokens_per_minute: Annotated[int, Field(ge=1)] | None = None
+    concurrent_requests: Annotated[int, Field(ge=1)] | None = None
+    days: Annotated[int, Field(ge=1, le=3650)] | None = None
 
 
 def admin_routes(runtime: Runtime) -> APIRouter:
+    def admin(request: Request) -> str:
+        """Who acts, for the audit log; refuses who may not."""
+        key: Key | None = runtime.keyring.authenticate(request.headers.get("authorization"), Kind.ADMIN)
+        return f"key {key.name}" if key else NOBODY
+
     router = APIRouter(prefix="/admin", tags=["admin"])
+    actor = Annotated[str, Depends(admin)]
 
     @router.get("/adapters")
-    async def list_adapters() -> dict[str, Any]:
-        """Every voice this replica knows."""
-        return {"adapters": adapters(runtime)}
+    async def list_adapters(_: actor) -> dict[str, Any]:
+        """Every voice: its rollout, what answers here, and its versions with states and reasons."""
+        return {"adapters": await adapters(runtime)}
 
     @router.get("/adapters/{name}")
-    async def get_adapter(name: str) -> dict[str, Any]:
-        """One voice."""
-        for adapter in adapters(runtime):
+    async def get_adapter(name: str, _: actor) -> dict[str, Any]:
+        """One voice, with the rollouts it had."""
+        for adapter in await adapters(runtime):
             if adapter["name"] == name:
-                return adapter
+                history = await asyncio.to_thread(runtime.registry.history, name)
+                return {**adapter, "history": [rollout.as_json() for rollout in history]}
         raise NotFoundError(f"There is no voice {name!r}.", code="voice_not_found", param="name")
+
+    @router.post("/adapters/{name}/versions", status_code=201)
+    async def upload(name: str, request: Request, who: actor) -> dict[str, Any]:
+        """Take a tar.gz of an adapter folder, check and publish it. It answers under its id, not yet for the voice."""
+        check_name(name)
+        return await receive(runtime, name, request, who)
+
+    @router.put("/adapters/{name}/rollout")
+    async def put_rollout(name: str, body: RolloutBody, who: actor) -> dict[str, Any]:
+        """Say which versions answer for a voice, by weight; a conversation stays with its version."""
+        parts = [Part(part.version, part.weight) for part in body.versions]
+        rollout = await asyncio.to_thread(runtime.registry.roll_out, name, parts, who, body.generation)
+        return {"name": name, **rollout.as_json()}
+
+    @router.post("/adapters/{name}/rollback")
+    async def roll_back(name: str, who: actor, body: GenerationBody | None = None) -> dict[str, Any]:
+        """Go back to the rollout before the last."""
+        expected = body.generation if body else None
+        rollout = await asyncio.to_thread(runtime.registry.roll_back, name, who, expected)
+        return {"name": name, **rollout.as_json()}
+
+    @router.delete("/adapters/{name}")
+    async def remove_voice(name: str, who: actor) -> dict[str, Any]:
+        """Let nobody answer for a voice; its versions stay published under their ids."""
+        return {"name": name, "versions": await asyncio.to_thread(runtime.registry.remove_voice, name, who)}
+
+    @router.delete("/adapters/{name}/versions/{digest}")
+    async def retire(name: str, digest: str, who: actor) -> dict[str, Any]:
+        """Stop routing to a version, let its answers end, free its memory. Its files stay."""
+        version = f"{name}@{digest}"
+        changed = await asyncio.to_thread(runtime.registry.retire, version, who)
+        return {"version": version, "state": "retired", "changed": changed}
+
+    @router.get("/audit")
+    async def audit(
+        _: actor, limit: Annotated[int, Query(ge=1, le=1000)] = 100, target: str | None = None
+    ) -> dict[str, Any]:
+        """Who changed what, newest first."""
+        entries = await asyncio.to_thread(runtime.registry.audit, limit, target)
+        return {
+            "entries": [
+                {
+                    "id": entry.id,
+                    "at": entry.at.isoformat(),
+                    "actor": entry.actor,
+                    "action": entry.action,
+                    "target": entry.target,
+                    "before": entry.before,
+                    "after": entry.after,
+                }
+                for entry in entries
+            ]
+        }
+
+    @router.get("/keys")
+    async def list_keys(_: actor) -> dict[str, Any]:
+        """Every key ever made, without its secret."""
+        return {"keys": [key.as_json() for key in await asyncio.to_thread(runtime.keys.all)]}
+
+    @router.post("/keys", status_code=201)
+    async def create_key(body: KeyBody, who: actor) -> JSONResponse:
+        """Make a key. Its text is in this answer and nowhere else."""
+        key, text = await asyncio.to_thread(
+            lambda: runtime.keys.create(
+                body.name,
+                body.kind,
+                who,
+                frozenset(body.adapters) if body.adapters is not None else None,
+                body.requests_per_minute,
+                body.tokens_per_minute,
+                body.concurrent_requests,
+                expiry(body.days),
+            )
+        )
+        await refresh_keys(runtime)
+        return JSONResponse({"key": text, **key.as_json()}, 201)
+
+    @router.delete("/keys/{name}")
+    async def revoke_key(name: str, who: actor) -> dict[str, Any]:
+        """Revoke a key; at once here, within seconds on other replicas."""
+        key = await asyncio.to_thread(runtime.keys.revoke, name, who)
+        await refresh_keys(runtime)
+        return key.as_json()
 
     return router
 
 
-def adapters(runtime: Runtime) -> list[dict[str, Any]]:
+async def adapters(runtime: Runtime) -> list[dict[str, Any]]:
+    desired = await asyncio.to_thread(runtime.registry.desired)
     states = runtime.voices.states()
-    names = sorted({version.partition("@")[0] for version in states} | set(runtime.voices.aliases))
+    resident = runtime.voices.resident()
+    here = runtime.voices.rollouts
+    versions = desired.versions | set(states)
+    names = sorted({version.partition("@")[0] for version in versions} | set(desired.rollouts))
     return [
         {
             "name": name,
-            "answers": runtime.voices.aliases.get(name),
+            "rollout": desired.rollouts[name].as_json() if name in desired.rollouts else None,
+            "answers": here[name].as_json() if name in here else None,
             "versions": [
-                {"version": version, "state": state, "reason": reason}
-                for version, (state, reason) in sorted(states.items())
+                {
+                    "version": version,
+                    "state": states.get(version, ("published", None))[0],
+                    "reason": states.get(version, ("published", None))[1],
+                    "resident": version in resident,
+                }
+                for version in sorted(versions)
                 if version.partition("@")[0] == name
             ],
         }
         for name in names
     ]
+
+
+async def receive(runtime: Runtime, name: str, request: Request, who: str) -> dict[str, Any]:
+    """Write the body to a file, then check it in a thread; the engine notices nothing."""
+    runtime.home.adapters.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile(prefix=".upload.", suffix=".tar.gz", dir=runtime.home.adapters) as file:
+        async for chunk in limited(request, runtime.limits.upload_bytes):
+            await asyncio.to_thread(file.write, chunk)
+        file.flush()
+        manifest = await asyncio.to_thread(
+            receive_version,
+            Path(file.name),
+            name,
+            runtime.home,
+            runtime.voices.base,
+            module_shapes(base_folder(runtime.home, runtime.voices.base.id) / "source"),
+            runtime.voices.max_rank,
+            runtime.limits.upload_bytes,
+        )
+    created = await asyncio.to_thread(runtime.registry.publish, manifest.version, who)
+    return {"version": manifest.version, "created": created}
+
+
+async def refresh_keys(runtime: Runtime) -> None:
+    runtime.keyring.refresh(await asyncio.to_thread(runtime.keys.with_hashes))
+
+
+def expiry(days: int | None) -> datetime | None:
+    return now() + timedelta(days=days) if days is not None else None

@@ -1,6 +1,6 @@
 """The HTTP app: only the routes Polytone means to offer."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 
 from fastapi import FastAPI
@@ -10,12 +10,13 @@ from polytone import __version__
 from .admin import admin_routes
 from .chat import chat_routes
 from .errors import install_error_handlers
+from .guard import Guard
 from .health import health_routes
 from .models import model_routes
 from .runtime import Runtime, running
 
 
-def create_app(runtime: Runtime) -> FastAPI:
+def create_app(runtime: Runtime, origins: Iterable[str] = ()) -> FastAPI:
     """Build the app; the runtime starts and stops with it."""
 
     @asynccontextmanager
@@ -32,6 +33,7 @@ def create_app(runtime: Runtime) -> FastAPI:
         openapi_url=None,
     )
     install_error_handlers(app)
+    app.add_middleware(Guard, keyring=runtime.keyring, origins=tuple(origins))
     for routes in (chat_routes, model_routes, admin_routes, health_routes):
         app.include_router(routes(runtime))
     return app

@@ -1,28 +1,28 @@
 """POST /v1/chat/completions and /v1/completions: route once, then answer whole or as a stream."""
 
-import asyncio
 import json
-import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
-from typing import Any, TypeVar
+from collections.abc import AsyncIterator, Callable, Coroutine
+from typing import Any
 
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
+from starlette.types import Receive, Scope, Send
 
-from polytone.contract.adapter import Manifest
-from polytone.contract.errors import InputError, PolytoneError, UnavailableError
+from polytone.contract.errors import DeniedError, PolytoneError, UnavailableError
 
+from .bodies import read_body
 from .engine import Body, EngineError
-from .errors import envelope, error_response
+from .errors import error_response, for_stream
+from .exchange import Exchange, close_stream
+from .keys import Key, Kind
+from .openai_request import CHAT_FIELDS, COMPLETION_FIELDS, check_fields, complete_request, parse_body
 from .runtime import Runtime
-from .voices import Route
 
 VERSION_HEADER = "x-polytone-adapter"
-CLIENT_LEFT = 499
+CONVERSATION_HEADER = "x-conversation-id"
 OTHER = ("other", "other")
 
 Answer = Callable[[Body, str | None], Coroutine[Any, Any, Body | AsyncIterator[str]]]
-T = TypeVar("T")
 
 
 def chat_routes(runtime: Runtime) -> APIRouter:
@@ -31,37 +31,53 @@ def chat_routes(runtime: Runtime) -> APIRouter:
     @router.post("/chat/completions")
     async def chat_completions(request: Request) -> Response:
         """OpenAI's chat completions; `model` is the base, a voice or a pinned version."""
-        return await respond(runtime, request, runtime.engine.chat)
+        return await respond(runtime, request, runtime.engine.chat, CHAT_FIELDS)
 
     @router.post("/completions")
     async def completions(request: Request) -> Response:
         """OpenAI's text completions; `model` likewise."""
-        return await respond(runtime, request, runtime.engine.complete)
+        return await respond(runtime, request, runtime.engine.complete, COMPLETION_FIELDS)
 
     return router
 
 
-async def respond(runtime: Runtime, request: Request, answer: Answer) -> Response:
-    began = time.monotonic()
+async def respond(runtime: Runtime, request: Request, answer: Answer, fields: frozenset[str]) -> Response:
+    key: Key | None = None
     try:
-        body = await read_body(request)
+        key = runtime.keyring.authenticate(request.headers.get("authorization"), Kind.INFERENCE)
+        body = parse_body(await read_body(request, runtime.limits.body_bytes))
+        model = check_fields(body, fields, runtime.limits.request)
+        if key is not None and not key.allows(model, model.partition("@")[0]):
+            raise DeniedError(f"The key {key.name} may not use {model}.", code="model_not_allowed", status=403)
         if not runtime.engine.healthy():
             raise UnavailableError(
                 f"No answers now: {runtime.problem or 'the engine stopped'}.", code="engine_unavailable"
             )
-        route = runtime.voices.route(model_of(body))
+        route = runtime.voices.route(model, sticky_by(request, body, key))
+        runtime.admission.enter(key)
     except PolytoneError as error:
         runtime.metrics.requests_total.labels(*OTHER, error.status).inc()
+        runtime.metrics.rejected_total.labels(error.code).inc()
+        error.headers = runtime.admission.headers(key)
         raise
-    exchange = Exchange(runtime, route, began)
-    headers = {VERSION_HEADER: route.version or route.model}
+    request.state.answered_by = route.version or route.model
+    return await exchange_answer(Exchange(runtime, route, key, request), body, answer)
+
+
+async def exchange_answer(exchange: Exchange, body: Body, answer: Answer) -> Response:
+    """Answer within the exchange: it is closed here, or by the stream that is returned."""
+    headers = {VERSION_HEADER: exchange.route.version or exchange.route.model, **exchange.limit_headers()}
     try:
-        result = await exchange.unless_ended(request, answer(with_defaults(body, route.manifest), route.version))
+        await exchange.hold()
+        asked = complete_request(body, exchange.route.manifest, exchange.limits)
+        wants_usage = ask_for_usage(asked)
+        result = await exchange.unless_ended(answer(asked, exchange.route.version))
         if isinstance(result, dict):
+            exchange.count_usage(result.get("usage"))
             exchange.close(200)
             return JSONResponse(result, headers=headers)
         # The first event comes before the status is sent, so that what fails early is an HTTP error.
-        first = await exchange.unless_ended(request, first_event(result))
+        first = await exchange.unless_ended(first_event(result))
     except PolytoneError as error:
         exchange.close(error.status)
         return error_response(error, headers)
@@ -69,135 +85,79 @@ async def respond(runtime: Runtime, request: Request, answer: Answer) -> Respons
         exchange.close(500)
         raise
     exchange.first_byte()
-    return StreamingResponse(exchange.events(first, result), media_type="text/event-stream", headers=headers)
+    return EventStream(exchange, first, result, wants_usage, headers)
 
 
-class Exchange:
-    """One answer under way: its version is held and it is counted until `close`, which may be called again."""
+class EventStream(StreamingResponse):
+    """Server-sent events. Whatever ends it, the engine's request ends and the version is let go."""
 
-    def __init__(self, runtime: Runtime, route: Route, began: float) -> None:
-        self._metrics = runtime.metrics
-        self._route = route
-        self._began = began
-        self._hold = runtime.voices.answering(route)
-        self._hold.__enter__()
-        self._metrics.in_flight.inc()
-        self._open = True
+    def __init__(
+        self, exchange: Exchange, first: str, rest: AsyncIterator[str], wants_usage: bool, headers: dict[str, str]
+    ) -> None:
+        super().__init__(self._events(first), media_type="text/event-stream", headers=headers)
+        self._exchange = exchange
+        self._rest = rest
+        self._wants_usage = wants_usage
 
-    @property
-    def _labels(self) -> tuple[str, str]:
-        version = self._route.version
-        return (version.partition("@")[0], version) if version else (self._route.model, self._route.model)
-
-    def first_byte(self) -> None:
-        self._metrics.ttft_seconds.labels(*self._labels).observe(time.monotonic() - self._began)
-
-    def close(self, status: int) -> None:
-        if not self._open:
-            return
-        self._open = False
-        self._hold.__exit__(None, None, None)
-        self._metrics.in_flight.dec()
-        self._metrics.requests_total.labels(*self._labels, status).inc()
-        self._metrics.request_seconds.labels(*self._labels).observe(time.monotonic() - self._began)
-
-    async def unless_ended(self, request: Request, work: Coroutine[Any, Any, T]) -> T:
-        """Await `work`; cancel it, and with it the engine's request, when the client leaves or the version goes."""
-        task = asyncio.ensure_future(work)
-        left = asyncio.ensure_future(client_left(request))
-        ends: set[asyncio.Future[Any]] = {left}
-        if self._route.voice is not None:
-            ends.add(asyncio.ensure_future(self._route.voice.revoked.wait()))
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
-            await asyncio.wait({task, *ends}, return_when=asyncio.FIRST_COMPLETED)
-            if task.done():
-                return task.result()
-            if left.done():
-                raise EngineError("The client left.", code="client_left", status=CLIENT_LEFT)
-            raise EngineError(f"{self._route.version} was retired meanwhile.", code="version_retired", status=503)
+            await super().__call__(scope, receive, send)
         finally:
-            for end in (task, *ends):
-                end.cancel()
+            await close_stream(self._rest)
+            self._exchange.close()
 
-    async def events(self, first: str, rest: AsyncIterator[str]) -> AsyncIterator[str]:
-        """The stream's events. Whatever ends it, the engine's request ends and the version is let go."""
-        status = CLIENT_LEFT
+    async def _events(self, first: str) -> AsyncIterator[str]:
+        exchange = self._exchange
         try:
             yield first
-            async for event in rest:
-                if self._route.voice is not None and self._route.voice.revoked.is_set():
-                    raise EngineError(f"{self._route.version} was retired.", code="version_retired", status=503)
+            while (event := await exchange.within_deadline(self._rest)) is not None:
+                if event.startswith('data: {"error"'):
+                    raise error_of(event, exchange.engine_lives())
+                if '"usage":{' in event and '"choices":[]' in event:
+                    exchange.count_usage(json.loads(event.removeprefix("data: "))["usage"])
+                    if not self._wants_usage:
+                        continue
                 yield event
-            status = 200
+            exchange.close(200)
         except PolytoneError as error:
-            status = error.status
-            yield f"data: {json.dumps(envelope(error.message, error.status, error.code, error.param))}\n\n"
-        finally:
-            await close_stream(rest)
-            self.close(status)
+            exchange.close(error.status)
+            yield for_stream(error)
 
 
-async def read_body(request: Request) -> Body:
-    try:
-        body = json.loads(await request.body())
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"The request's body is not JSON: {error}", code="invalid_json") from None
-    if not isinstance(body, dict):
-        raise InputError("The request's body must be a JSON object.", code="invalid_json")
-    return body
+def sticky_by(request: Request, body: Body, key: Key | None) -> str | None:
+    """What keeps a conversation on one version: its id, else the user, else the key."""
+    named = request.headers.get(CONVERSATION_HEADER) or body.get("user")
+    if isinstance(named, str) and named:
+        return f"{key.id if key else ''}/{named}"
+    return key.id if key else None
 
 
-def model_of(body: Body) -> str:
-    model = body.get("model")
-    if not isinstance(model, str) or not model:
-        raise InputError(
-            "model: name the base, a voice or a pinned version; GET /v1/models lists them.",
-            code="invalid_request",
-            param="model",
-        )
-    return model
-
-
-def with_defaults(body: Body, manifest: Manifest | None) -> Body:
-    """The request with the voice's own system prompt and sampling where it gives none."""
-    if manifest is None:
-        return body
-    filled = dict(body)
-    sampling = manifest.sampling.model_dump(exclude_none=True) if manifest.sampling else {}
-    if "max_completion_tokens" in body:
-        sampling.pop("max_tokens", None)
-    for key, value in sampling.items():
-        if filled.get(key) is None:
-            filled[key] = value
-    messages = body.get("messages")
-    if manifest.system_prompt and isinstance(messages, list):
-        roles = [message.get("role") for message in messages if isinstance(message, dict)]
-        if not {"system", "developer"} & set(roles):
-            filled["messages"] = [{"role": "system", "content": manifest.system_prompt}, *messages]
-    return filled
+def ask_for_usage(body: Body) -> bool:
+    """Have the engine end a stream with its usage; returns whether the client asked for that."""
+    options = body.get("stream_options")
+    if not body.get("stream") or (options is not None and not isinstance(options, dict)):
+        return True  # nothing to hide, or something for the engine to refuse
+    wanted = bool((options or {}).get("include_usage"))
+    body["stream_options"] = {**(options or {}), "include_usage": True}
+    return wanted
 
 
 async def first_event(events: AsyncIterator[str]) -> str:
     """The first event of a stream; an error in its place is raised."""
     event = await anext(events)
-    try:
-        content = json.loads(event.removeprefix("data: "))
-    except ValueError:
-        return event
-    if isinstance(content, dict) and (error := content.get("error")):
+    if event.startswith('data: {"error"'):
         await close_stream(events)
-        status = error.get("code") if isinstance(error.get("code"), int) else 500
-        code = "invalid_request" if status < 500 else "engine_error"
-        raise EngineError(str(error.get("message")), code=code, status=status, param=error.get("param"))
+        raise error_of(event, engine_lives=True)
     return event
 
 
-async def client_left(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
-
-
-async def close_stream(events: AsyncIterator[str]) -> None:
-    close: Callable[[], Awaitable[None]] | None = getattr(events, "aclose", None)
-    if close is not None:
-        await close()
+def error_of(event: str, engine_lives: bool) -> EngineError:
+    """An error event of the engine as ours."""
+    error = json.loads(event.removeprefix("data: "))["error"]
+    status = error["code"] if isinstance(error.get("code"), int) else 500
+    if status >= 500 and not engine_lives:
+        return EngineError(
+            "The engine died during this answer. Ask again shortly.", code="engine_unavailable", status=503
+        )
+    code = "invalid_request" if status < 500 else "engine_error"
+    return EngineError(str(error.get("message")), code=code, status=status, param=error.get("param"))

@@ -1,8 +1,11 @@
-"""polytone serve, ui and adapters. Heavy libraries are imported when a command runs, so that --help is instant."""
+"""polytone serve, ui, adapters and keys. Heavy libraries are imported when a command runs: --help is instant."""
 
+import getpass
 import json
+import sys
 import time
-from datetime import timedelta
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -17,16 +20,17 @@ from polytone.contract.errors import CheckError, InputError
 from .settings import Settings, read_settings
 
 if TYPE_CHECKING:
-    from .registry import Registry
+    from .keys import KeyStore
+    from .registry import Registry, Rollout
+    from .replicas import Replicas
 
 HomeOption = Annotated[Path | None, typer.Option(help="Folder for bases, adapters and the database [POLYTONE_HOME].")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document for programs.")]
 WaitOption = Annotated[float, typer.Option(help="Seconds to wait for a running server; 0 does not wait.")]
 VersionArgument = Annotated[str, typer.Argument(help="name@digest12, as `polytone train` printed it.")]
 
-ALIVE = timedelta(seconds=30)
-
 adapters_commands = typer.Typer(help="Publish, promote and retire versions of voices.", no_args_is_help=True)
+keys_commands = typer.Typer(help="Make, list and revoke API keys.", no_args_is_help=True)
 
 
 def serve(
@@ -56,15 +60,16 @@ def ui(
 def list_adapters(home: HomeOption = None, as_json: JsonOption = False) -> None:
     """List every version on disk and in the registry, with its state."""
     settings = read_settings(home=home)
-    registry = open_registry(settings)
-    rows = describe_versions(settings, registry)
+    rows = describe_versions(settings, open_state(settings))
     if as_json:
         print(json.dumps({"versions": rows}))
         return
-    table = Table("voice", "version", "answers", "wanted", "on replicas", box=None)
+    table = Table("voice", "version", "share", "wanted", "on replicas", box=None)
     for row in rows:
         states = ", ".join(f"{one['state']}{': ' + one['reason'] if one['reason'] else ''}" for one in row["replicas"])
-        table.add_row(row["name"], row["version"], "yes" if row["answers"] else "", row["wanted"], states or "-")
+        table.add_row(
+            row["name"], row["version"], f"{row['share']:.0%}" if row["share"] else "", row["wanted"], states or "-"
+        )
     Console(soft_wrap=True).print(table if rows else "No version yet. Train one: polytone train RECIPE")
 
 
@@ -85,9 +90,10 @@ def publish(
     settings = read_settings(home=home)
     manifest = read_version(settings.paths(), version)
     check_servable(manifest, load_base(settings.paths(), settings.base), settings.max_lora_rank)
-    registry = open_registry(settings)
-    registry.publish(version)
-    tell({"version": version, "state": wait_for(registry, version, wait)}, f"{version} is published", as_json)
+    state = open_state(settings)
+    state.registry.publish(version, actor())
+    said = wait_for(state.replicas, [version], wait)
+    tell({"version": version, "state": said}, f"{version} is published", as_json)
 
 
 @adapters_commands.command("promote")
@@ -95,16 +101,62 @@ def promote(
     version: VersionArgument, home: HomeOption = None, wait: WaitOption = 60, as_json: JsonOption = False
 ) -> None:
     """Let a published version answer for its voice. Servers switch once it is loaded and proven."""
-    settings = read_settings(home=home)
-    registry = open_registry(settings)
-    alias = version.partition("@")[0]
-    before = registry.promote(alias, version)
-    state = wait_for(registry, version, wait)
+    state = open_state(read_settings(home=home))
+    voice = version.partition("@")[0]
+    before = state.registry.desired().rollouts.get(voice)
+    rollout = state.registry.promote(voice, version, actor(), before.generation if before else None)
+    said = wait_for(state.replicas, [version], wait)
     tell(
-        {"alias": alias, "version": version, "before": before, "state": state},
-        f"{alias} is answered by {version}" + (f" (before: {before})" if before else ""),
+        {"voice": voice, **rollout.as_json(), "before": before.as_json() if before else None, "state": said},
+        f"{voice} is answered by {version}" + (f" (before: {in_words(before)})" if before else ""),
         as_json,
     )
+
+
+@adapters_commands.command("canary")
+def canary(
+    version: VersionArgument,
+    percent: Annotated[int, typer.Argument(min=1, max=99, help="Share of the conversations it answers.")],
+    home: HomeOption = None,
+    wait: WaitOption = 60,
+    as_json: JsonOption = False,
+) -> None:
+    """Let a published version answer a share of its voice's conversations; a conversation stays with its version."""
+    state = open_state(read_settings(home=home))
+    voice = version.partition("@")[0]
+    before = state.registry.desired().rollouts.get(voice)
+    stable = [part.version for part in before.parts if part.version != version] if before else []
+    if before is None or not stable:
+        raise InputError(
+            f"{voice} has no version to share with. Promote one first: polytone adapters promote {version}",
+            code="rollout_invalid",
+        )
+    from .registry import Part
+
+    parts = [Part(stable[0], 100 - percent), Part(version, percent)]
+    rollout = state.registry.roll_out(voice, parts, actor(), before.generation, action="canary")
+    said = wait_for(state.replicas, [version], wait)
+    tell(
+        {"voice": voice, **rollout.as_json(), "before": before.as_json(), "state": said},
+        f"{voice} is answered by {in_words(rollout)}",
+        as_json,
+    )
+
+
+@adapters_commands.command("rollback")
+def rollback(
+    voice: Annotated[str, typer.Argument(help="The voice's name.")],
+    home: HomeOption = None,
+    wait: WaitOption = 60,
+    as_json: JsonOption = False,
+) -> None:
+    """Go back to the rollout before the last; again goes back further."""
+    state = open_state(read_settings(home=home))
+    before = state.registry.desired().rollouts.get(voice)
+    rollout = state.registry.roll_back(voice, actor(), before.generation if before else None)
+    said = wait_for(state.replicas, sorted(rollout.versions), wait)
+    who = in_words(rollout) if rollout.parts else "nobody"
+    tell({"voice": voice, **rollout.as_json(), "state": said}, f"{voice} is answered by {who}", as_json)
 
 
 @adapters_commands.command("retire")
@@ -114,40 +166,193 @@ def retire(
     as_json: JsonOption = False,
 ) -> None:
     """Stop routing to a version, let its answers end, and free its memory. Its files stay."""
-    registry = open_registry(read_settings(home=home))
-    if "@" not in version:
-        version = registry.remove_alias(version)
-    registry.retire(version)
-    tell({"version": version, "state": "retired"}, f"{version} is retired", as_json)
+    registry = open_state(read_settings(home=home)).registry
+    versions = [version] if "@" in version else registry.remove_voice(version, actor())
+    for one in versions:
+        registry.retire(one, actor())
+    tell({"versions": versions, "state": "retired"}, f"{', '.join(versions)} is retired", as_json)
 
 
-def open_registry(settings: Settings) -> "Registry":
+@adapters_commands.command("pack")
+def pack(
+    version: VersionArgument,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="File to write.")] = None,
+    home: HomeOption = None,
+) -> None:
+    """Write a version as the tar.gz that POST /admin/adapters/NAME/versions takes."""
+    from .archive import pack_version
+
+    target = output or Path(f"{version.replace('@', '-')}.tar.gz")
+    pack_version(read_settings(home=home).paths(), version, target)
+    print(target)
+
+
+@adapters_commands.command("push")
+def push(
+    version: VersionArgument,
+    url: Annotated[str, typer.Option(help="Address of the server.")] = "http://127.0.0.1:8000",
+    key: Annotated[str | None, typer.Option(envvar="POLYTONE_KEY", help="An admin key of that server.")] = None,
+    home: HomeOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Upload a version to a server elsewhere, which checks and publishes it."""
+    from .push import push_version
+
+    answer = push_version(read_settings(home=home).paths(), version, url, key)
+    tell({**answer, "state": "published"}, f"{answer['version']} is published at {url}", as_json)
+
+
+@adapters_commands.command("audit")
+def audit(
+    target: Annotated[str | None, typer.Argument(help="A voice, version or key; all of them by default.")] = None,
+    limit: Annotated[int, typer.Option(min=1, max=1000, help="Newest entries to show.")] = 50,
+    home: HomeOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show who changed what, newest first."""
+    entries = open_state(read_settings(home=home)).registry.audit(limit, target)
+    if as_json:
+        print(json.dumps({"entries": [{**vars(entry), "at": entry.at.isoformat()} for entry in entries]}))
+        return
+    table = Table("when", "who", "what", "of", "from", "to", box=None)
+    for entry in entries:
+        when = f"{entry.at:%Y-%m-%d %H:%M:%S}"
+        table.add_row(when, entry.actor, entry.action, entry.target, brief(entry.before), brief(entry.after))
+    Console(soft_wrap=True).print(table)
+
+
+@keys_commands.command("create")
+def create_key(
+    name: Annotated[str, typer.Option(help="What the key is called, for logs and for revoking it.")],
+    kind: Annotated[str, typer.Option(help="inference: ask for answers. admin: change what answers.")] = "inference",
+    adapters: Annotated[
+        str | None, typer.Option(help="Model names it may ask for, with commas; all by default.")
+    ] = None,
+    requests_per_minute: Annotated[int | None, typer.Option(min=1, help="On each replica.")] = None,
+    tokens_per_minute: Annotated[int | None, typer.Option(min=1, help="On each replica.")] = None,
+    concurrent_requests: Annotated[int | None, typer.Option(min=1, help="On each replica.")] = None,
+    days: Annotated[int | None, typer.Option(min=1, max=3650, help="Days until it expires; never by default.")] = None,
+    home: HomeOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Make a key and show it, once. With the first key, every request to the server needs one."""
+    settings = read_settings(home=home)
+    from .keys import Kind
+
+    if kind not in list(Kind):
+        raise InputError(f"--kind: {kind!r} is neither inference nor admin.", code="invalid_kind", param="kind")
+    key, text = open_state(settings).keys.create(
+        name,
+        Kind(kind),
+        actor(),
+        frozenset(part.strip() for part in adapters.split(",")) if adapters is not None else None,
+        requests_per_minute,
+        tokens_per_minute,
+        concurrent_requests,
+        datetime.now(UTC) + timedelta(days=days) if days is not None else None,
+    )
+    if as_json:
+        print(json.dumps({"key": text, **key.as_json()}))
+    else:
+        print(text)
+        print(f"This is the {key.kind} key {key.name}. It is shown now and never again.", file=sys.stderr)
+
+
+@keys_commands.command("list")
+def list_keys(home: HomeOption = None, as_json: JsonOption = False) -> None:
+    """List every key ever made, without its secret."""
+    keys = open_state(read_settings(home=home)).keys.all()
+    if as_json:
+        print(json.dumps({"keys": [key.as_json() for key in keys]}))
+        return
+    table = Table("name", "kind", "adapters", "per minute", "expires", "state", box=None)
+    for key in keys:
+        rates = ", ".join(
+            f"{limit} {what}"
+            for limit, what in ((key.requests_per_minute, "requests"), (key.tokens_per_minute, "tokens"))
+            if limit is not None
+        )
+        names = ", ".join(sorted(key.adapters)) if key.adapters is not None else "all"
+        expires = f"{key.expires_at:%Y-%m-%d}" if key.expires_at else ""
+        state = "live" if key.live() else "revoked" if key.revoked_at else "expired"
+        table.add_row(key.name, key.kind.value, names, rates, expires, state)
+    Console(soft_wrap=True).print(table if keys else "No key yet: this machine is served without one.")
+
+
+@keys_commands.command("revoke")
+def revoke_key(
+    name: Annotated[str, typer.Argument(help="The key's name.")], home: HomeOption = None, as_json: JsonOption = False
+) -> None:
+    """Revoke a key; servers refuse it within seconds."""
+    key = open_state(read_settings(home=home)).keys.revoke(name, actor())
+    tell({**key.as_json(), "state": "revoked"}, f"{name} is revoked", as_json)
+
+
+@dataclass(frozen=True)
+class Stores:
+    """The database as the commands see it."""
+
+    registry: "Registry"
+    replicas: "Replicas"
+    keys: "KeyStore"
+
+
+def open_state(settings: Settings) -> Stores:
     from .database import open_database
+    from .keys import KeyStore
     from .registry import Registry
+    from .replicas import Replicas
 
-    return Registry(open_database(settings.database()))
+    database = open_database(settings.database())
+    return Stores(Registry(database), Replicas(database), KeyStore(database))
+
+
+def actor() -> str:
+    try:
+        return f"{getpass.getuser()} on the command line"
+    except (OSError, KeyError):
+        return "the command line"
+
+
+def in_words(rollout: "Rollout") -> str:
+    parts = rollout.parts
+    if len(parts) == 1:
+        return parts[0].version
+    total = sum(part.weight for part in parts)
+    return ", ".join(f"{part.version} ({100 * part.weight / total:g} %)" for part in parts)
+
+
+def brief(value: Any) -> str:
+    """A change's before or after in a table."""
+    if isinstance(value, dict) and "versions" in value:
+        return ", ".join(f"{part['version']} ({part['weight']})" for part in value["versions"]) or "nobody"
+    return "" if value is None else str(value.get("kind", "")) if isinstance(value, dict) else str(value)
 
 
 def resolve(settings: Settings, version: str) -> str:
     """A version id as it is; a voice's name as the version that answers for it."""
     if "@" in version:
         return version
-    found = open_registry(settings).desired().aliases.get(version)
-    if found is None:
+    rollout = open_state(settings).registry.desired().rollouts.get(version)
+    if rollout is None:
         raise InputError(f"{version!r} is neither a version id nor a promoted voice.", code="version_not_found")
-    return found
+    return max(rollout.parts, key=lambda part: part.weight).version
 
 
-def describe_versions(settings: Settings, registry: "Registry") -> list[dict[str, Any]]:
-    answers = set(registry.desired().aliases.values())
-    wanted = {row.id: row.state for row in registry.versions()}
-    heard = registry.residency(ALIVE)
+def describe_versions(settings: Settings, state: Stores) -> list[dict[str, Any]]:
+    weights = {
+        part.version: part.weight / sum(p.weight for p in rollout.parts)
+        for rollout in state.registry.desired().rollouts.values()
+        for part in rollout.parts
+    }
+    wanted = {row.id: row.state for row in state.registry.versions()}
+    heard = state.replicas.residency()
     everything = sorted(set(wanted) | set(list_versions(settings.paths())))
     return [
         {
             "name": version.partition("@")[0],
             "version": version,
-            "answers": version in answers,
+            "share": round(weights.get(version, 0.0), 4),
             "wanted": wanted.get(version, "on disk"),
             "replicas": [
                 {"replica": one.replica, "state": one.state, "reason": one.reason}
@@ -159,29 +364,30 @@ def describe_versions(settings: Settings, registry: "Registry") -> list[dict[str
     ]
 
 
-def wait_for(registry: "Registry", version: str, seconds: float) -> str:
-    """Wait until every server heard from lately has the version ready.
+def wait_for(replicas: "Replicas", versions: list[str], seconds: float) -> str:
+    """Wait until every server heard from lately has the versions ready, or knows them and loads them when asked.
 
-    Returns "ready", or "no server" if none is running.
+    Returns "ready", "asked for" if not to wait, or "no server" if none is running.
 
     Raises:
         CheckError: `version_failed` with the reason, or `not_ready_in_time`.
     """
-    if not registry.replicas(ALIVE):
+    if not replicas.living():
         return "no server"
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
-        states = [one for one in registry.residency(ALIVE) if one.version == version]
-        failed = next((one for one in states if one.state == "failed"), None)
+        said = [one for one in replicas.residency() if one.version in versions]
+        failed = next((one for one in said if one.state == "failed"), None)
         if failed is not None:
-            raise CheckError(f"{version} failed on {failed.replica}: {failed.reason}", code="version_failed")
-        if len(states) == len(registry.replicas(ALIVE)) and all(one.state == "ready" for one in states):
+            raise CheckError(f"{failed.version} failed on {failed.replica}: {failed.reason}", code="version_failed")
+        ready = [one for one in said if one.state in ("ready", "published")]
+        if len(ready) == len(replicas.living()) * len(versions):
             return "ready"
         time.sleep(0.2)
     if seconds == 0:
         return "asked for"
     raise CheckError(
-        f"{version} was not ready within {seconds:.0f} s. See: polytone adapters list",
+        f"{', '.join(versions)} was not ready within {seconds:.0f} s. See: polytone adapters list",
         code="not_ready_in_time",
     )
 

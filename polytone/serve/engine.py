@@ -37,6 +37,9 @@ class Engine(Protocol):
     async def complete(self, request: Body, version: str | None) -> Body | AsyncIterator[str]:
         """Answer a text completion, likewise."""
 
+    def progress(self) -> int:
+        """Tokens read and written since it was built; a number that stands still while it is busy means it hangs."""
+
     def metrics(self) -> bytes:
         """Its own metrics in Prometheus' text format."""
 

@@ -1,25 +1,29 @@
 """One place that renders errors: OpenAI's envelope with a code a program can act on."""
 
+import json
 import logging
+import math
 from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from sqlalchemy.exc import SQLAlchemyError
 from starlette.exceptions import HTTPException
 
-from polytone.contract.errors import PolytoneError
+from polytone.contract.errors import LimitError, PolytoneError
 from polytone.contract.rows import describe
 
 log = logging.getLogger(__name__)
 
 TYPES = {
-    400: "invalid_request_error",
     401: "authentication_error",
+    403: "permission_error",
     404: "not_found_error",
+    409: "conflict_error",
     429: "rate_limit_error",
 }
-RETRY_AFTER_SECONDS = "5"
+RETRY_AFTER_SECONDS = 5
 
 
 def envelope(message: str, status: int, code: str, param: str | None = None) -> dict[str, Any]:
@@ -28,9 +32,22 @@ def envelope(message: str, status: int, code: str, param: str | None = None) -> 
 
 
 def error_response(error: PolytoneError, headers: dict[str, str] | None = None) -> JSONResponse:
-    extra = {"retry-after": RETRY_AFTER_SECONDS} if error.status == 503 else {}
+    said = {**error.headers, **(headers or {})}
+    if isinstance(error, LimitError):
+        said["retry-after"] = str(max(1, math.ceil(error.retry_after)))
+    elif error.status == 503:
+        said["retry-after"] = str(RETRY_AFTER_SECONDS)
+    elif error.status == 401:
+        said["www-authenticate"] = "Bearer"
     content = envelope(error.message, error.status, error.code, error.param)
-    return JSONResponse(content, error.status, headers={**(headers or {}), **extra})
+    if error.reasons:
+        content["error"]["reasons"] = list(error.reasons)
+    return JSONResponse(content, error.status, headers=said)
+
+
+def for_stream(error: PolytoneError) -> str:
+    """The error as a server-sent event, where the status is already gone."""
+    return f"data: {json.dumps(envelope(error.message, error.status, error.code, error.param))}\n\n"
 
 
 def install_error_handlers(app: FastAPI) -> None:
@@ -47,7 +64,21 @@ def install_error_handlers(app: FastAPI) -> None:
 
     async def invalid(_: Request, error: Exception) -> JSONResponse:
         problems = error.errors() if isinstance(error, RequestValidationError) else []
-        return JSONResponse(envelope("; ".join(describe(p) for p in problems[:5]), 400, "invalid_request"), 400)
+        first = problems[0]["loc"] if problems else ()
+        return JSONResponse(
+            envelope(
+                "; ".join(describe(p) for p in problems[:5]), 400, "invalid_request", str(first[-1]) if first else None
+            ),
+            400,
+        )
+
+    async def database_gone(request: Request, error: Exception) -> JSONResponse:
+        log.error("%s %s: the database cannot be reached: %s", request.method, request.url.path, type(error).__name__)
+        return JSONResponse(
+            envelope("The database cannot be reached. Nothing was changed.", 503, "database_unavailable"),
+            503,
+            headers={"retry-after": str(RETRY_AFTER_SECONDS)},
+        )
 
     async def unexpected(request: Request, error: Exception) -> JSONResponse:
         log.exception("%s %s failed", request.method, request.url.path, exc_info=error)
@@ -58,4 +89,5 @@ def install_error_handlers(app: FastAPI) -> None:
     app.add_exception_handler(PolytoneError, polytone_error)
     app.add_exception_handler(HTTPException, http_error)
     app.add_exception_handler(RequestValidationError, invalid)
+    app.add_exception_handler(SQLAlchemyError, database_gone)
     app.add_exception_handler(Exception, unexpected)

@@ -1,9 +1,10 @@
 """/healthz, /readyz and /metrics."""
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 
+from .keys import Kind
 from .runtime import Runtime
 
 
@@ -24,8 +25,9 @@ def health_routes(runtime: Runtime) -> APIRouter:
         return JSONResponse(content, 503, headers={"retry-after": "5"})
 
     @router.get("/metrics")
-    async def metrics() -> Response:
-        """Polytone's metrics and the engine's own, in Prometheus' text format."""
+    async def metrics(request: Request) -> Response:
+        """Polytone's metrics and the engine's own, in Prometheus' text format. With keys, an admin key is needed."""
+        runtime.keyring.authenticate(request.headers.get("authorization"), Kind.ADMIN)
         content = runtime.metrics.render() + runtime.engine.metrics()
         return Response(content, headers={"content-type": CONTENT_TYPE_LATEST})
 

@@ -28,7 +28,16 @@ class Metrics:
             buckets=SECONDS,
             registry=self.registry,
         )
+        self.tokens_total = Counter(
+            "polytone_tokens", "Tokens read and written.", (*labels, "kind"), registry=self.registry
+        )
         self.in_flight = Gauge("polytone_in_flight", "Requests being answered.", registry=self.registry)
+        self.queue_depth = Gauge(
+            "polytone_queue_depth", "Requests that wait for their voice's turn.", registry=self.registry
+        )
+        self.rejected_total = Counter(
+            "polytone_rejected", "Requests refused before an answer.", ("reason",), registry=self.registry
+        )
         self.adapter_load_seconds = Histogram(
             "polytone_adapter_load_seconds",
             "Time to check, load and prove a version.",
@@ -38,7 +47,18 @@ class Metrics:
         self.adapter_loads_total = Counter(
             "polytone_adapter_loads", "Loads by result.", ("result",), registry=self.registry
         )
-        self.adapters_resident = Gauge("polytone_adapters_resident", "Versions ready.", registry=self.registry)
+        self.adapters_resident = Gauge(
+            "polytone_adapters_resident", "Versions in the engine's memory.", registry=self.registry
+        )
+        self.adapters_published = Gauge(
+            "polytone_adapters_published", "Versions this replica should serve.", registry=self.registry
+        )
+        self.adapters_limit = Gauge(
+            "polytone_adapters_limit", "Versions that fit in the engine's memory.", registry=self.registry
+        )
+        self.adapter_evictions_total = Counter(
+            "polytone_adapter_evictions", "Versions put to sleep to make room.", registry=self.registry
+        )
         self.engine_up = Gauge("polytone_engine_up", "1 while the engine answers.", registry=self.registry)
         self.engine_restarts_total = Counter(
             "polytone_engine_restarts", "Times a dead engine was rebuilt.", registry=self.registry

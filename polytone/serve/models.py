@@ -1,26 +1,32 @@
 """GET /v1/models: the base and the voices, and what each resolves to now."""
 
-from typing import Any
+from typing import Annotated, Any
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Depends, Request
 
 from polytone.contract.errors import NotFoundError
 
+from .keys import Key, Kind
+from .registry import Rollout
 from .runtime import Runtime
 
 
 def model_routes(runtime: Runtime) -> APIRouter:
+    def caller(request: Request) -> Key | None:
+        return runtime.keyring.authenticate(request.headers.get("authorization"), Kind.INFERENCE)
+
     router = APIRouter(prefix="/v1/models", tags=["models"])
+    who = Annotated[Key | None, Depends(caller)]
 
     @router.get("")
-    async def list_models() -> dict[str, Any]:
-        """The base and every voice that answers now, as OpenAI lists models."""
-        return {"object": "list", "data": cards(runtime)}
+    async def list_models(key: who) -> dict[str, Any]:
+        """The base and every voice that answers now, as OpenAI lists models; of them what the key may ask for."""
+        return {"object": "list", "data": cards(runtime, key)}
 
     @router.get("/{model}")
-    async def get_model(model: str) -> dict[str, Any]:
+    async def get_model(model: str, key: who) -> dict[str, Any]:
         """One of them."""
-        for card in cards(runtime):
+        for card in cards(runtime, key):
             if model in (card["id"], card["version"]):
                 return card
         raise NotFoundError(f"The model {model!r} does not exist here.", code="model_not_found", param="model")
@@ -28,22 +34,24 @@ def model_routes(runtime: Runtime) -> APIRouter:
     return router
 
 
-def cards(runtime: Runtime) -> list[dict[str, Any]]:
+def cards(runtime: Runtime, key: Key | None) -> list[dict[str, Any]]:
     """OpenAI's model objects with `parent` (the base's id), the exact `version`, and the voice's own defaults."""
     base = runtime.voices.base.id
-    voices = sorted(runtime.voices.aliases.items())
-    return [card(base, None, base), *(voice_card(runtime, alias, version) for alias, version in voices)]
+    voices = sorted(runtime.voices.rollouts.items())
+    everything = [card(base, None, base), *(voice_card(runtime, voice, rollout) for voice, rollout in voices)]
+    return [one for one in everything if key is None or key.allows(one["id"], one["id"])]
 
 
-def voice_card(runtime: Runtime, alias: str, version: str) -> dict[str, Any]:
-    manifest = runtime.voices.manifest(version)
+def voice_card(runtime: Runtime, voice: str, rollout: Rollout) -> dict[str, Any]:
+    """`version` is the one with the greatest weight; `versions` are all of a rollout of several."""
+    main = max(rollout.parts, key=lambda part: part.weight).version
+    manifest = runtime.voices.manifest(main)
     sampling = manifest.sampling.model_dump(exclude_none=True) if manifest and manifest.sampling else None
-    prompt = manifest.system_prompt if manifest else None
-    created = int(manifest.created.timestamp()) if manifest else 0
     return {
-        **card(alias, runtime.voices.base.id, version),
-        "created": created,
-        "system_prompt": prompt,
+        **card(voice, runtime.voices.base.id, main),
+        "created": int(manifest.created.timestamp()) if manifest else 0,
+        "versions": rollout.as_json()["versions"],
+        "system_prompt": manifest.system_prompt if manifest else None,
         "sampling": sampling,
     }
 

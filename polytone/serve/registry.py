@@ -1,154 +1,301 @@
-"""The registry: which versions should be served and which of them answers for a voice. Lives in the database."""
+"""The registry: which versions should be served, and which of them answer for a voice. Lives in the database.
+
+Every change is one transaction with its line in the audit log. A change that repeats what already is changes nothing.
+"""
 
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import datetime
+from typing import Any
 
-from sqlalchemy import Engine, delete, select
+from sqlalchemy import Engine, func, select
+from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
-from polytone.contract.errors import CheckError, InputError, NotFoundError
+from polytone.contract.errors import CheckError, ConflictError, InputError, NotFoundError
 from polytone.contract.home import check_name, split_version
 
-from .database import AliasRow, ReplicaRow, ResidencyRow, VersionRow, now
+from .database import AuditRow, RolloutRow, VersionRow, aware, reading, writing
 
 PUBLISHED, RETIRED = "published", "retired"
+MAX_PARTS = 16
+MAX_WEIGHT = 1_000_000
+
+
+@dataclass(frozen=True)
+class Part:
+    """One version of a rollout and its share, relative to the other weights."""
+
+    version: str
+    weight: int
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """Who answers for a voice; `generation` grows by one with every change."""
+
+    generation: int
+    parts: tuple[Part, ...]
+
+    @property
+    def versions(self) -> frozenset[str]:
+        return frozenset(part.version for part in self.parts)
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "generation": self.generation,
+            "versions": [{"version": part.version, "weight": part.weight} for part in self.parts],
+        }
 
 
 @dataclass(frozen=True)
 class Desired:
-    """What every replica should come to: versions to hold, and the version each alias names."""
+    """What every replica should come to: versions to hold, and who answers for each voice."""
 
     versions: frozenset[str] = frozenset()
-    aliases: dict[str, str] = field(default_factory=dict)
+    rollouts: dict[str, Rollout] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
-class Residency:
-    """What one replica last said of one version."""
+class AuditEntry:
+    """Who changed what, when, from what to what."""
 
-    replica: str
-    version: str
-    state: str
-    reason: str | None
+    id: int
+    at: datetime
+    actor: str
+    action: str
+    target: str
+    before: Any
+    after: Any
 
 
 class Registry:
-    """Reads and changes the desired state; every method is one transaction. Methods block: call them in a thread."""
+    """Reads and changes the desired state. Methods block: call them in a thread."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
 
-    def close(self) -> None:
-        self._engine.dispose()
-
     def desired(self) -> Desired:
-        with Session(self._engine) as session:
+        with reading(self._engine) as session:
             versions = session.scalars(select(VersionRow.id).where(VersionRow.state == PUBLISHED))
-            aliases = session.scalars(select(AliasRow))
-            return Desired(frozenset(versions), {row.name: row.version for row in aliases})
-
-    def publish(self, version: str) -> None:
-        """Ask every replica to load `version`. Again is fine; a retired version comes back."""
-        name, _ = split_version(version)
-        with Session(self._engine) as session, session.begin():
-            row = session.get(VersionRow, version)
-            if row is None:
-                session.add(VersionRow(id=version, name=name, state=PUBLISHED))
-            else:
-                row.state = PUBLISHED
-
-    def promote(self, alias: str, version: str) -> str | None:
-        """Let `version` answer for `alias`; returns the version that did so before.
-
-        Raises:
-            NotFoundError: `version_not_published`.
-            InputError: `alias_mismatch` if the version belongs to another voice.
-        """
-        check_name(alias, "alias")
-        if split_version(version)[0] != alias:
-            raise InputError(
-                f"{version} is a version of {split_version(version)[0]}, not of {alias}.",
-                code="alias_mismatch",
-            )
-        with Session(self._engine) as session, session.begin():
-            row = session.get(VersionRow, version)
-            if row is None or row.state != PUBLISHED:
-                raise NotFoundError(
-                    f"{version} is not published. Run: polytone adapters publish {version}",
-                    code="version_not_published",
-                )
-            current = session.get(AliasRow, alias)
-            if current is None:
-                session.add(AliasRow(name=alias, version=version))
-                return None
-            before = current.version
-            current.version, current.promoted_at = version, now()
-            return before
-
-    def retire(self, version: str) -> None:
-        """Ask every replica to drain and unload `version`. Its files stay. Again is fine.
-
-        Raises:
-            NotFoundError: `version_not_published`.
-            CheckError: `version_in_use` while an alias names it.
-        """
-        with Session(self._engine) as session, session.begin():
-            row = session.get(VersionRow, version)
-            if row is None:
-                raise NotFoundError(f"{version} was never published.", code="version_not_published")
-            alias = session.scalar(select(AliasRow.name).where(AliasRow.version == version))
-            if alias is not None:
-                raise CheckError(
-                    f"{version} answers for {alias}. Promote another version of {alias} first, "
-                    f"or remove the voice with: polytone adapters retire {alias}",
-                    code="version_in_use",
-                )
-            row.state = RETIRED
-
-    def remove_alias(self, alias: str) -> str:
-        """Take the voice `alias` away; returns the version it named, which stays published."""
-        with Session(self._engine) as session, session.begin():
-            row = session.get(AliasRow, alias)
-            if row is None:
-                raise NotFoundError(f"There is no voice {alias!r}.", code="voice_not_found")
-            version = row.version
-            session.delete(row)
-            return version
-
-    def report(self, replica: str, states: dict[str, tuple[str, str | None]]) -> None:
-        """Store that `replica` lives and what it says of its versions, in place of what it said before."""
-        with Session(self._engine) as session, session.begin():
-            session.merge(ReplicaRow(name=replica, seen_at=now()))
-            session.execute(delete(ResidencyRow).where(ResidencyRow.replica == replica))
-            session.add_all(
-                ResidencyRow(replica=replica, version=version, state=state, reason=reason)
-                for version, (state, reason) in states.items()
-            )
-
-    def leave(self, replica: str) -> None:
-        """Forget a replica that stops."""
-        with Session(self._engine) as session, session.begin():
-            session.execute(delete(ResidencyRow).where(ResidencyRow.replica == replica))
-            session.execute(delete(ReplicaRow).where(ReplicaRow.name == replica))
-
-    def replicas(self, newer_than: timedelta) -> set[str]:
-        """Replicas heard from within `newer_than`."""
-        with Session(self._engine) as session:
-            rows = session.scalars(select(ReplicaRow))
-            return {row.name for row in rows if aware(row.seen_at) > now() - newer_than}
-
-    def residency(self, newer_than: timedelta) -> list[Residency]:
-        """What replicas heard from within `newer_than` say."""
-        living = self.replicas(newer_than)
-        with Session(self._engine) as session:
-            rows = session.scalars(select(ResidencyRow).where(ResidencyRow.replica.in_(living)))
-            return [Residency(row.replica, row.version, row.state, row.reason) for row in rows]
+            rollouts = {row.voice: as_rollout(row) for row in latest_rollouts(session) if row.parts}
+            return Desired(frozenset(versions), rollouts)
 
     def versions(self) -> list[VersionRow]:
-        with Session(self._engine, expire_on_commit=False) as session:
+        with reading(self._engine) as session:
             return list(session.scalars(select(VersionRow).order_by(VersionRow.name, VersionRow.published_at)))
 
+    def history(self, voice: str) -> list[Rollout]:
+        """Every rollout of a voice, newest first."""
+        with reading(self._engine) as session:
+            rows = session.scalars(
+                select(RolloutRow).where(RolloutRow.voice == voice).order_by(RolloutRow.generation.desc())
+            )
+            return [as_rollout(row) for row in rows]
 
-def aware(moment: datetime) -> datetime:
-    """SQLite forgets the time zone; what is stored is UTC."""
-    return moment if moment.tzinfo else moment.replace(tzinfo=now().tzinfo)
+    def audit(self, limit: int, target: str | None = None) -> list[AuditEntry]:
+        """The newest entries, newest first; of one voice or version if `target` names it."""
+        wanted = select(AuditRow).order_by(AuditRow.id.desc()).limit(limit)
+        if target is not None:
+            wanted = wanted.where(AuditRow.target == target)
+        with reading(self._engine) as session:
+            return [
+                AuditEntry(row.id, aware(row.at), row.actor, row.action, row.target, row.before, row.after)
+                for row in session.scalars(wanted)
+            ]
+
+    def publish(self, version: str, actor: str) -> bool:
+        """Ask every replica to load `version`; a retired one comes back. Returns whether that changed anything."""
+        name, _ = split_version(version)
+        try:
+            with writing(self._engine) as session:
+                row = session.get(VersionRow, version, with_for_update=True)
+                if row is not None and row.state == PUBLISHED:
+                    return False
+                before = row.state if row else None
+                session.merge(VersionRow(id=version, name=name, state=PUBLISHED))
+                note(session, actor, "publish", version, before, PUBLISHED)
+        except IntegrityError:
+            return False  # another publisher of the same content was faster
+        return True
+
+    def roll_out(
+        self, voice: str, parts: list[Part], actor: str, expected: int | None = None, action: str = "rollout"
+    ) -> Rollout:
+        """Let `parts` answer for `voice`.
+
+        Args:
+            expected: the generation this change replaces; 0 where there is none yet.
+
+        Raises:
+            InputError: `rollout_invalid`, `alias_mismatch`, `invalid_name`.
+            NotFoundError: `version_not_published`.
+            ConflictError: `changed_meanwhile` if the voice is not at `expected`, or another change was faster.
+        """
+        check_parts(voice, parts)
+        try:
+            with writing(self._engine) as session:
+                for part in sorted(parts, key=lambda part: part.version):
+                    row = session.get(VersionRow, part.version, with_for_update=True)
+                    if row is None or row.state != PUBLISHED:
+                        raise NotFoundError(
+                            f"{part.version} is not published. Run: polytone adapters publish {part.version}",
+                            code="version_not_published",
+                            param="version",
+                        )
+                current = latest_rollout(session, voice)
+                check_expected(voice, current, expected)
+                if current is not None and as_rollout(current).parts == tuple(parts):
+                    return as_rollout(current)
+                before = as_rollout(current).as_json() if current is not None else None
+                made = RolloutRow(
+                    voice=voice,
+                    generation=current.generation + 1 if current else 1,
+                    parts=[[part.version, part.weight] for part in parts],
+                    previous=current.generation if current else None,
+                )
+                session.add(made)
+                note(session, actor, action, voice, before, as_rollout(made).as_json())
+                return as_rollout(made)
+        except IntegrityError:
+            raise changed_meanwhile(voice) from None
+
+    def promote(self, voice: str, version: str, actor: str, expected: int | None = None) -> Rollout:
+        """Let `version` alone answer for `voice`."""
+        return self.roll_out(voice, [Part(version, 100)], actor, expected, action="promote")
+
+    def roll_back(self, voice: str, actor: str, expected: int | None = None) -> Rollout:
+        """Go back to the rollout before the last; again goes back further.
+
+        Raises:
+            NotFoundError: `voice_not_found`.
+            CheckError: `nothing_to_roll_back_to`, also where a version of that rollout was retired since.
+            ConflictError: `changed_meanwhile`.
+        """
+        try:
+            with writing(self._engine) as session:
+                current = latest_rollout(session, voice)
+                if current is None:
+                    raise NotFoundError(f"There is no voice {voice!r}.", code="voice_not_found", param="name")
+                check_expected(voice, current, expected)
+                target = rollout_of(session, voice, current.previous) if current.previous is not None else None
+                if target is None:
+                    raise CheckError(
+                        f"{voice} has no earlier rollout to go back to.", code="nothing_to_roll_back_to", param="name"
+                    )
+                for version, _ in target.parts:
+                    row = session.get(VersionRow, version, with_for_update=True)
+                    if row is None or row.state != PUBLISHED:
+                        raise CheckError(
+                            f"{voice} cannot go back: {version} was retired. Publish it again first: "
+                            f"polytone adapters publish {version}",
+                            code="nothing_to_roll_back_to",
+                            param="name",
+                        )
+                made = RolloutRow(
+                    voice=voice, generation=current.generation + 1, parts=target.parts, previous=target.previous
+                )
+                session.add(made)
+                note(session, actor, "rollback", voice, as_rollout(current).as_json(), as_rollout(made).as_json())
+                return as_rollout(made)
+        except IntegrityError:
+            raise changed_meanwhile(voice) from None
+
+    def remove_voice(self, voice: str, actor: str) -> list[str]:
+        """Let nobody answer for `voice`; returns the versions that did, which stay published."""
+        try:
+            with writing(self._engine) as session:
+                current = latest_rollout(session, voice)
+                if current is None or not current.parts:
+                    raise NotFoundError(f"There is no voice {voice!r}.", code="voice_not_found", param="name")
+                before = as_rollout(current)
+                session.add(
+                    RolloutRow(voice=voice, generation=current.generation + 1, parts=[], previous=current.generation)
+                )
+                note(session, actor, "remove_voice", voice, before.as_json(), None)
+                return [part.version for part in before.parts]
+        except IntegrityError:
+            raise changed_meanwhile(voice) from None
+
+    def retire(self, version: str, actor: str) -> bool:
+        """Ask every replica to drain and unload `version`. Its files stay. Returns whether that changed anything.
+
+        Raises:
+            NotFoundError: `version_not_published`.
+            CheckError: `version_in_use` while a voice's rollout names it.
+        """
+        with writing(self._engine) as session:
+            row = session.get(VersionRow, version, with_for_update=True)
+            if row is None:
+                raise NotFoundError(f"{version} was never published.", code="version_not_published", param="version")
+            for rollout in latest_rollouts(session):
+                if version in as_rollout(rollout).versions:
+                    raise CheckError(
+                        f"{version} answers for {rollout.voice}. Promote another version of {rollout.voice} first, "
+                        f"or remove the voice with: polytone adapters retire {rollout.voice}",
+                        code="version_in_use",
+                        param="version",
+                    )
+            if row.state == RETIRED:
+                return False
+            row.state = RETIRED
+            note(session, actor, "retire", version, PUBLISHED, RETIRED)
+            return True
+
+
+def check_parts(voice: str, parts: list[Part]) -> None:
+    check_name(voice, "voice")
+    if not 1 <= len(parts) <= MAX_PARTS or len({part.version for part in parts}) != len(parts):
+        raise InputError(
+            f"versions: a rollout names 1 to {MAX_PARTS} different versions.", code="rollout_invalid", param="versions"
+        )
+    for part in parts:
+        if split_version(part.version)[0] != voice:
+            raise InputError(
+                f"{part.version} is a version of {split_version(part.version)[0]}, not of {voice}.",
+                code="alias_mismatch",
+                param="versions",
+            )
+        if not 0 <= part.weight <= MAX_WEIGHT:
+            raise InputError(
+                f"{part.version}: the weight must be a whole number from 0 to {MAX_WEIGHT}, not {part.weight}.",
+                code="rollout_invalid",
+                param="versions",
+            )
+    if not sum(part.weight for part in parts):
+        raise InputError("versions: at least one weight must be above 0.", code="rollout_invalid", param="versions")
+
+
+def check_expected(voice: str, current: RolloutRow | None, expected: int | None) -> None:
+    if expected is not None and expected != (current.generation if current else 0):
+        raise changed_meanwhile(voice)
+
+
+def changed_meanwhile(voice: str) -> ConflictError:
+    return ConflictError(
+        f"{voice} was changed by someone else meanwhile. Look at it again, then decide.",
+        code="changed_meanwhile",
+        param="generation",
+    )
+
+
+def latest_rollouts(session: Session) -> list[RolloutRow]:
+    newest = select(func.max(RolloutRow.id)).group_by(RolloutRow.voice)
+    return list(session.scalars(select(RolloutRow).where(RolloutRow.id.in_(newest))))
+
+
+def latest_rollout(session: Session, voice: str) -> RolloutRow | None:
+    return session.scalar(
+        select(RolloutRow).where(RolloutRow.voice == voice).order_by(RolloutRow.generation.desc()).limit(1)
+    )
+
+
+def rollout_of(session: Session, voice: str, generation: int) -> RolloutRow | None:
+    return session.scalar(select(RolloutRow).where(RolloutRow.voice == voice, RolloutRow.generation == generation))
+
+
+def as_rollout(row: RolloutRow) -> Rollout:
+    return Rollout(row.generation, tuple(Part(version, weight) for version, weight in row.parts))
+
+
+def note(session: Session, actor: str, action: str, target: str, before: Any, after: Any) -> None:
+    session.add(AuditRow(actor=actor[:120], action=action, target=target, before=before, after=after))

@@ -7,87 +7,143 @@ import os
 import socket
 import time
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from sqlalchemy import Engine as Database
 from sqlalchemy.exc import SQLAlchemyError
 
 from polytone.contract.errors import PolytoneError
+from polytone.contract.home import Home
 
+from .admission import Admission
 from .engine import Engine
+from .keys import Keyring, KeyStore
 from .metrics import Metrics
+from .openai_request import RequestLimits
 from .registry import Registry
+from .replicas import Replicas
 from .voices import Voices
 
 log = logging.getLogger(__name__)
 
 LAST_BACKOFF_SECONDS = 60.0
+REPORT_SECONDS = 5.0
+
+
+@dataclass(frozen=True)
+class ServerLimits:
+    """What this server takes and how long it waits; bytes and seconds."""
+
+    request: RequestLimits
+    body_bytes: int
+    upload_bytes: int
+    answer_seconds: float
+    hang_seconds: float
+    start_seconds: float
 
 
 @dataclass
 class Runtime:
-    """Everything a request handler needs, built once by the composition root."""
+    """Everything a request handler needs, built once by the composition root. `busy` counts answers under way."""
 
     engine: Engine
+    database: Database
     registry: Registry
+    replicas: Replicas
+    keys: KeyStore
+    keyring: Keyring
+    admission: Admission
     voices: Voices
     metrics: Metrics
+    home: Home
+    limits: ServerLimits
     poll_seconds: float
+    busy: int = 0
     settled: bool = False
     problem: str | None = "the engine is starting"
+    _reported: tuple[float, object] = field(default=(0.0, None))
 
     def ready(self) -> bool:
-        """The engine answers, and every published version has been tried since it came up."""
+        """The engine answers, and every version that should be loaded was tried since it came up."""
         return self.settled and self.engine.healthy()
 
     async def run(self) -> None:
-        """Supervise the engine until cancelled; a dead engine is rebuilt with backoff."""
+        """Supervise the engine until cancelled; a dead or hanging engine is rebuilt with backoff."""
         failures = 0
-        await self._report()
         while True:
             began = time.monotonic()
+            reconciling = asyncio.create_task(self._report_while_starting())
             try:
-                await self.engine.start()
-            except PolytoneError as error:
+                await asyncio.wait_for(self.engine.start(), self.limits.start_seconds)
+            except (PolytoneError, TimeoutError) as error:
                 failures += 1
-                self.problem = error.message
-                log.error("%s", error.message)
+                self.problem = str(error) or "the engine did not start in time"
+                log.error("%s", self.problem)
             else:
-                failures = 0
                 log.info("engine up after %.0f s", time.monotonic() - began)
-                await self._serve_until_dead()
-                log.error("the engine died; rebuilding it")
+                await stop_task(reconciling)
+                self.problem = await self._serve_until_dead()
+                failures = failures + 1 if time.monotonic() - began < LAST_BACKOFF_SECONDS else 0
+                log.error("%s; rebuilding it", self.problem)
                 self.metrics.engine_restarts_total.inc()
+            finally:
+                await stop_task(reconciling)
             self.settled = False
             self.metrics.engine_up.set(0)
             self.voices.forget_all()
             await self.engine.stop()
-            await asyncio.sleep(min(2.0**failures, LAST_BACKOFF_SECONDS) if failures else 0)
+            await asyncio.sleep(min(2.0 ** (failures - 1), LAST_BACKOFF_SECONDS) if failures > 1 else 0)
 
     async def close(self) -> None:
+        self.voices.forget_all()
         await self.engine.stop()
         with contextlib.suppress(SQLAlchemyError):
-            await asyncio.to_thread(self.registry.leave, replica_name())
-        await asyncio.to_thread(self.registry.close)
+            await asyncio.to_thread(self.replicas.leave, replica_name())
+        await asyncio.to_thread(self.database.dispose)
 
-    async def _serve_until_dead(self) -> None:
+    async def _serve_until_dead(self) -> str:
+        """Reconcile until the engine dies or hangs; returns what happened."""
         self.metrics.engine_up.set(1)
+        progress, moved = self.engine.progress(), time.monotonic()
         while self.engine.healthy():
-            try:
-                await self._reconcile()
-                self.settled, self.problem = True, None
-            except SQLAlchemyError as error:
-                self.problem = f"the database cannot be reached: {type(error).__name__}"
-                log.error("%s", self.problem)
+            problem = await self._reconcile()
+            self.settled = self.settled or (problem is None and self.voices.settled())
+            self.problem = problem or (None if self.settled else "voices are being loaded")
+            self.metrics.queue_depth.set(self.voices.waiting)
             await asyncio.sleep(self.poll_seconds)
-        self.problem = "the engine died and is being rebuilt"
+            if self.engine.progress() != progress or not self.busy:
+                progress, moved = self.engine.progress(), time.monotonic()
+            elif time.monotonic() - moved > self.limits.hang_seconds:
+                return f"the engine gave no token for {self.limits.hang_seconds:.0f} s while it was busy"
+        return "the engine died"
 
-    async def _reconcile(self) -> None:
-        desired = await asyncio.to_thread(self.registry.desired)
-        await self.voices.reconcile(desired)
-        await self._report()
+    async def _reconcile(self) -> str | None:
+        """One step; returns what was wrong, if anything. What is in memory goes on without a database."""
+        try:
+            desired = await asyncio.to_thread(self.registry.desired)
+            self.keyring.refresh(await asyncio.to_thread(self.keys.with_hashes))
+            self.voices.reconcile(desired)
+            await self._report()
+        except SQLAlchemyError as error:
+            problem = f"the database cannot be reached: {type(error).__name__}"
+            log.error("%s", problem)
+            return problem
+        return None
 
     async def _report(self) -> None:
-        await asyncio.to_thread(self.registry.report, replica_name(), self.voices.states())
+        """When something changed, and now and then to say that this replica lives."""
+        states = self.voices.states()
+        last, said = self._reported
+        if states != said or time.monotonic() - last > REPORT_SECONDS:
+            await asyncio.to_thread(self.replicas.report, replica_name(), states)
+            self._reported = (time.monotonic(), states)
+
+    async def _report_while_starting(self) -> None:
+        while True:
+            with contextlib.suppress(SQLAlchemyError):
+                self.keyring.refresh(await asyncio.to_thread(self.keys.with_hashes))
+                await self._report()
+            await asyncio.sleep(self.poll_seconds)
 
 
 @contextlib.asynccontextmanager
@@ -97,10 +153,14 @@ async def running(runtime: Runtime) -> AsyncIterator[None]:
     try:
         yield
     finally:
-        task.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await task
+        await stop_task(task)
         await runtime.close()
+
+
+async def stop_task(task: "asyncio.Task[None]") -> None:
+    task.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await task
 
 
 def replica_name() -> str:

@@ -12,14 +12,21 @@ from starlette.responses import RedirectResponse
 from polytone.contract.base import base_folder, load_base
 from polytone.contract.errors import InputError
 
+from .admission import Admission
 from .app import create_app
 from .database import open_database
+from .keys import Keyring, KeyStore
+from .logs import set_up_logs
 from .metrics import Metrics
+from .openai_request import RequestLimits
 from .registry import Registry
-from .runtime import Runtime
+from .replicas import Replicas
+from .runtime import Runtime, ServerLimits
 from .settings import Settings
 from .vllm_engine import VllmEngine, VllmOptions
-from .voices import Voices
+from .voices import Limits, Voices
+
+log = logging.getLogger(__name__)
 
 SHUTDOWN_SECONDS = 10
 
@@ -28,15 +35,14 @@ def run_server(settings: Settings) -> None:
     """Serve until SIGTERM or Ctrl-C.
 
     Raises:
-        InputError: `port_in_use`.
+        InputError: `port_in_use`, or `keys_needed` for a public address without a key.
         NotFoundError: `base_not_found`.
     """
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    for noisy in ("httpx", "alembic", "matplotlib"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
+    set_up_logs(settings.json_logs)
     runtime = build_runtime(settings)
+    check_exposure(settings, runtime.keyring.required)
     listener = listen(settings.host, settings.port)
-    app = create_app(runtime)
+    app = create_app(runtime, settings.origins)
     if settings.page:
         mount_page(app, f"http://{bracket(settings.host)}:{settings.port}")
     config = uvicorn.Config(
@@ -56,10 +62,51 @@ def build_runtime(settings: Settings) -> Runtime:
     home = settings.paths()
     base = load_base(home, settings.base)
     metrics = Metrics()
+    metrics.adapters_limit.set(settings.max_resident_adapters)
     engine = VllmEngine(engine_options(settings, base.max_length))
-    voices = Voices(engine, home, base, settings.max_lora_rank, settings.drain_seconds, metrics)
-    registry = Registry(open_database(settings.database()))
-    return Runtime(engine, registry, voices, metrics, settings.poll_seconds)
+    limits = Limits(
+        settings.max_lora_rank, settings.max_resident_adapters, settings.max_batch_adapters, settings.drain_seconds
+    )
+    database = open_database(settings.database())
+    keys = KeyStore(database)
+    return Runtime(
+        engine=engine,
+        database=database,
+        registry=Registry(database),
+        replicas=Replicas(database),
+        keys=keys,
+        keyring=Keyring(keys.with_hashes()),
+        admission=Admission(settings.max_streams + settings.max_waiting),
+        voices=Voices(engine, home, base, limits, metrics),
+        metrics=metrics,
+        home=home,
+        limits=ServerLimits(
+            request=RequestLimits(settings.max_messages, settings.max_output_tokens, settings.max_choices),
+            body_bytes=settings.max_body_bytes,
+            upload_bytes=settings.max_upload_bytes,
+            answer_seconds=settings.answer_seconds,
+            hang_seconds=settings.hang_seconds,
+            start_seconds=settings.start_seconds,
+        ),
+        poll_seconds=settings.poll_seconds,
+    )
+
+
+def check_exposure(settings: Settings, has_keys: bool) -> None:
+    """Nothing but this machine is served without keys."""
+    if has_keys:
+        return
+    if not settings.is_loopback():
+        raise InputError(
+            f"POLYTONE_HOST: {settings.host!r} is not a loopback address, and there is no key yet. Make one first: "
+            "polytone keys create --kind admin --name operator",
+            code="keys_needed",
+            param="host",
+        )
+    log.warning(
+        "no keys: serving this machine only, and anyone on it may do anything. "
+        "polytone keys create --kind admin --name operator changes that"
+    )
 
 
 def engine_options(settings: Settings, longest: int) -> VllmOptions:
@@ -76,6 +123,7 @@ def engine_options(settings: Settings, longest: int) -> VllmOptions:
         max_resident_adapters=settings.max_resident_adapters,
         kv_cache_gib=settings.kv_cache_gib,
         gpu_memory_share=settings.gpu_memory_share,
+        tool_parser=settings.tool_parser,
     )
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import Field, ValidationError, field_validator
+from pydantic import Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from polytone.contract.errors import InputError
@@ -32,25 +32,29 @@ class Settings(BaseSettings):
     max_resident_adapters: int = Field(64, ge=1, description="Voices kept in memory at once.")
     max_context: int = Field(2048, ge=64, description="Longest prompt plus answer, in tokens.")
     max_streams: int = Field(32, ge=1, description="Requests the engine works on at once; more wait.")
+    max_waiting: int = Field(96, ge=0, description="Requests that may wait beyond those; more get 429.")
+    max_output_tokens: int = Field(1024, ge=1, description="Most tokens of an answer; also where a request names none.")
+    max_choices: int = Field(8, ge=1, description="Highest n of a request.")
+    max_messages: int = Field(500, ge=1, description="Most messages of a request.")
+    max_body_bytes: int = Field(2_000_000, ge=1000, description="Largest body of a request.")
+    max_upload_bytes: int = Field(1_000_000_000, ge=1000, description="Largest uploaded adapter, packed and unpacked.")
+    answer_seconds: float = Field(600, gt=0, description="Longest time an answer may take, waiting included.")
+    hang_seconds: float = Field(120, gt=0, description="The engine is rebuilt when it gives no token for this long.")
+    start_seconds: float = Field(900, gt=0, description="Longest time the engine may take to start.")
     kv_cache_gib: int = Field(1, ge=1, description="Memory for the attention cache on a CPU, in GiB.")
     gpu_memory_share: float = Field(0.85, gt=0, le=1, description="Share of the GPU's memory the engine may use.")
     drain_seconds: float = Field(30, gt=0, description="How long answers under way may go on when a voice retires.")
     poll_seconds: float = Field(0.5, gt=0, description="How often a replica looks at the desired state.")
+    origins: list[str] = Field([], description="Origins whose pages may call the API, as a JSON list.")
+    tool_parser: str | None = Field(None, description="vLLM's parser for the base's tool calls, such as `hermes`.")
+    json_logs: bool = Field(False, description="Write logs as one JSON object a line.")
     page: bool = Field(True, description="Whether to serve the chat page under /ui.")
 
-    @field_validator("host")
-    @classmethod
-    def _loopback(cls, host: str) -> str:
+    def is_loopback(self) -> bool:
         try:
-            loopback = host == "localhost" or ip_address(host).is_loopback
+            return self.host == "localhost" or ip_address(self.host).is_loopback
         except ValueError:
-            loopback = False
-        if not loopback:
-            raise ValueError(
-                f"{host!r} is not a loopback address. This server has no keys yet, so it listens on loopback only; "
-                "use 127.0.0.1 and put an authenticating proxy before it"
-            )
-        return host
+            return False
 
     def paths(self) -> Home:
         return Home(self.home.absolute())

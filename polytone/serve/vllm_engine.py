@@ -6,6 +6,7 @@ mounted, because it brings routes and exception handlers of its own.
 
 import asyncio
 import contextlib
+import gc
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
@@ -39,6 +40,7 @@ class VllmOptions:
     max_resident_adapters: int
     kv_cache_gib: int
     gpu_memory_share: float
+    tool_parser: str | None = None
 
 
 class VllmEngine:
@@ -51,6 +53,7 @@ class VllmEngine:
         self._serving: Any = None
         self._starting: asyncio.Future[Any] | None = None
         self._ids = count(1)
+        self._tokens = 0
 
     @property
     def dtype(self) -> str:
@@ -59,7 +62,7 @@ class VllmEngine:
     async def start(self) -> None:
         set_environment(self._options, self._gpu)
         self._starting = asyncio.ensure_future(
-            asyncio.to_thread(build_client, engine_arguments(self._options, self._gpu))
+            asyncio.to_thread(build_client, engine_arguments(self._options, self._gpu), self._count)
         )
         try:
             self._client, arguments = await asyncio.shield(self._starting)
@@ -85,6 +88,7 @@ class VllmEngine:
             with contextlib.suppress(Exception):
                 await asyncio.to_thread(self._client.shutdown, timeout=0)
             self._client = None
+            gc.collect()  # vLLM's client sits in cycles; collected at the interpreter's end it prints a traceback
         await asyncio.to_thread(end_children)
 
     def healthy(self) -> bool:
@@ -127,8 +131,14 @@ class VllmEngine:
         call = self._serving.openai_serving_completion.create_completion
         return await self._answer(CompletionRequest, call, request, version)
 
+    def progress(self) -> int:
+        return self._tokens
+
     def metrics(self) -> bytes:
         return generate_latest(REGISTRY)
+
+    def _count(self, tokens: int) -> None:
+        self._tokens += tokens
 
     async def _answer(
         self, kind: Any, call: Callable[[Any], Awaitable[Any]], request: Body, version: str | None
@@ -213,18 +223,37 @@ def engine_arguments(options: VllmOptions, gpu: bool) -> list[str]:
     }
     if gpu:
         arguments |= {"--quantization": "bitsandbytes", "--gpu-memory-utilization": options.gpu_memory_share}
-    return ["--enable-lora", *(str(part) for pair in arguments.items() for part in pair)]
+    if options.tool_parser is not None:
+        arguments["--tool-call-parser"] = options.tool_parser
+    switches = ["--enable-lora", *(["--enable-auto-tool-choice"] if options.tool_parser is not None else [])]
+    return [*switches, *(str(part) for pair in arguments.items() for part in pair)]
 
 
-def build_client(arguments: list[str]) -> tuple[Any, Any]:
-    """Start the engine's processes and wait until they answer; runs in a thread and takes tens of seconds."""
+def build_client(arguments: list[str], count_tokens: Callable[[int], None]) -> tuple[Any, Any]:
+    """Start the engine's processes and wait until they answer; runs in a thread and takes tens of seconds.
+
+    `count_tokens` is called with the tokens read and written in every step.
+    """
     from vllm.engine.arg_utils import AsyncEngineArgs
     from vllm.entrypoints.launchers.cli_args import make_arg_parser
     from vllm.utils.argparse_utils import FlexibleArgumentParser
     from vllm.v1.engine.async_llm import AsyncLLM
+    from vllm.v1.metrics.loggers import StatLoggerBase
+
+    class Progress(StatLoggerBase):  # type: ignore[misc]
+        def __init__(self, vllm_config: Any, engine_index: int = 0) -> None:
+            pass
+
+        def record(self, scheduler_stats: Any, iteration_stats: Any, *_: Any, **__: Any) -> None:
+            if iteration_stats is not None:
+                count_tokens(iteration_stats.num_generation_tokens + iteration_stats.num_prompt_tokens)
+
+        def log_engine_initialized(self) -> None:
+            pass
 
     parsed = make_arg_parser(FlexibleArgumentParser()).parse_args(arguments)
-    return AsyncLLM.from_engine_args(AsyncEngineArgs.from_cli_args(parsed)), parsed
+    engine = AsyncLLM.from_engine_args(AsyncEngineArgs.from_cli_args(parsed), stat_loggers=[Progress])
+    return engine, parsed
 
 
 def end_children(patience: float = 5.0) -> None:

@@ -1,15 +1,18 @@
 """The versions on this replica: brought up, proven, routed to, drained and unloaded.
 
-Life of a version: loading -> ready -> draining -> gone, or failed(reason), which is tried again with backoff.
+Life of a version: published -> loading -> ready -> draining -> gone, or failed(reason), which is tried again with
+backoff. A ready version may be asleep: proven, but not in the engine's memory, because more are published than fit
+there. It is loaded again when it is asked for; the one that was asked for the longest ago makes room.
 """
 
 import asyncio
+import contextlib
 import logging
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Coroutine
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import Any
 
 from polytone.contract.adapter import Manifest, check_servable, read_version
 from polytone.contract.base import Base
@@ -18,16 +21,21 @@ from polytone.contract.home import Home
 
 from .engine import Engine
 from .metrics import Metrics
-from .registry import Desired
+from .registry import Desired, Rollout
+from .routing import choose
+from .slots import Slots
 from .verify import verify
 
 log = logging.getLogger(__name__)
 
 FIRST_RETRY_SECONDS = 5.0
 LAST_RETRY_SECONDS = 300.0
+CHECKS_AT_ONCE = 4
+CROWDED = 0.9
 
 
 class State(StrEnum):
+    PUBLISHED = "published"
     LOADING = "loading"
     READY = "ready"
     DRAINING = "draining"
@@ -39,9 +47,11 @@ class Voice:
     """One version on this replica and the answers it is giving."""
 
     version: str
-    state: State = State.LOADING
+    state: State = State.PUBLISHED
     reason: str | None = None
     manifest: Manifest | None = None
+    resident: bool = False
+    used: float = 0.0
     failures: int = 0
     retry_at: float = 0.0
     in_flight: int = 0
@@ -65,37 +75,84 @@ class Route:
         return self.voice.manifest if self.voice else None
 
 
+@dataclass(frozen=True)
+class Limits:
+    """What the engine can hold: the highest rank, versions in memory, versions in one batch, seconds to drain."""
+
+    max_rank: int
+    max_resident: int
+    max_batch: int
+    drain_seconds: float
+
+
+@dataclass
+class Held:
+    """A version that answers: it is neither unloaded nor put to sleep until `let_go`, which may be called again."""
+
+    voice: Voice | None
+    slots: Slots
+    has_slot: bool = False
+    open: bool = True
+
+    def let_go(self) -> None:
+        if self.voice is None or not self.open:
+            return
+        self.open = False
+        if self.has_slot:
+            self.slots.release(self.voice.version)
+        self.voice.in_flight -= 1
+        if self.voice.in_flight == 0:
+            self.voice.idle.set()
+
+
 class Voices:
     """Brings this replica's engine to the desired state, one load at a time, and routes requests."""
 
-    def __init__(
-        self, engine: Engine, home: Home, base: Base, max_rank: int, drain_seconds: float, metrics: Metrics
-    ) -> None:
+    def __init__(self, engine: Engine, home: Home, base: Base, limits: Limits, metrics: Metrics) -> None:
         self._engine = engine
         self._home = home
         self.base = base
-        self._max_rank = max_rank
-        self._drain_seconds = drain_seconds
+        self._limits = limits
         self._metrics = metrics
         self._voices: dict[str, Voice] = {}
-        self._aliases: dict[str, str] = {}
-        self._wanted: dict[str, str] = {}
-        self._drains: set[asyncio.Task[None]] = set()
+        self._routes: dict[str, Rollout] = {}
+        self._wanted: dict[str, Rollout] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._slots = self._new_slots()
+        self._loading = asyncio.Lock()
+        self._checking = asyncio.Semaphore(CHECKS_AT_ONCE)
+        self._crowded = False
 
     @property
-    def aliases(self) -> dict[str, str]:
-        """Alias -> the version that answers for it here and now."""
-        return dict(self._aliases)
+    def rollouts(self) -> dict[str, Rollout]:
+        """Voice -> the rollout that answers for it here and now."""
+        return dict(self._routes)
+
+    @property
+    def max_rank(self) -> int:
+        return self._limits.max_rank
+
+    @property
+    def waiting(self) -> int:
+        """Requests that wait for their version's turn in the engine."""
+        return self._slots.waiting
+
+    def settled(self) -> bool:
+        """Every version that should be loaded has been tried."""
+        return not any(voice.state is State.LOADING for voice in self._voices.values())
 
     def states(self) -> dict[str, tuple[str, str | None]]:
         return {voice.version: (voice.state.value, voice.reason) for voice in self._voices.values()}
+
+    def resident(self) -> set[str]:
+        return {voice.version for voice in self._voices.values() if voice.resident}
 
     def manifest(self, version: str) -> Manifest | None:
         voice = self._voices.get(version)
         return voice.manifest if voice else None
 
-    def route(self, model: str) -> Route:
-        """Find who answers for a model name: the base's id, an alias or a pinned version.
+    def route(self, model: str, sticky: str | None = None) -> Route:
+        """Find who answers for a model name: the base's id, a voice or a pinned version.
 
         Raises:
             NotFoundError: `model_not_found`. There is no fallback to the base.
@@ -103,127 +160,232 @@ class Voices:
         """
         if model == self.base.id:
             return Route(model, None)
-        version = self._aliases.get(model) or self._wanted.get(model, model)
+        rollout = self._routes.get(model) or self._wanted.get(model)
+        version = choose(model, rollout, sticky) if rollout else model
         voice = self._voices.get(version)
-        if voice is not None and voice.state is State.READY:
+        if voice is not None and voice.state in (State.READY, State.PUBLISHED):
             return Route(model, voice)
-        if (voice is not None and voice.state is not State.DRAINING) or model in self._wanted:
+        if rollout is not None or (voice is not None and voice.state is not State.DRAINING):
             state = f"{voice.state.value}{f' ({voice.reason})' if voice.reason else ''}" if voice else "not loaded yet"
-            raise UnavailableError(f"{model} is {state}. Try again shortly.", code="voice_not_ready", param="model")
-        known = ", ".join([self.base.id, *sorted(self._aliases)])
+            raise UnavailableError(f"{version} is {state}. Try again shortly.", code="voice_not_ready", param="model")
+        known = ", ".join([self.base.id, *sorted(self._routes)])
         raise NotFoundError(
             f"The model {model!r} does not exist here. There are: {known}.",
             code="model_not_found",
             param="model",
         )
 
-    @contextmanager
-    def answering(self, route: Route) -> Iterator[None]:
-        """Count an answer under way, so that its version is not unloaded under it."""
-        voice = route.voice
-        if voice is None:
-            yield
-            return
-        voice.in_flight += 1
-        voice.idle.clear()
-        try:
-            yield
-        finally:
-            voice.in_flight -= 1
-            if voice.in_flight == 0:
-                voice.idle.set()
+    async def hold(self, route: Route) -> "Held":
+        """Wait for the version's turn and hold it in the engine until the answer is let go.
+
+        Raises:
+            UnavailableError: `voice_not_ready` if it cannot be brought up, `engine_unavailable`.
+        """
+        held = Held(route.voice, self._slots)
+        if route.voice is not None:
+            route.voice.in_flight += 1
+            route.voice.idle.clear()
+            try:
+                await self._slots.acquire(route.voice.version)
+                held.has_slot = True
+                await self._bring_up(route.voice)
+            except BaseException:
+                held.let_go()
+                raise
+        return held
 
     def forget_all(self) -> None:
-        """The engine is a new one: nothing is loaded. Aliases stay known, and are `voice_not_ready` until loaded."""
-        for task in self._drains:
+        """The engine is a new one: nothing is loaded. Rollouts stay wanted, and are not ready until loaded."""
+        for task in self._tasks:
             task.cancel()
+        self._tasks.clear()
         self._voices.clear()
-        self._aliases.clear()
+        self._routes.clear()
+        self._slots.fail_waiting(
+            UnavailableError("The engine is being rebuilt. Try again shortly.", code="engine_unavailable")
+        )
+        self._slots = self._new_slots()
+        self._loading = asyncio.Lock()
+        self._count()
 
-    async def reconcile(self, desired: Desired) -> None:
-        """One step towards the desired state: move aliases, retire what is unwanted, load what is missing."""
-        self._wanted = dict(desired.aliases)
-        self._move_aliases()
+    def reconcile(self, desired: Desired) -> None:
+        """One step towards the desired state: move routes, retire what is unwanted, start to load what is missing."""
+        self._wanted = dict(desired.rollouts)
+        self._move_routes()
         self._retire_unwanted(desired)
-        for version in sorted(desired.versions, key=lambda v: (v not in desired.aliases.values(), v)):
+        answering = {version for rollout in desired.rollouts.values() for version in rollout.versions}
+        for version in sorted(desired.versions, key=lambda version: (version not in answering, version)):
             voice = self._voices.get(version)
-            due = voice is not None and voice.state is State.FAILED and time.monotonic() >= voice.retry_at
-            if voice is None or due:
-                await self._load(voice or Voice(version))
-                self._move_aliases()
-        ready = sum(voice.state is State.READY for voice in self._voices.values())
-        self._metrics.adapters_resident.set(ready)
+            if voice is None:
+                voice = self._voices[version] = Voice(version)
+                if self._fits() or self._replaces(version):
+                    self._start(voice)
+            elif (voice.state is State.FAILED and time.monotonic() >= voice.retry_at) or (
+                voice.state is State.PUBLISHED and self._replaces(version)
+            ):
+                self._start(voice)
+        self._move_routes()
+        self._warn_of_crowding(len(desired.versions))
+        self._count()
 
-    def _move_aliases(self) -> None:
-        """An alias moves once its new version is ready; until then the old one goes on answering."""
-        for alias in set(self._aliases) - set(self._wanted):
-            del self._aliases[alias]
-        for alias, version in self._wanted.items():
-            voice = self._voices.get(version)
-            if voice is not None and voice.state is State.READY and self._aliases.get(alias) != version:
-                log.info("%s is now answered by %s", alias, version)
-                self._aliases[alias] = version
+    def _new_slots(self) -> Slots:
+        return Slots(min(self._limits.max_batch, self._limits.max_resident))
+
+    def _fits(self) -> bool:
+        taken = sum(voice.resident or voice.state is State.LOADING for voice in self._voices.values())
+        return taken < self._limits.max_resident
+
+    def _replaces(self, version: str) -> bool:
+        """Whether `version` shall take over from one that answers now; it must be proven before it does."""
+        return any(version in rollout.versions and voice in self._routes for voice, rollout in self._wanted.items())
+
+    def _move_routes(self) -> None:
+        """A route moves once every new version is proven; until then the old one goes on answering."""
+        for voice in set(self._routes) - set(self._wanted):
+            del self._routes[voice]
+        for voice, rollout in self._wanted.items():
+            if self._routes.get(voice) == rollout:
+                continue
+            states = {
+                found.state if (found := self._voices.get(part.version)) else None
+                for part in rollout.parts
+                if part.weight
+            }
+            asleep = State.READY if voice in self._routes else State.PUBLISHED  # nobody answers yet: load when asked
+            if states <= {State.READY, asleep}:
+                log.info(
+                    "%s is now answered by %s", voice, ", ".join(f"{p.version} ({p.weight})" for p in rollout.parts)
+                )
+                self._routes[voice] = rollout
 
     def _retire_unwanted(self, desired: Desired) -> None:
-        keep = desired.versions | set(self._aliases.values())
+        keep = desired.versions | {version for rollout in self._routes.values() for version in rollout.versions}
         for version, voice in list(self._voices.items()):
             if version in keep:
                 continue  # one that is draining already goes on to its end, and is loaded anew after it
-            if voice.state is State.FAILED:
+            if voice.state in (State.FAILED, State.PUBLISHED) and not voice.in_flight:
                 del self._voices[version]
-            elif voice.state is State.READY:
+            elif voice.state in (State.READY, State.FAILED, State.PUBLISHED):
                 voice.state = State.DRAINING
-                task = asyncio.create_task(self._drain(voice))
-                self._drains.add(task)
-                task.add_done_callback(self._drains.discard)
+                self._spawn(self._drain(voice))
 
-    async def _load(self, voice: Voice) -> None:
-        voice.state, began = State.LOADING, time.monotonic()
-        self._voices[voice.version] = voice
-        loaded = False
+    def _start(self, voice: Voice) -> None:
+        voice.state = State.LOADING
+        self._spawn(self._prove(voice))
+
+    async def _prove(self, voice: Voice) -> None:
+        """Bring a version up for the first time here; it takes its turn like any request."""
+        with contextlib.suppress(PolytoneError):
+            (await self.hold(Route(voice.version, voice))).let_go()
+        self._move_routes()
+        self._count()
+
+    async def _bring_up(self, voice: Voice) -> None:
+        """Check the files, load them into the engine, compare the fingerprint. One load at a time enters the engine."""
+        voice.used = time.monotonic()
+        if voice.resident:
+            return
+        began = time.monotonic()
         try:
-            manifest = await asyncio.to_thread(read_version, self._home, voice.version)
-            check_servable(manifest, self.base, self._max_rank)
-            await self._engine.load(voice.version, self._home.adapter_folder(voice.version))
-            loaded = True
-            await verify(self._engine, manifest)
+            async with self._checking:
+                manifest = await asyncio.to_thread(read_version, self._home, voice.version)
+            check_servable(manifest, self.base, self._limits.max_rank)
+            async with self._loading:
+                if voice.version in self.resident():
+                    return  # someone who came before loaded it
+                self._still_mine(voice)
+                await self._make_room()
+                await self._engine.load(voice.version, self._home.adapter_folder(voice.version))
+                voice.resident = True
+                proven = voice.manifest is not None
+                await verify(self._engine, manifest, probes=1 if proven else None)
         except PolytoneError as error:
-            self._fail(voice, error.message)
+            await self._fail(voice, error.message)
         except Exception as error:
             log.exception("loading %s failed unexpectedly", voice.version)
-            self._fail(voice, f"unexpected {type(error).__name__}: {error}")
+            await self._fail(voice, f"unexpected {type(error).__name__}: {error}")
         else:
-            voice.manifest, voice.state, voice.reason, voice.failures = manifest, State.READY, None, 0
+            voice.manifest, voice.reason, voice.failures = manifest, None, 0
+            if voice.state is not State.DRAINING:
+                voice.state = State.READY
             seconds = time.monotonic() - began
             self._metrics.adapter_load_seconds.observe(seconds)
             self._metrics.adapter_loads_total.labels(result="ready").inc()
             log.info("%s is ready: loaded and its fingerprint matches (%.2f s)", voice.version, seconds)
             return
-        self._metrics.adapter_loads_total.labels(result="failed").inc()
-        if loaded:
-            await self._unload_quietly(voice.version)
+        raise UnavailableError(f"{voice.version} is failed ({voice.reason}).", code="voice_not_ready", param="model")
 
-    def _fail(self, voice: Voice, reason: str) -> None:
+    def _still_mine(self, voice: Voice) -> None:
+        if self._voices.get(voice.version) is not voice:
+            raise UnavailableError("The engine was rebuilt meanwhile.", code="engine_unavailable")
+
+    async def _make_room(self) -> None:
+        """Put the version to sleep that was asked for the longest ago. One in use holds a slot, and slots are fewer."""
+        while len(self.resident()) >= self._limits.max_resident:
+            asleep = min(
+                (v for v in self._voices.values() if v.resident and not self._slots.holds(v.version)),
+                key=lambda v: v.used,
+                default=None,
+            )
+            if asleep is None:
+                return
+            await self._unload(asleep)
+            self._metrics.adapter_evictions_total.inc()
+            log.info("%s was put to sleep to make room", asleep.version)
+
+    async def _fail(self, voice: Voice, reason: str) -> None:
         voice.failures += 1
         wait = min(FIRST_RETRY_SECONDS * 2 ** (voice.failures - 1), LAST_RETRY_SECONDS)
-        voice.state, voice.reason, voice.retry_at = State.FAILED, reason, time.monotonic() + wait
+        voice.reason, voice.retry_at = reason, time.monotonic() + wait
+        if voice.state is not State.DRAINING:
+            voice.state = State.FAILED
         log.error("%s failed, next try in %.0f s: %s", voice.version, wait, reason)
+        self._metrics.adapter_loads_total.labels(result="failed").inc()
+        if voice.resident:
+            await self._unload(voice)
 
     async def _drain(self, voice: Voice) -> None:
         """Let answers under way end, up to the deadline; then end them; then free the adapter's memory."""
         if voice.in_flight:
             try:
-                await asyncio.wait_for(voice.idle.wait(), self._drain_seconds)
+                await asyncio.wait_for(voice.idle.wait(), self._limits.drain_seconds)
             except TimeoutError:
                 log.warning("%s still had %d answers at the deadline; ending them", voice.version, voice.in_flight)
                 voice.revoked.set()
-                await asyncio.wait_for(voice.idle.wait(), self._drain_seconds)
-        await self._unload_quietly(voice.version)
-        self._voices.pop(voice.version, None)
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(voice.idle.wait(), self._limits.drain_seconds)
+        async with self._loading:
+            if voice.resident:
+                await self._unload(voice)
+        if self._voices.get(voice.version) is voice:
+            del self._voices[voice.version]
+        self._count()
         log.info("%s is gone: drained and unloaded", voice.version)
 
-    async def _unload_quietly(self, version: str) -> None:
+    async def _unload(self, voice: Voice) -> None:
+        voice.resident = False
         try:
-            await self._engine.unload(version)
+            await self._engine.unload(voice.version)
         except PolytoneError as error:
-            log.warning("%s could not be unloaded: %s", version, error.message)
+            log.warning("%s could not be unloaded: %s", voice.version, error.message)
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def _warn_of_crowding(self, published: int) -> None:
+        limit = self._limits.max_resident
+        crowded = published > CROWDED * limit
+        if crowded and not self._crowded:
+            log.warning(
+                "%d versions are published and %d fit in memory (POLYTONE_MAX_RESIDENT_ADAPTERS). Beyond that, a voice "
+                "that was not asked for lately is loaded again when it is, and its first answer is slower.",
+                published,
+                limit,
+            )
+        self._crowded = crowded
+
+    def _count(self) -> None:
+        self._metrics.adapters_resident.set(len(self.resident()))
+        self._metrics.adapters_published.set(len(self._voices))

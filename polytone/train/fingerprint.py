@@ -40,24 +40,26 @@ def take_probe(model: Any, tokenizer: Any, messages: list[dict[str, str]]) -> Pr
         attention_mask=torch.ones_like(prompt),
         max_new_tokens=NEW_TOKENS,
         do_sample=False,
+        use_cache=True,
         pad_token_id=tokenizer.pad_token_id or tokenizer.eos_token_id,
         eos_token_id=tokenizer.eos_token_id,
     )
     length = prompt.shape[1]
-    with_adapter = mean_logprob(model, output, length)
+    with_adapter = logprobs_of(model, output, length)
     with model.disable_adapter():
-        without = mean_logprob(model, output, length)
+        without = logprobs_of(model, output, length)
     return Probe(
         messages=messages,
         prompt_tokens=prompt[0].tolist(),
         tokens=output[0, length:].tolist(),
-        mean_logprob=round(with_adapter, 6),
-        base_mean_logprob=round(without, 6),
+        logprobs=[round(value, 6) for value in with_adapter],
+        mean_logprob=round(sum(with_adapter) / len(with_adapter), 6),
+        base_mean_logprob=round(sum(without) / len(without), 6),
     )
 
 
-def mean_logprob(model: Any, output: torch.Tensor, prompt_length: int) -> float:
-    """Mean log-probability (nats) of the tokens after the prompt in `output` of shape (1, length)."""
+def logprobs_of(model: Any, output: torch.Tensor, prompt_length: int) -> list[float]:
+    """Log-probabilities (nats) of the tokens after the prompt in `output` of shape (1, length)."""
     logits = model(input_ids=output).logits[0, prompt_length - 1 : -1].float()
     chosen = output[0, prompt_length:, None]
-    return float(logits.log_softmax(-1).gather(1, chosen).mean())
+    return [float(value) for value in logits.log_softmax(-1).gather(1, chosen)[:, 0]]

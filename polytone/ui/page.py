@@ -11,6 +11,7 @@ from openai import APIError, AsyncOpenAI
 FONTS = ["system-ui", "sans-serif"]
 MONO = ["ui-monospace", "monospace"]
 TESTERS_AT_ONCE = 64
+MAX_TOKENS = 400
 
 
 def mount(app: FastAPI, url: str, path: str) -> None:
@@ -25,32 +26,40 @@ def theme() -> gr.themes.Base:
 
 
 def build_page(url: str) -> gr.Blocks:
-    client = AsyncOpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0)
+    def client(key: str | None) -> AsyncOpenAI:
+        return AsyncOpenAI(base_url=f"{url}/v1", api_key=key or "none", max_retries=0)
 
-    async def voices() -> list[tuple[str, str]]:
+    async def voices(key: str | None) -> list[tuple[str, str]]:
         """(label, model) of everything that answers now, the voices first."""
-        cards = [card async for card in client.models.list()]
+        async with client(key) as server:
+            cards = [card async for card in server.models.list()]
         cards.sort(key=lambda card: getattr(card, "parent", None) is None)
         return [(label(card), card.id) for card in cards]
 
-    async def refresh(chosen: str | None) -> Any:
+    async def refresh(chosen: str | None, key: str | None) -> Any:
         try:
-            choices = await voices()
+            choices = await voices(key)
         except APIError as error:
             gr.Warning(f"The server cannot list its voices: {error.message}")
             return gr.skip()
         known = [model for _, model in choices]
         return gr.update(choices=choices, value=chosen if chosen in known else known[0])
 
-    async def answer(message: str, history: list[dict[str, Any]], model: str | None) -> AsyncIterator[str]:
+    async def answer(
+        message: str, history: list[dict[str, Any]], model: str | None, key: str | None
+    ) -> AsyncIterator[str]:
         if not model:
             raise gr.Error("No voice answers yet. The server may still be starting; try again shortly.")
         messages = [{"role": turn["role"], "content": text_of(turn["content"])} for turn in history]
         messages.append({"role": "user", "content": message})
         said = ""
         try:
-            stream = await client.chat.completions.create(model=model, messages=messages, stream=True)
-            async with stream:
+            async with (
+                client(key) as server,
+                await server.chat.completions.create(
+                    model=model, messages=messages, stream=True, max_tokens=MAX_TOKENS
+                ) as stream,
+            ):
                 async for chunk in stream:
                     if chunk.choices and chunk.choices[0].delta.content:
                         said += chunk.choices[0].delta.content
@@ -60,10 +69,12 @@ def build_page(url: str) -> gr.Blocks:
 
     with gr.Blocks(title="Polytone", fill_height=True, analytics_enabled=False) as page:
         gr.Markdown("# Polytone\nOne base model, many brand voices. Pick a voice and talk to it.")
-        voice = gr.Dropdown(label="Voice", choices=[], interactive=True)
+        with gr.Row():
+            voice = gr.Dropdown(label="Voice", choices=[], interactive=True, scale=3)
+            key = gr.Textbox(label="Key (if the server needs one)", type="password", scale=1)
         gr.ChatInterface(
             answer,
-            additional_inputs=[voice],
+            additional_inputs=[voice, key],
             chatbot=gr.Chatbot(label="Conversation", height="60vh", sanitize_html=True),
             textbox=gr.Textbox(
                 placeholder="Ask as a customer would",
@@ -75,8 +86,8 @@ def build_page(url: str) -> gr.Blocks:
             concurrency_limit=TESTERS_AT_ONCE,
             api_visibility="private",
         )
-        page.load(refresh, voice, voice)
-        voice.focus(refresh, voice, voice)
+        for moment in (page.load, voice.focus, key.submit):
+            moment(refresh, [voice, key], voice, api_visibility="private")
     return page
 
 

@@ -1,0 +1,131 @@
+"""One answer under way: its place, its version and its deadline are held, and it is counted, until it is closed."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from typing import Any, TypeVar
+
+from fastapi import Request
+
+from .engine import EngineError
+from .keys import Key
+from .openai_request import RequestLimits
+from .runtime import Runtime
+from .voices import Held, Route
+
+CLIENT_LEFT = 499
+
+T = TypeVar("T")
+
+
+class Exchange:
+    """Made after `admission.enter`; `close` gives everything back and may be called again."""
+
+    def __init__(self, runtime: Runtime, route: Route, key: Key | None, request: Request) -> None:
+        self.route = route
+        self._runtime = runtime
+        self._key = key
+        self._request = request
+        self._began = time.monotonic()
+        self._deadline = self._began + runtime.limits.answer_seconds
+        self._held: Held | None = None
+        self._tokens = 0
+        self._open = True
+        runtime.busy += 1
+        runtime.metrics.in_flight.inc()
+
+    @property
+    def limits(self) -> RequestLimits:
+        return self._runtime.limits.request
+
+    @property
+    def _labels(self) -> tuple[str, str]:
+        version = self.route.version
+        return (version.partition("@")[0], version) if version else (self.route.model, self.route.model)
+
+    def limit_headers(self) -> dict[str, str]:
+        return self._runtime.admission.headers(self._key)
+
+    def engine_lives(self) -> bool:
+        return self._runtime.engine.healthy()
+
+    async def hold(self) -> None:
+        """Wait for the version's turn in the engine."""
+        if self.route.voice is not None:
+            self._held = await self.unless_ended(self._runtime.voices.hold(self.route))
+
+    async def unless_ended(self, work: Coroutine[Any, Any, T]) -> T:
+        """Await `work`; cancel it, and with it the engine's request, when the client leaves, the version goes or time
+        is up."""
+        task = asyncio.ensure_future(work)
+        left = asyncio.ensure_future(client_left(self._request))
+        ends: set[asyncio.Future[Any]] = {left}
+        if self.route.voice is not None:
+            ends.add(asyncio.ensure_future(self.route.voice.revoked.wait()))
+        try:
+            await asyncio.wait(
+                {task, *ends}, timeout=self._deadline - time.monotonic(), return_when=asyncio.FIRST_COMPLETED
+            )
+            if task.done():
+                return task.result()
+            if left.done():
+                raise EngineError("The client left.", code="client_left", status=CLIENT_LEFT)
+            if any(end.done() for end in ends):
+                raise self._retired()
+            raise self._too_late()
+        finally:
+            for end in (task, *ends):
+                end.cancel()
+
+    async def within_deadline(self, events: AsyncIterator[str]) -> str | None:
+        """The stream's next event; None at its end."""
+        if self.route.voice is not None and self.route.voice.revoked.is_set():
+            raise self._retired()
+        try:
+            async with asyncio.timeout(max(0.0, self._deadline - time.monotonic())):
+                return await anext(events, None)
+        except TimeoutError:
+            raise self._too_late() from None
+
+    def count_usage(self, usage: Any) -> None:
+        if isinstance(usage, dict):
+            for kind in ("prompt", "completion"):
+                tokens = int(usage.get(f"{kind}_tokens") or 0)
+                self._tokens += tokens
+                self._runtime.metrics.tokens_total.labels(*self._labels, kind).inc(tokens)
+
+    def first_byte(self) -> None:
+        self._runtime.metrics.ttft_seconds.labels(*self._labels).observe(time.monotonic() - self._began)
+
+    def close(self, status: int = CLIENT_LEFT) -> None:
+        if not self._open:
+            return
+        self._open = False
+        if self._held is not None:
+            self._held.let_go()
+        self._runtime.busy -= 1
+        self._runtime.admission.leave(self._key, self._tokens)
+        self._runtime.metrics.in_flight.dec()
+        self._runtime.metrics.requests_total.labels(*self._labels, status).inc()
+        self._runtime.metrics.request_seconds.labels(*self._labels).observe(time.monotonic() - self._began)
+
+    def _retired(self) -> EngineError:
+        return EngineError(f"{self.route.version} was retired meanwhile.", code="version_retired", status=503)
+
+    def _too_late(self) -> EngineError:
+        return EngineError(
+            f"No whole answer within {self._runtime.limits.answer_seconds:.0f} s. Ask for fewer tokens.",
+            code="deadline_exceeded",
+            status=504,
+        )
+
+
+async def client_left(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+async def close_stream(events: AsyncIterator[str]) -> None:
+    close: Callable[[], Awaitable[None]] | None = getattr(events, "aclose", None)
+    if close is not None:
+        await close()

@@ -1,0 +1,196 @@
+"""API keys: made once, shown once, kept as a hash; who holds one may do what the key is for."""
+
+import hashlib
+import hmac
+import re
+import secrets
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+from typing import Any
+
+from sqlalchemy import Engine, select
+from sqlalchemy.exc import IntegrityError
+
+from polytone.contract.errors import ConflictError, DeniedError, NotFoundError
+from polytone.contract.home import check_name
+
+from .database import KeyRow, aware, now, reading, writing
+from .registry import note
+
+
+class Kind(StrEnum):
+    """Inference keys ask for answers; admin keys change what answers. Neither can do the other's work."""
+
+    INFERENCE = "inference"
+    ADMIN = "admin"
+
+
+PREFIXES = {Kind.INFERENCE: "pt-inf", Kind.ADMIN: "pt-adm"}
+TOKEN = re.compile(r"pt-(?:inf|adm)-([0-9a-f]{12})-([A-Za-z0-9_-]{43})")
+NOBODY = "0" * 64
+
+
+@dataclass(frozen=True)
+class Key:
+    """What a key allows. `adapters` are the model names it may ask for; None means all."""
+
+    id: str
+    name: str
+    kind: Kind
+    adapters: frozenset[str] | None = None
+    requests_per_minute: int | None = None
+    tokens_per_minute: int | None = None
+    concurrent_requests: int | None = None
+    created_at: datetime | None = None
+    expires_at: datetime | None = None
+    revoked_at: datetime | None = None
+
+    def live(self) -> bool:
+        return self.revoked_at is None and (self.expires_at is None or self.expires_at > now())
+
+    def allows(self, model: str, voice: str) -> bool:
+        return self.adapters is None or bool({model, voice} & self.adapters)
+
+    def as_json(self) -> dict[str, Any]:
+        def moment(value: datetime | None) -> str | None:
+            return value.isoformat(timespec="seconds") if value else None
+
+        return {
+            "id": self.id,
+            "name": self.name,
+            "kind": self.kind.value,
+            "adapters": sorted(self.adapters) if self.adapters is not None else None,
+            "requests_per_minute": self.requests_per_minute,
+            "tokens_per_minute": self.tokens_per_minute,
+            "concurrent_requests": self.concurrent_requests,
+            "created_at": moment(self.created_at),
+            "expires_at": moment(self.expires_at),
+            "revoked_at": moment(self.revoked_at),
+        }
+
+
+class KeyStore:
+    """The keys in the database. Methods block: call them in a thread."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    def create(
+        self,
+        name: str,
+        kind: Kind,
+        actor: str,
+        adapters: frozenset[str] | None = None,
+        requests_per_minute: int | None = None,
+        tokens_per_minute: int | None = None,
+        concurrent_requests: int | None = None,
+        expires_at: datetime | None = None,
+    ) -> tuple[Key, str]:
+        """Make a key; the text is returned here and never again.
+
+        Raises:
+            ConflictError: `key_name_taken`.
+        """
+        check_name(name, "name")
+        secret = secrets.token_urlsafe(32)
+        row = KeyRow(
+            id=secrets.token_hex(6),
+            name=name,
+            kind=kind.value,
+            secret_sha256=hash_secret(secret),
+            adapters=sorted(adapters) if adapters is not None else None,
+            requests_per_minute=requests_per_minute,
+            tokens_per_minute=tokens_per_minute,
+            concurrent_requests=concurrent_requests,
+            created_at=now(),
+            expires_at=expires_at,
+            revoked_at=None,
+        )
+        try:
+            with writing(self._engine) as session:
+                session.add(row)
+                note(session, actor, "create_key", name, None, as_key(row).as_json())
+        except IntegrityError:
+            raise ConflictError(
+                f"There is or was a key {name!r}. Choose another name.", code="key_name_taken", param="name"
+            ) from None
+        return as_key(row), f"{PREFIXES[kind]}-{row.id}-{secret}"
+
+    def revoke(self, name: str, actor: str) -> Key:
+        """Raises NotFoundError `key_not_found`. Again is fine."""
+        with writing(self._engine) as session:
+            row = session.scalar(select(KeyRow).where(KeyRow.name == name))
+            if row is None:
+                raise NotFoundError(f"There is no key {name!r}.", code="key_not_found", param="name")
+            if row.revoked_at is None:
+                row.revoked_at = now()
+                note(session, actor, "revoke_key", name, "live", "revoked")
+            return as_key(row)
+
+    def all(self) -> list[Key]:
+        return [key for key, _ in self.with_hashes()]
+
+    def with_hashes(self) -> list[tuple[Key, str]]:
+        with reading(self._engine) as session:
+            rows = session.scalars(select(KeyRow).order_by(KeyRow.created_at))
+            return [(as_key(row), row.secret_sha256) for row in rows]
+
+
+class Keyring:
+    """The keys in memory, refreshed from the store; checks a request's key without a look at the database."""
+
+    def __init__(self, keys: list[tuple[Key, str]]) -> None:
+        self._keys: dict[str, tuple[Key, str]] = {}
+        self.refresh(keys)
+
+    def refresh(self, keys: list[tuple[Key, str]]) -> None:
+        self._keys = {key.id: (key, digest) for key, digest in keys}
+
+    @property
+    def required(self) -> bool:
+        """Once a key was made, every request needs one; revoking the last does not open the server."""
+        return bool(self._keys)
+
+    def authenticate(self, authorization: str | None, kind: Kind) -> Key | None:
+        """The key of an `Authorization` header, or None where no key was ever made.
+
+        Raises:
+            DeniedError: `key_missing`, `key_invalid` (unknown, revoked or expired) or `key_of_other_kind`.
+        """
+        if not self.required:
+            return None
+        scheme, _, token = (authorization or "").partition(" ")
+        if scheme.lower() != "bearer" or not token.strip():
+            raise DeniedError("This server needs a key. Send the header: Authorization: Bearer KEY", code="key_missing")
+        match = TOKEN.fullmatch(token.strip())
+        found = self._keys.get(match[1]) if match else None
+        # The comparison runs whether or not the id is known, and takes the same time wherever the two differ.
+        good = hmac.compare_digest(hash_secret(match[2] if match else ""), found[1] if found else NOBODY)
+        if found is None or not good or not found[0].live():
+            raise DeniedError("The key is not valid: unknown, revoked or expired.", code="key_invalid")
+        if found[0].kind is not kind:
+            raise DeniedError(
+                f"This is an {found[0].kind} key; here an {kind} key is needed.", code="key_of_other_kind", status=403
+            )
+        return found[0]
+
+
+def hash_secret(secret: str) -> str:
+    """The secret has 256 random bits: a plain hash cannot be searched, and a slow one would only slow requests."""
+    return hashlib.sha256(secret.encode()).hexdigest()
+
+
+def as_key(row: KeyRow) -> Key:
+    return Key(
+        id=row.id,
+        name=row.name,
+        kind=Kind(row.kind),
+        adapters=frozenset(row.adapters) if row.adapters is not None else None,
+        requests_per_minute=row.requests_per_minute,
+        tokens_per_minute=row.tokens_per_minute,
+        concurrent_requests=row.concurrent_requests,
+        created_at=aware(row.created_at),
+        expires_at=row.expires_at and aware(row.expires_at),
+        revoked_at=row.revoked_at and aware(row.revoked_at),
+    )

@@ -1,0 +1,63 @@
+"""What each running server says of itself and of its versions: the observed state, in the database."""
+
+from dataclasses import dataclass
+from datetime import timedelta
+
+from sqlalchemy import Engine, delete, select
+
+from .database import ReplicaRow, ResidencyRow, aware, now, reading, writing
+
+ALIVE = timedelta(seconds=30)
+FORGOTTEN = timedelta(hours=1)
+
+
+@dataclass(frozen=True)
+class Residency:
+    """What one replica last said of one version."""
+
+    replica: str
+    version: str
+    state: str
+    reason: str | None
+
+
+class Replicas:
+    """Methods block: call them in a thread."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._said: dict[str, dict[str, tuple[str, str | None]]] = {}
+
+    def report(self, replica: str, states: dict[str, tuple[str, str | None]]) -> None:
+        """Store that `replica` lives and, where it changed, what it says of its versions."""
+        with writing(self._engine) as session:
+            session.execute(delete(ReplicaRow).where(ReplicaRow.seen_at < now() - FORGOTTEN))
+            session.merge(ReplicaRow(name=replica, seen_at=now()))
+            session.flush()
+            if self._said.get(replica) == states:
+                return
+            session.execute(delete(ResidencyRow).where(ResidencyRow.replica == replica))
+            session.add_all(
+                ResidencyRow(replica=replica, version=version, state=state, reason=reason)
+                for version, (state, reason) in states.items()
+            )
+        self._said[replica] = states
+
+    def leave(self, replica: str) -> None:
+        """Forget a replica that stops."""
+        with writing(self._engine) as session:
+            session.execute(delete(ResidencyRow).where(ResidencyRow.replica == replica))
+            session.execute(delete(ReplicaRow).where(ReplicaRow.name == replica))
+        self._said.pop(replica, None)
+
+    def living(self, newer_than: timedelta = ALIVE) -> set[str]:
+        """Replicas heard from within `newer_than`."""
+        with reading(self._engine) as session:
+            return {row.name for row in session.scalars(select(ReplicaRow)) if aware(row.seen_at) > now() - newer_than}
+
+    def residency(self, newer_than: timedelta = ALIVE) -> list[Residency]:
+        """What replicas heard from within `newer_than` say."""
+        living = self.living(newer_than)
+        with reading(self._engine) as session:
+            rows = session.scalars(select(ResidencyRow).where(ResidencyRow.replica.in_(living)))
+            return [Residency(row.replica, row.version, row.state, row.reason) for row in rows]

@@ -1,0 +1,129 @@
+"""A running app over the double, for the tests of the server."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+from fastapi import FastAPI
+
+from polytone.contract.base import Base
+from polytone.contract.home import Home
+from polytone.serve.admission import Admission
+from polytone.serve.app import create_app
+from polytone.serve.database import open_database
+from polytone.serve.keys import Keyring, KeyStore, Kind
+from polytone.serve.metrics import Metrics
+from polytone.serve.openai_request import RequestLimits
+from polytone.serve.registry import Registry
+from polytone.serve.replicas import Replicas
+from polytone.serve.runtime import Runtime, ServerLimits, running
+from polytone.serve.voices import Limits, Voices
+
+from .adapters import make_base, make_version
+from .fake_engine import FakeEngine
+
+HELLO = [{"role": "user", "content": "Hello"}]
+LOCAL = "http://127.0.0.1:8000"
+
+
+@dataclass
+class Server:
+    """A running app with what a test needs to move it."""
+
+    home: Home
+    base: Base
+    engine: FakeEngine
+    registry: Registry
+    runtime: Runtime
+    app: FastAPI
+    client: httpx.AsyncClient
+
+    async def chat(self, model: str, headers: dict[str, str] | None = None, **more: Any) -> httpx.Response:
+        body = {"model": model, "messages": HELLO, **more}
+        return await self.client.post("/v1/chat/completions", json=body, headers=headers)
+
+    async def until_ready(self, *versions: str) -> None:
+        await eventually(lambda: all(self.state(version) == "ready" for version in versions))
+
+    def state(self, version: str) -> str:
+        return self.runtime.voices.states().get(version, ("gone", None))[0]
+
+    def add(self, name: str, seed: int = 0, **changes: Any) -> str:
+        version = make_version(self.home, self.base, name, seed, **changes).version
+        self.registry.publish(version, "test")
+        return version
+
+    async def voice(self, name: str, seed: int = 0, **changes: Any) -> str:
+        """A version that answers for its voice."""
+        version = self.add(name, seed, **changes)
+        self.registry.promote(name, version, "test")
+        await eventually(lambda: self.answers(name) == version)
+        await self.until_ready(version)
+        return version
+
+    def answers(self, name: str) -> str | None:
+        rollout = self.runtime.voices.rollouts.get(name)
+        return max(rollout.parts, key=lambda part: part.weight).version if rollout else None
+
+    def key(self, kind: Kind, name: str | None = None, **limits: Any) -> dict[str, str]:
+        """The header of a new key."""
+        text = self.runtime.keys.create(name or f"{kind}-key", kind, "test", **limits)[1]
+        self.runtime.keyring.refresh(self.runtime.keys.with_hashes())
+        return {"authorization": f"Bearer {text}"}
+
+
+async def eventually(condition: Any, seconds: float = 5.0) -> None:
+    async with asyncio.timeout(seconds):
+        while not condition():
+            await asyncio.sleep(0.005)
+
+
+@asynccontextmanager
+async def serving(
+    root: Path,
+    step_seconds: float = 0.0,
+    drain_seconds: float = 1.0,
+    max_resident: int = 16,
+    max_batch: int = 8,
+    at_once: int = 128,
+    origins: tuple[str, ...] = (),
+    **limits: float,
+) -> AsyncIterator[Server]:
+    home = Home(root)
+    base = make_base(home)
+    engine = FakeEngine(base.id, step_seconds)
+    metrics = Metrics()
+    database = open_database(home.database_url)
+    keys = KeyStore(database)
+    runtime = Runtime(
+        engine=engine,
+        database=database,
+        registry=Registry(database),
+        replicas=Replicas(database),
+        keys=keys,
+        keyring=Keyring(keys.with_hashes()),
+        admission=Admission(at_once),
+        voices=Voices(engine, home, base, Limits(16, max_resident, max_batch, drain_seconds), metrics),
+        metrics=metrics,
+        home=home,
+        limits=ServerLimits(
+            request=RequestLimits(messages=20, output_tokens=200, choices=4),
+            body_bytes=int(limits.get("body_bytes", 200_000)),
+            upload_bytes=int(limits.get("upload_bytes", 1_000_000)),
+            answer_seconds=limits.get("answer_seconds", 30),
+            hang_seconds=limits.get("hang_seconds", 30),
+            start_seconds=limits.get("start_seconds", 30),
+        ),
+        poll_seconds=0.01,
+    )
+    app = create_app(runtime, origins)
+    async with (
+        running(runtime),
+        httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url=LOCAL) as client,
+    ):
+        await eventually(runtime.ready)
+        yield Server(home, base, engine, runtime.registry, runtime, app, client)
