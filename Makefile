@@ -29,10 +29,11 @@ check: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -q -m "not engine and not e2e"
+	$(BIN)/python -m pytest -q -m "not engine and not e2e and not soak"
 
-## Slow proofs on the demo's voices: served equals trained, tone, a voice that arrives while streams run
+## Slow proofs: faults, floods and memory on a tiny model (15 minutes), then tone and a rollout on the demo's voices
 soak: setup
+	$(BIN)/python -m pytest -m soak -s
 	$(BIN)/python -m bench.identity
 	$(BIN)/python -m bench.tone
 	$(BIN)/python -m bench.rollout

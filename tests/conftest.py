@@ -114,10 +114,10 @@ class Process:
         return self.popen.wait(timeout=60)
 
 
-def polytone(*arguments: str, home: Path) -> subprocess.CompletedProcess[str]:
+def polytone(*arguments: str, home: Path, **settings: str) -> subprocess.CompletedProcess[str]:
     """Run the command line as a user would."""
     command = [sys.executable, "-m", "polytone", *arguments]
-    environment = {**os.environ, "POLYTONE_HOME": str(home)}
+    environment = {**os.environ, "POLYTONE_HOME": str(home), **settings}
     return subprocess.run(command, capture_output=True, text=True, check=False, env=environment, timeout=560)
 
 

@@ -20,7 +20,7 @@ from polytone.contract.adapter import (
 )
 from polytone.contract.base import Base
 from polytone.contract.errors import CheckError, InputError, NotFoundError, StorageError
-from polytone.contract.home import Home, folder_written_whole, split_version
+from polytone.contract.home import Home, folder_written_whole, remove_leftovers, split_version
 
 from .adapters import change_manifest, make_base, make_version
 
@@ -145,6 +145,18 @@ def test_a_full_disk_is_said_and_leaves_nothing(tmp_path: Path) -> None:
             full.write("x")
     assert caught.value.code == "disk_full"
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_a_killed_writer_left_is_removed_a_day_later(tmp_path: Path) -> None:
+    fresh, old, kept = tmp_path / "acme" / ".new", tmp_path / ".upload.old", tmp_path / "acme" / "version"
+    for folder in (fresh, old, kept):
+        folder.mkdir(parents=True)
+    os.utime(old, (0, 0))
+    os.utime(kept, (0, 0))
+    remove_leftovers(tmp_path)
+    assert fresh.exists()
+    assert kept.exists()
+    assert not old.exists()
 
 
 def test_a_second_writer_of_the_same_version_changes_nothing(tmp_path: Path) -> None:

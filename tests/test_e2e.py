@@ -50,7 +50,7 @@ def train_voice(root: Path, home: Path, name: str, steps: int = STEPS) -> str:
         lines = (folder / file).read_text().splitlines(keepends=True)
         (folder / file).write_text("".join(lines[:rows]))
     recipe = yaml.safe_load((folder / "recipe.yaml").read_text())
-    recipe["training"] = {"max_steps": steps, "learning_rate": 0.002, "evaluations": 0}
+    recipe["training"] = {"max_steps": steps, "batch": 4, "micro_batch": 4, "learning_rate": 0.002, "evaluations": 0}
     (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     done = polytone("train", str(folder / "recipe.yaml"), "--json", home=home)
     assert done.returncode == 0, done.stderr

@@ -4,6 +4,7 @@ import os
 import re
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from .errors import InputError, StorageError
 
 NAME_PATTERN = r"[a-z0-9][a-z0-9._-]{0,62}"
 DIGEST_LENGTH = 12
+LEFTOVER_SECONDS = 24 * 3600
 
 
 @dataclass(frozen=True)
@@ -107,6 +109,17 @@ def folder_written_whole(target: Path) -> Iterator[Path]:
     finally:
         if temporary is not None and temporary.exists():
             shutil.rmtree(temporary, ignore_errors=True)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what writers left in `folder` that were killed: hidden names, older than any writer takes."""
+    limit = time.time() - LEFTOVER_SECONDS
+    for path in [*folder.glob(".*"), *folder.glob("*/.*")]:
+        if path.stat().st_mtime < limit:
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
 
 
 @contextmanager

@@ -16,6 +16,7 @@ from polytone.contract.home import check_name
 
 from .bodies import limited
 from .database import now
+from .description import UPLOAD
 from .keys import Key, Kind
 from .registry import Part
 from .runtime import Runtime
@@ -81,7 +82,7 @@ def admin_routes(runtime: Runtime) -> APIRouter:
                 return {**adapter, "history": [rollout.as_json() for rollout in history]}
         raise NotFoundError(f"There is no voice {name!r}.", code="voice_not_found", param="name")
 
-    @router.post("/adapters/{name}/versions", status_code=201)
+    @router.post("/adapters/{name}/versions", status_code=201, openapi_extra=UPLOAD)
     async def upload(name: str, request: Request, who: actor) -> dict[str, Any]:
         """Take a tar.gz of an adapter folder, check and publish it. It answers under its id, not yet for the voice."""
         check_name(name)

@@ -9,6 +9,7 @@ from polytone import __version__
 
 from .admin import admin_routes
 from .chat import chat_routes
+from .description import ERRORS
 from .errors import install_error_handlers
 from .guard import Guard
 from .health import health_routes
@@ -31,6 +32,7 @@ def create_app(runtime: Runtime, origins: Iterable[str] = ()) -> FastAPI:
         docs_url=None,
         redoc_url=None,
         openapi_url=None,
+        responses=ERRORS,
     )
     install_error_handlers(app)
     app.add_middleware(Guard, keyring=runtime.keyring, origins=tuple(origins))

@@ -11,6 +11,7 @@ from starlette.types import Receive, Scope, Send
 from polytone.contract.errors import DeniedError, PolytoneError, UnavailableError
 
 from .bodies import read_body
+from .description import CHAT, COMPLETION
 from .engine import Body, EngineError
 from .errors import error_response, for_stream
 from .exchange import Exchange, close_stream
@@ -28,12 +29,12 @@ Answer = Callable[[Body, str | None], Coroutine[Any, Any, Body | AsyncIterator[s
 def chat_routes(runtime: Runtime) -> APIRouter:
     router = APIRouter(prefix="/v1", tags=["chat"])
 
-    @router.post("/chat/completions")
+    @router.post("/chat/completions", response_model=None, openapi_extra=CHAT)
     async def chat_completions(request: Request) -> Response:
         """OpenAI's chat completions; `model` is the base, a voice or a pinned version."""
         return await respond(runtime, request, runtime.engine.chat, CHAT_FIELDS)
 
-    @router.post("/completions")
+    @router.post("/completions", response_model=None, openapi_extra=COMPLETION)
     async def completions(request: Request) -> Response:
         """OpenAI's text completions; `model` likewise."""
         return await respond(runtime, request, runtime.engine.complete, COMPLETION_FIELDS)

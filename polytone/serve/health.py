@@ -1,9 +1,10 @@
 """/healthz, /readyz and /metrics."""
 
 from fastapi import APIRouter, Request
-from fastapi.responses import JSONResponse, Response
+from fastapi.responses import JSONResponse, PlainTextResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 
+from .description import METRICS
 from .keys import Kind
 from .runtime import Runtime
 
@@ -24,7 +25,7 @@ def health_routes(runtime: Runtime) -> APIRouter:
         content = {"status": "not_ready", "reason": runtime.problem or "the engine stopped"}
         return JSONResponse(content, 503, headers={"retry-after": "5"})
 
-    @router.get("/metrics")
+    @router.get("/metrics", response_class=PlainTextResponse, openapi_extra=METRICS)
     async def metrics(request: Request) -> Response:
         """Polytone's metrics and the engine's own, in Prometheus' text format. With keys, an admin key is needed."""
         runtime.keyring.authenticate(request.headers.get("authorization"), Kind.ADMIN)

@@ -11,6 +11,7 @@ from starlette.responses import RedirectResponse
 
 from polytone.contract.base import base_folder, load_base
 from polytone.contract.errors import InputError
+from polytone.contract.home import remove_leftovers
 
 from .admission import Admission
 from .app import create_app
@@ -61,6 +62,7 @@ def run_server(settings: Settings) -> None:
 def build_runtime(settings: Settings) -> Runtime:
     home = settings.paths()
     base = load_base(home, settings.base)
+    remove_leftovers(home.adapters)
     metrics = Metrics()
     metrics.adapters_limit.set(settings.max_resident_adapters)
     engine = VllmEngine(engine_options(settings, base.max_length))

@@ -237,7 +237,10 @@ class Voices:
 
     def _replaces(self, version: str) -> bool:
         """Whether `version` shall take over from one that answers now; it must be proven before it does."""
-        return any(version in rollout.versions and voice in self._routes for voice, rollout in self._wanted.items())
+        return any(
+            version in rollout.versions and self._routes.get(voice) not in (None, rollout)
+            for voice, rollout in self._wanted.items()
+        )
 
     def _move_routes(self) -> None:
         """A route moves once every new version is proven; until then the old one goes on answering."""

@@ -1,0 +1,19 @@
+"""A home of its own for every soak test: the tiny base and its voices, no database yet."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from polytone.contract.home import Home
+
+from ..conftest import TinyHome
+
+
+@pytest.fixture
+def mine(tiny: TinyHome, tmp_path: Path) -> TinyHome:
+    home = Home(tmp_path / "home")
+    home.root.mkdir()
+    home.bases.symlink_to(tiny.home.bases)
+    shutil.copytree(tiny.home.adapters, home.adapters)
+    return TinyHome(home, tiny.base, tiny.voices)

@@ -1,0 +1,73 @@
+"""Fuzz: whatever the OpenAPI description allows or forbids, no answer is a 5xx or outside the description."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import schemathesis
+from hypothesis import HealthCheck, given, settings
+from schemathesis.specs.openapi.checks import (
+    content_type_conformance,
+    response_schema_conformance,
+    status_code_conformance,
+)
+
+from polytone.contract.base import load_base
+from polytone.serve.database import open_database
+from polytone.serve.keys import KeyStore, Kind
+
+from ..conftest import Process, TinyHome, polytone, served
+from ..serving import serving
+
+pytestmark = [pytest.mark.soak, pytest.mark.timeout(1200)]
+
+EXAMPLES = 60
+CHECKS = [status_code_conformance, content_type_conformance, response_schema_conformance]
+
+
+async def description(folder: Path) -> dict[str, Any]:
+    async with serving(folder) as server:
+        return server.app.openapi()
+
+
+def fuzz(server: Process, described: dict[str, Any], skip: set[str], headers: dict[str, dict[str, str]]) -> int:
+    """Every operation with generated requests, good and bad; returns how many were sent."""
+    schema = schemathesis.openapi.from_dict(described)
+    sent = 0
+    for found in schema.get_all_operations():
+        operation = found.ok()
+        if f"{operation.method.upper()} {operation.path}" in skip:
+            continue
+        given_headers = headers.get(operation.path.split("/")[1], headers.get("", {}))
+
+        @settings(max_examples=EXAMPLES, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+        @given(case=operation.as_strategy())
+        def send(case: Any, given_headers: dict[str, str] = given_headers) -> None:
+            nonlocal sent
+            sent += 1
+            answer = case.call(base_url=server.url, headers=given_headers, timeout=60)
+            assert answer.status_code < 500, (case.as_curl_command(), answer.status_code, answer.text)
+            case.validate_response(answer, checks=CHECKS)
+
+        send()
+    return sent
+
+
+async def test_no_request_breaks_the_server_or_its_description(mine: TinyHome, tmp_path: Path) -> None:
+    described = await description(tmp_path / "described")
+    version = mine.voices["acme"].version
+    with served(mine.home.root, tmp_path / "log", POLYTONE_BASE="tiny") as server:
+        server.until_ready()
+        for step in ("publish", "promote"):
+            assert polytone("adapters", step, version, home=mine.home.root, POLYTONE_BASE="tiny").returncode == 0
+        # Without keys; making one would end that.
+        open_ = fuzz(server, described, {"POST /admin/keys"}, {})
+        database = open_database(mine.home.database_url)
+        keys = KeyStore(database)
+        inference = {"authorization": f"Bearer {keys.create('fuzz-inference', Kind.INFERENCE, 'soak')[1]}"}
+        admin = {"authorization": f"Bearer {keys.create('fuzz-admin', Kind.ADMIN, 'soak')[1]}"}
+        database.dispose()
+        keyed = fuzz(server, described, {"DELETE /admin/keys/{name}"}, {"v1": inference, "": admin})
+        print(f"{open_} requests without keys, {keyed} with")
+        assert server.popen.poll() is None
+    assert load_base(mine.home, "tiny")
