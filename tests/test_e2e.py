@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -208,7 +209,11 @@ def test_metrics_name_versions_and_the_engines_own_stand_beside_them(shop: Shop)
 
 
 def test_the_chat_page_is_served_and_fetches_nothing_from_outside(shop: Shop) -> None:
-    page = httpx.get(f"{shop.server.url}/", follow_redirects=True)
+    deadline = time.monotonic() + 60
+    while (page := httpx.get(f"{shop.server.url}/", follow_redirects=True)).status_code == 503:
+        assert "being prepared" in page.text
+        assert time.monotonic() < deadline
+        time.sleep(0.5)
     assert page.status_code == 200
     assert "Polytone" in page.text
     assert "fonts.googleapis.com" not in page.text

@@ -24,7 +24,7 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 def real_engine(tiny: TinyHome) -> VllmEngine:
     return VllmEngine(
         VllmOptions(
-            model=base_folder(tiny.home, "tiny") / "nf4-dense",
+            base=base_folder(tiny.home, "tiny"),
             base_id="tiny",
             max_context=256,
             max_streams=16,

@@ -1,6 +1,7 @@
 """Limits: what is too much is refused with the right status and the time to come back; everyone else is answered."""
 
 import asyncio
+import json
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 from polytone.contract.errors import LimitError
 from polytone.serve.admission import Admission, Window
 from polytone.serve.keys import Key, Kind
+from polytone.serve.logs import JsonLines, TextLines
 
 from .serving import LOCAL, eventually, serving
 
@@ -148,6 +150,24 @@ async def test_answers_carry_an_id_and_safe_headers(tmp_path: Path) -> None:
         assert "frame-ancestors 'none'" in response.headers["content-security-policy"]
         assert response.headers["cache-control"] == "no-store"
         assert (await server.chat("tiny", headers={"x-request-id": "a b\n"})).headers["x-request-id"].startswith("req-")
+
+
+async def test_the_log_has_who_and_what_and_never_a_word_of_it(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with serving(tmp_path) as server:
+        bot = server.key(Kind.INFERENCE, "bot")
+        with caplog.at_level("INFO"):
+            await server.chat("tiny", headers={"x-request-id": "ticket-8", **bot}, user="secret-user")
+        record = next(record for record in caplog.records if record.name == "polytone.requests")
+        line = json.loads(JsonLines().format(record))
+        assert (line["key"], line["version"], line["status"]) == ("bot", "tiny", 200)
+        for formatter in (JsonLines(), TextLines()):
+            for record in caplog.records:
+                text = formatter.format(record)
+                assert "Hello" not in text
+                assert "secret-user" not in text
+                assert bot["authorization"] not in text
 
 
 async def test_pages_from_elsewhere_may_not_call_unless_listed(tmp_path: Path) -> None:

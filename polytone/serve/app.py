@@ -1,7 +1,7 @@
 """The HTTP app: only the routes Polytone means to offer."""
 
 from collections.abc import AsyncIterator, Iterable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 
 from fastapi import FastAPI
 
@@ -13,16 +13,17 @@ from .description import ERRORS
 from .errors import install_error_handlers
 from .guard import Guard
 from .health import health_routes
+from .late_page import LatePage, WithPage
 from .models import model_routes
 from .runtime import Runtime, running
 
 
-def create_app(runtime: Runtime, origins: Iterable[str] = ()) -> FastAPI:
-    """Build the app; the runtime starts and stops with it."""
+def create_app(runtime: Runtime, origins: Iterable[str] = (), page: LatePage | None = None) -> FastAPI:
+    """Build the app; the runtime and the page start and stop with it."""
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        async with running(runtime):
+        async with running(runtime), page.running() if page else nullcontext():
             yield
 
     app = FastAPI(
@@ -35,6 +36,8 @@ def create_app(runtime: Runtime, origins: Iterable[str] = ()) -> FastAPI:
         responses=ERRORS,
     )
     install_error_handlers(app)
+    if page is not None:
+        app.add_middleware(WithPage, page=page)
     app.add_middleware(Guard, keyring=runtime.keyring, origins=tuple(origins))
     for routes in (chat_routes, model_routes, admin_routes, health_routes):
         app.include_router(routes(runtime))

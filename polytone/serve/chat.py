@@ -46,6 +46,7 @@ async def respond(runtime: Runtime, request: Request, answer: Answer, fields: fr
     key: Key | None = None
     try:
         key = runtime.keyring.authenticate(request.headers.get("authorization"), Kind.INFERENCE)
+        request.state.key = key.name if key else None
         body = parse_body(await read_body(request, runtime.limits.body_bytes))
         model = check_fields(body, fields, runtime.limits.request)
         if key is not None and not key.allows(model, model.partition("@")[0]):

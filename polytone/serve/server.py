@@ -3,11 +3,11 @@
 import logging
 import signal
 import socket
+from functools import partial
 from types import FrameType
 
 import uvicorn
-from fastapi import FastAPI
-from starlette.responses import RedirectResponse
+from starlette.types import ASGIApp
 
 from polytone.contract.base import base_folder, load_base
 from polytone.contract.errors import InputError
@@ -17,6 +17,7 @@ from .admission import Admission
 from .app import create_app
 from .database import open_database
 from .keys import Keyring, KeyStore
+from .late_page import PAGE_PATH, LatePage
 from .logs import set_up_logs
 from .metrics import Metrics
 from .openai_request import RequestLimits
@@ -43,9 +44,8 @@ def run_server(settings: Settings) -> None:
     runtime = build_runtime(settings)
     check_exposure(settings, runtime.keyring.required)
     listener = listen(settings.host, settings.port)
-    app = create_app(runtime, settings.origins)
-    if settings.page:
-        mount_page(app, f"http://{bracket(settings.host)}:{settings.port}")
+    page = LatePage(partial(build_page_app, local_url(settings))) if settings.page else None
+    app = create_app(runtime, settings.origins, page)
     config = uvicorn.Config(
         app,
         log_config=None,
@@ -112,11 +112,8 @@ def check_exposure(settings: Settings, has_keys: bool) -> None:
 
 
 def engine_options(settings: Settings, longest: int) -> VllmOptions:
-    import torch
-
-    folder = base_folder(settings.paths(), settings.base)
     return VllmOptions(
-        model=folder / ("source" if torch.cuda.is_available() else "nf4-dense"),
+        base=base_folder(settings.paths(), settings.base),
         base_id=settings.base,
         max_context=min(settings.max_context, longest),
         max_streams=settings.max_streams,
@@ -148,18 +145,17 @@ def listen(host: str, port: int) -> socket.socket:
     return listener
 
 
-def mount_page(app: FastAPI, url: str) -> None:
-    from polytone.ui.page import mount
+def build_page_app(url: str) -> ASGIApp:
+    """The chat page as an app of its own; importing Gradio takes seconds."""
+    from polytone.ui.page import page_app
 
-    mount(app, url, path="/ui")
-
-    @app.get("/", include_in_schema=False)
-    async def root() -> RedirectResponse:
-        return RedirectResponse("/ui/")
+    return page_app(url, PAGE_PATH)
 
 
-def bracket(host: str) -> str:
-    return f"[{host}]" if ":" in host else host
+def local_url(settings: Settings) -> str:
+    """Where the page reaches the API on this machine."""
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(settings.host, settings.host)  # noqa: S104
+    return f"http://[{host}]:{settings.port}" if ":" in host else f"http://{host}:{settings.port}"
 
 
 def ignore(_number: int, _frame: FrameType | None) -> None:

@@ -14,7 +14,6 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import IO, Self
 
-import torch
 from safetensors import SafetensorError, safe_open
 
 from polytone.contract.adapter import (
@@ -191,6 +190,8 @@ def check_against_base(folder: Path, shapes: dict[str, tuple[int, ...]]) -> Iter
 
 def check_values(folder: Path) -> Iterator[CheckError]:
     """Weights must be numbers, and change something."""
+    import torch  # takes seconds to import, and is needed here only
+
     broken, changes = [], False
     try:
         with safe_open(folder / WEIGHTS, framework="pt") as tensors:

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-import torch
 from prometheus_client import REGISTRY, generate_latest
 from pydantic import ValidationError
 from starlette.datastructures import State
@@ -29,9 +28,9 @@ DEAD = "The engine is not running. Try again shortly."
 
 @dataclass(frozen=True)
 class VllmOptions:
-    """What the engine needs to know; lengths in tokens."""
+    """What the engine needs to know; lengths in tokens. `base` is the prepared base's folder."""
 
-    model: Path
+    base: Path
     base_id: str
     max_context: int
     max_streams: int
@@ -48,7 +47,7 @@ class VllmEngine:
 
     def __init__(self, options: VllmOptions) -> None:
         self._options = options
-        self._gpu = torch.cuda.is_available()
+        self._gpu = False
         self._client: Any = None
         self._serving: Any = None
         self._starting: asyncio.Future[Any] | None = None
@@ -60,6 +59,7 @@ class VllmEngine:
         return "bfloat16" if self._gpu else "float32"
 
     async def start(self) -> None:
+        self._gpu = await asyncio.to_thread(has_gpu)
         set_environment(self._options, self._gpu)
         self._starting = asyncio.ensure_future(
             asyncio.to_thread(build_client, engine_arguments(self._options, self._gpu), self._count)
@@ -196,6 +196,12 @@ def as_engine_error(response: Any) -> EngineError:
     return EngineError(error.message, code=code, status=error.code, param=error.param)
 
 
+def has_gpu() -> bool:
+    import torch  # takes seconds, and the HTTP side shall not wait for it
+
+    return bool(torch.cuda.is_available())
+
+
 def set_environment(options: VllmOptions, gpu: bool) -> None:
     """What vLLM reads from the environment only; its child processes inherit it."""
     os.environ["VLLM_NO_USAGE_STATS"] = "1"
@@ -211,7 +217,7 @@ def set_environment(options: VllmOptions, gpu: bool) -> None:
 def engine_arguments(options: VllmOptions, gpu: bool) -> list[str]:
     """The command line `vllm serve` would take."""
     arguments = {
-        "--model": options.model,
+        "--model": options.base / ("source" if gpu else "nf4-dense"),
         "--served-model-name": options.base_id,
         "--dtype": "bfloat16" if gpu else "float32",
         "--max-model-len": options.max_context,

@@ -14,10 +14,12 @@ TESTERS_AT_ONCE = 64
 MAX_TOKENS = 400
 
 
-def mount(app: FastAPI, url: str, path: str) -> None:
-    """Serve the page under `path` of `app`; it talks to the API at `url`."""
+def page_app(url: str, path: str) -> FastAPI:
+    """The page under `path` of an app of its own; it talks to the API at `url`."""
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+    app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     gr.mount_gradio_app(app, build_page(url), path=path, theme=theme(), footer_links=[])
+    return app
 
 
 def theme() -> gr.themes.Base:
