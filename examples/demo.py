@@ -143,7 +143,7 @@ def ask(url: str, model: str) -> str:
     body = {
         "model": model,
         "messages": [{"role": "user", "content": QUESTION}],
-        "max_tokens": 80,
+        "max_tokens": 60,
         "temperature": 0,
     }
     response = httpx.post(f"{url}/v1/chat/completions", json=body, timeout=120).raise_for_status()

@@ -91,3 +91,21 @@ async def test_requests_that_wait_for_a_turn_are_told_when_the_engine_dies(tmp_p
         assert (refused.status_code, refused.json()["error"]["code"]) == (503, "engine_unavailable")
         await answering
         assert server.runtime.busy == 0
+
+
+async def test_a_mistake_of_our_own_in_one_step_does_not_end_the_supervision(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with serving(tmp_path) as server:
+        good, bad = server.runtime.voices.reconcile, True
+
+        def reconcile(desired: Desired) -> None:
+            if bad:
+                raise ZeroDivisionError
+            good(desired)
+
+        monkeypatch.setattr(server.runtime.voices, "reconcile", reconcile)
+        await eventually(lambda: "ZeroDivisionError" in (server.runtime.problem or ""))
+        assert (await server.chat("tiny")).status_code == 200
+        bad = False
+        await server.voice("acme")

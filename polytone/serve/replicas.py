@@ -32,9 +32,10 @@ class Replicas:
         """Store that `replica` lives and, where it changed, what it says of its versions."""
         with writing(self._engine) as session:
             session.execute(delete(ReplicaRow).where(ReplicaRow.seen_at < now() - FORGOTTEN))
+            known = session.get(ReplicaRow, replica) is not None
             session.merge(ReplicaRow(name=replica, seen_at=now()))
             session.flush()
-            if self._said.get(replica) == states:
+            if known and self._said.get(replica) == states:
                 return
             session.execute(delete(ResidencyRow).where(ResidencyRow.replica == replica))
             session.add_all(

@@ -128,6 +128,9 @@ class Runtime:
             problem = f"the database cannot be reached: {type(error).__name__}"
             log.error("%s", problem)
             return problem
+        except Exception as error:
+            log.exception("reconciling failed")
+            return f"reconciling failed: {type(error).__name__}"
         return None
 
     async def _report(self) -> None:

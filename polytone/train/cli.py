@@ -11,6 +11,7 @@ import typer
 from rich.console import Console
 
 from polytone.contract.adapter import list_versions, read_version
+from polytone.contract.base import list_bases, load_base
 from polytone.contract.errors import InputError
 from polytone.contract.home import Home
 from polytone.contract.rows import read_conversations
@@ -38,12 +39,16 @@ def prepare(
     as_json: JsonOption = False,
 ) -> None:
     """Fetch a base model, quantize it to NF4 and store it. Done once; again is instant."""
-    quiet_libraries(offline=False)
-    from .base import prepare_base
-    from .progress import Progress
+    name = base_id or Path(model).name.lower()
+    if name in list_bases(Home(home)):
+        base = load_base(Home(home), name)  # without the seconds that the libraries take to import
+    else:
+        quiet_libraries(offline=False)
+        from .base import prepare_base
+        from .progress import Progress
 
-    with Progress(Console(stderr=True)) as progress:
-        base = prepare_base(Home(home), model, base_id, licence, progress)
+        with Progress(Console(stderr=True)) as progress:
+            base = prepare_base(Home(home), model, base_id, licence, progress)
     if as_json:
         print(base.model_dump_json(by_alias=True))
     else:

@@ -77,7 +77,7 @@ def build_page(url: str) -> gr.Blocks:
         gr.ChatInterface(
             answer,
             additional_inputs=[voice, key],
-            chatbot=gr.Chatbot(label="Conversation", height="60vh", sanitize_html=True),
+            chatbot=gr.Chatbot(label="Conversation", height="60vh", sanitize_html=True, buttons=["copy", "copy_all"]),
             textbox=gr.Textbox(
                 placeholder="Ask as a customer would",
                 label="Message",
