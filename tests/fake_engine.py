@@ -26,11 +26,13 @@ class FakeEngine:
         self.requests: list[Body] = []
         self.tokens = 0
         self.frozen = asyncio.Event()
+        self.deaf = False  # one that hangs stays so for those who wait for it
         self.loads = 0
 
     async def start(self) -> None:
         self.starts += 1
-        self.frozen.clear()
+        if not self.deaf:
+            self.frozen.clear()
         self.loaded.clear()
         self.up = True
 
@@ -55,6 +57,8 @@ class FakeEngine:
         if request.get("stream"):
             return self._stream(name, request)
         await asyncio.sleep(self.step_seconds)
+        while self.frozen.is_set():
+            await asyncio.sleep(0.01)
         message = {"role": "assistant", "content": self._text(name)}
         return self._response(name, {"index": 0, "message": message, "finish_reason": "stop"})
 

@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -46,6 +47,7 @@ def test_a_version_has_exactly_its_files_and_its_name_is_its_content(home: Home,
     folder = home.adapter_folder(manifest.version)
     assert {path.name for path in folder.iterdir()} == FILES
     assert read_version(home, manifest.version) == manifest
+    shutil.copytree(folder, home.adapters / ".upload.x" / "upload")  # one that is being written is none yet
     assert list_versions(home) == [manifest.version]
 
 

@@ -33,6 +33,7 @@ def real_engine(tiny: TinyHome) -> VllmEngine:
             max_resident_adapters=8,
             kv_cache_gib=1,
             gpu_memory_share=0.5,
+            tool_parser="hermes",
         )
     )
 
@@ -141,6 +142,71 @@ async def test_a_closed_stream_frees_its_place(engine: Engine, voices: list[str]
         await events.aclose()
     async with asyncio.timeout(20):
         await whole(engine, HELLO, voices[0])
+
+
+TOOL: dict[str, Any] = {
+    "type": "function",
+    "function": {
+        "name": "set_urgency",
+        "parameters": {
+            "type": "object",
+            "properties": {"urgent": {"type": "boolean"}},
+            "required": ["urgent"],
+            "additionalProperties": False,
+        },
+    },
+}
+
+
+@pytest.mark.engine
+async def test_the_engine_speaks_openai(engine: Engine, voices: list[str]) -> None:
+    """n, stop, seed, logprobs, JSON, tools, usage and text completions, with an adapter."""
+    if isinstance(engine, FakeEngine):
+        return
+    who = voices[0]
+    drawn = {**HELLO, "temperature": 1.0, "seed": 5}
+    two = await whole(engine, {**drawn, "n": 2}, who)
+    assert [choice["index"] for choice in two["choices"]] == [0, 1]
+    assert two["usage"]["total_tokens"] == two["usage"]["prompt_tokens"] + two["usage"]["completion_tokens"]
+    text = [(await whole(engine, drawn, who))["choices"][0]["message"]["content"] for _ in range(2)]
+    assert text[0] == text[1]
+    said = (await whole(engine, HELLO, who))["choices"][0]["message"]["content"]
+    stopped = await whole(engine, {**HELLO, "stop": [said[2]]}, who)
+    assert stopped["choices"][0]["message"]["content"] == said[: said.index(said[2])]
+    assert stopped["choices"][0]["finish_reason"] == "stop"
+    scored = (await whole(engine, {**HELLO, "logprobs": True, "top_logprobs": 3}, who))["choices"][0]["logprobs"]
+    assert all(len(token["top_logprobs"]) == 3 for token in scored["content"])
+    schema = {"name": "ticket", "schema": TOOL["function"]["parameters"]}
+    shaped = {"type": "json_schema", "json_schema": schema}
+    answer = await whole(engine, {**HELLO, "max_tokens": 60, "response_format": shaped}, who)
+    assert set(json.loads(answer["choices"][0]["message"]["content"])) == {"urgent"}
+    choice = {"type": "function", "function": {"name": "set_urgency"}}
+    called = await whole(engine, {**HELLO, "max_tokens": 60, "tools": [TOOL], "tool_choice": choice}, who)
+    call = called["choices"][0]["message"]["tool_calls"][0]["function"]
+    assert call["name"] == "set_urgency"
+    assert set(json.loads(call["arguments"])) == {"urgent"}
+    events = await streamed(engine, {**HELLO, "stream_options": {"include_usage": True}}, who)
+    last = json.loads(events[-2].removeprefix("data: "))
+    assert (last["choices"], last["usage"]["completion_tokens"] > 0) == ([], True)
+    completed = await engine.complete({"prompt": "one two", "max_tokens": 3, "temperature": 0}, who)
+    assert isinstance(completed, dict)
+    assert completed["model"] == who
+    assert completed["usage"]["completion_tokens"] <= 3
+
+
+@pytest.mark.engine
+async def test_the_prefix_cache_is_on_and_keeps_voices_apart(engine: Engine, voices: list[str]) -> None:
+    """The same long prompt to every voice, twice: the second answers come from the cache and are the first ones."""
+    if isinstance(engine, FakeEngine):
+        return
+    body = {**HELLO, "messages": [{"role": "user", "content": "question 3 " * 12}]}
+    first = [await whole(engine, body, who) for who in (None, *voices)]
+    second = [await whole(engine, body, who) for who in (None, *voices)]
+    texts = [answer["choices"][0]["message"]["content"] for answer in first]
+    assert texts == [answer["choices"][0]["message"]["content"] for answer in second]
+    assert len(set(texts)) == 3
+    hits = [line for line in engine.metrics().decode().splitlines() if line.startswith("vllm:prefix_cache_hits_total")]
+    assert float(hits[0].rpartition(" ")[2]) > 0
 
 
 @pytest.mark.engine

@@ -23,6 +23,18 @@ async def test_an_engine_that_hangs_while_busy_is_rebuilt_with_every_voice(tmp_p
         assert (await server.chat("acme")).json()["model"] == version
 
 
+async def test_an_engine_that_forgets_those_who_wait_leaves_nobody_waiting(tmp_path: Path) -> None:
+    """vLLM's client, shut down while its engine hangs, never wakes those who wait for a token."""
+    async with serving(tmp_path, step_seconds=0.01, hang_seconds=0.2) as server:
+        server.engine.deaf = True
+        server.engine.frozen.set()
+        for streamed in (True, False):
+            answer = asyncio.create_task(server.chat("tiny", stream=streamed))
+            assert "engine_unavailable" in (await asyncio.wait_for(answer, 5)).text
+            await eventually(server.runtime.ready)
+            server.engine.frozen.set()
+
+
 async def test_an_idle_engine_is_not_taken_for_a_hanging_one(tmp_path: Path) -> None:
     async with serving(tmp_path, hang_seconds=0.05) as server:
         await asyncio.sleep(0.3)
@@ -90,7 +102,7 @@ async def test_requests_that_wait_for_a_turn_are_told_when_the_engine_dies(tmp_p
         refused = await waiting
         assert (refused.status_code, refused.json()["error"]["code"]) == (503, "engine_unavailable")
         await answering
-        assert server.runtime.busy == 0
+        assert not server.runtime.answers
 
 
 async def test_a_mistake_of_our_own_in_one_step_does_not_end_the_supervision(

@@ -370,4 +370,6 @@ def unservable(manifest: Manifest, base: Base, max_rank: int) -> Iterator[CheckE
 def list_versions(home: Home) -> list[str]:
     """Ids of all whole versions on disk, oldest manifest first."""
     manifests = sorted(home.adapters.glob(f"*/*/{MANIFEST}"), key=lambda path: path.stat().st_mtime)
-    return [f"{m.parent.parent.name}@{m.parent.name}" for m in manifests if not m.parent.name.startswith(".")]
+    folders = [manifest.parent for manifest in manifests]
+    # Hidden names are what a writer has under its hands.
+    return [f"{f.parent.name}@{f.name}" for f in folders if not f.name.startswith(".") and f.parent.name[0] != "."]

@@ -14,7 +14,7 @@ from .bodies import read_body
 from .description import CHAT, COMPLETION
 from .engine import Body, EngineError
 from .errors import error_response, for_stream
-from .exchange import Exchange, close_stream
+from .exchange import Exchange, close_stream, engine_gone
 from .keys import Key, Kind
 from .openai_request import CHAT_FIELDS, COMPLETION_FIELDS, check_fields, complete_request, parse_body
 from .runtime import Runtime
@@ -158,8 +158,6 @@ def error_of(event: str, engine_lives: bool) -> EngineError:
     error = json.loads(event.removeprefix("data: "))["error"]
     status = error["code"] if isinstance(error.get("code"), int) else 500
     if status >= 500 and not engine_lives:
-        return EngineError(
-            "The engine died during this answer. Ask again shortly.", code="engine_unavailable", status=503
-        )
+        return engine_gone()
     code = "invalid_request" if status < 500 else "engine_error"
     return EngineError(str(error.get("message")), code=code, status=status, param=error.get("param"))

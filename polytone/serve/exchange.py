@@ -31,7 +31,9 @@ class Exchange:
         self._held: Held | None = None
         self._tokens = 0
         self._open = True
-        runtime.busy += 1
+        self._aborted = asyncio.Event()
+        self._next: asyncio.Timeout | None = None
+        runtime.answers.add(self)
         runtime.metrics.in_flight.inc()
 
     @property
@@ -49,6 +51,12 @@ class Exchange:
     def engine_lives(self) -> bool:
         return self._runtime.engine.healthy()
 
+    def abort(self) -> None:
+        """The engine is gone, and not every engine tells those who wait for it: end with an error, at once."""
+        self._aborted.set()
+        if self._next is not None:
+            self._next.reschedule(asyncio.get_running_loop().time())
+
     async def hold(self) -> None:
         """Wait for the version's turn in the engine."""
         if self.route.voice is not None:
@@ -59,7 +67,8 @@ class Exchange:
         is up."""
         task = asyncio.ensure_future(work)
         left = asyncio.ensure_future(client_left(self._request))
-        ends: set[asyncio.Future[Any]] = {left}
+        gone = asyncio.ensure_future(self._aborted.wait())
+        ends: set[asyncio.Future[Any]] = {left, gone}
         if self.route.voice is not None:
             ends.add(asyncio.ensure_future(self.route.voice.revoked.wait()))
         try:
@@ -70,6 +79,8 @@ class Exchange:
                 return task.result()
             if left.done():
                 raise EngineError("The client left.", code="client_left", status=CLIENT_LEFT)
+            if gone.done():
+                raise engine_gone()
             if any(end.done() for end in ends):
                 raise self._retired()
             raise self._too_late()
@@ -82,10 +93,12 @@ class Exchange:
         if self.route.voice is not None and self.route.voice.revoked.is_set():
             raise self._retired()
         try:
-            async with asyncio.timeout(max(0.0, self._deadline - time.monotonic())):
+            async with asyncio.timeout(max(0.0, self._deadline - time.monotonic())) as self._next:
                 return await anext(events, None)
         except TimeoutError:
-            raise self._too_late() from None
+            raise (engine_gone() if self._aborted.is_set() else self._too_late()) from None
+        finally:
+            self._next = None
 
     def count_usage(self, usage: Any) -> None:
         if isinstance(usage, dict):
@@ -103,7 +116,7 @@ class Exchange:
         self._open = False
         if self._held is not None:
             self._held.let_go()
-        self._runtime.busy -= 1
+        self._runtime.answers.discard(self)
         self._runtime.admission.leave(self._key, self._tokens)
         self._runtime.metrics.in_flight.dec()
         self._runtime.metrics.requests_total.labels(*self._labels, status).inc()
@@ -118,6 +131,10 @@ class Exchange:
             code="deadline_exceeded",
             status=504,
         )
+
+
+def engine_gone() -> EngineError:
+    return EngineError("The engine died during this answer. Ask again shortly.", code="engine_unavailable", status=503)
 
 
 async def client_left(request: Request) -> None:

@@ -8,6 +8,7 @@ import socket
 import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from sqlalchemy import Engine as Database
 from sqlalchemy.exc import SQLAlchemyError
@@ -42,9 +43,16 @@ class ServerLimits:
     start_seconds: float
 
 
+class Answer(Protocol):
+    """An answer under way."""
+
+    def abort(self) -> None:
+        """The engine is gone."""
+
+
 @dataclass
 class Runtime:
-    """Everything a request handler needs, built once by the composition root. `busy` counts answers under way."""
+    """Everything a request handler needs, built once by the composition root. `answers` are those under way."""
 
     engine: Engine
     database: Database
@@ -58,7 +66,7 @@ class Runtime:
     home: Home
     limits: ServerLimits
     poll_seconds: float
-    busy: int = 0
+    answers: set[Answer] = field(default_factory=set)
     settled: bool = False
     problem: str | None = "the engine is starting"
     _reported: tuple[float, object] = field(default=(0.0, None))
@@ -74,7 +82,9 @@ class Runtime:
             began = time.monotonic()
             reconciling = asyncio.create_task(self._report_while_starting())
             try:
-                await asyncio.wait_for(self.engine.start(), self.limits.start_seconds)
+                # Not wait_for: on Python 3.11 it swallows a cancellation that comes as the start succeeds.
+                async with asyncio.timeout(self.limits.start_seconds):
+                    await self.engine.start()
             except (PolytoneError, TimeoutError) as error:
                 failures += 1
                 self.problem = str(error) or "the engine did not start in time"
@@ -83,16 +93,18 @@ class Runtime:
                 log.info("engine up after %.0f s", time.monotonic() - began)
                 await stop_task(reconciling)
                 self.problem = await self._serve_until_dead()
-                failures = failures + 1 if time.monotonic() - began < LAST_BACKOFF_SECONDS else 0
+                failures = 0 if self.settled else failures + 1  # one that never got ready may die of what it loads
                 log.error("%s; rebuilding it", self.problem)
                 self.metrics.engine_restarts_total.inc()
             finally:
                 await stop_task(reconciling)
             self.settled = False
             self.metrics.engine_up.set(0)
+            for answer in list(self.answers):
+                answer.abort()
             self.voices.forget_all()
             await self.engine.stop()
-            await asyncio.sleep(min(2.0 ** (failures - 1), LAST_BACKOFF_SECONDS) if failures > 1 else 0)
+            await asyncio.sleep(min(2.0 ** (failures - 1), LAST_BACKOFF_SECONDS) if failures else 0)
 
     async def close(self) -> None:
         self.voices.forget_all()
@@ -111,7 +123,7 @@ class Runtime:
             self.problem = problem or (None if self.settled else "voices are being loaded")
             self.metrics.queue_depth.set(self.voices.waiting)
             await asyncio.sleep(self.poll_seconds)
-            if self.engine.progress() != progress or not self.busy:
+            if self.engine.progress() != progress or not self.answers:
                 progress, moved = self.engine.progress(), time.monotonic()
             elif time.monotonic() - moved > self.limits.hang_seconds:
                 return f"the engine gave no token for {self.limits.hang_seconds:.0f} s while it was busy"
@@ -161,9 +173,9 @@ async def running(runtime: Runtime) -> AsyncIterator[None]:
 
 
 async def stop_task(task: "asyncio.Task[None]") -> None:
+    """Cancel and wait. Who is cancelled while waiting here stays cancelled: suppressing that hung a shutdown."""
     task.cancel()
-    with contextlib.suppress(asyncio.CancelledError):
-        await task
+    await asyncio.gather(task, return_exceptions=True)
 
 
 def replica_name() -> str:

@@ -351,12 +351,14 @@ class Voices:
         """Let answers under way end, up to the deadline; then end them; then free the adapter's memory."""
         if voice.in_flight:
             try:
-                await asyncio.wait_for(voice.idle.wait(), self._limits.drain_seconds)
+                async with asyncio.timeout(self._limits.drain_seconds):
+                    await voice.idle.wait()
             except TimeoutError:
                 log.warning("%s still had %d answers at the deadline; ending them", voice.version, voice.in_flight)
                 voice.revoked.set()
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(voice.idle.wait(), self._limits.drain_seconds)
+                    async with asyncio.timeout(self._limits.drain_seconds):
+                        await voice.idle.wait()
         async with self._loading:
             if voice.resident:
                 await self._unload(voice)

@@ -215,6 +215,6 @@ def check_whole(home: Home) -> None:
     for rollout in desired.rollouts.values():
         assert rollout.versions <= desired.versions
     for folder in home.adapters.glob("*/*"):
-        if not folder.name.startswith("."):
+        if not folder.name.startswith(".") and not folder.parent.name.startswith("."):
             read_version(home, f"{folder.parent.name}@{folder.name}")
     database.dispose()
