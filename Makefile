@@ -24,12 +24,12 @@ test: setup
 	$(BIN)/mypy
 	$(BIN)/python -m pytest
 
-## What a reviewer would run: lint, types and the fast tests, in under 30 seconds
+## What a reviewer would run: lint, types and the fast tests, in about 30 seconds
 check: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -q -m "not engine and not e2e and not soak"
+	$(BIN)/python -m pytest -q -m "not engine" --ignore tests/soak --ignore tests/test_e2e.py
 
 ## Slow proofs: faults, floods and memory on a tiny model (15 minutes), then tone and a rollout on the demo's voices
 soak: setup

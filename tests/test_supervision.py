@@ -51,7 +51,7 @@ async def test_a_failed_start_is_tried_again_while_admin_reads_work(
         async def start() -> None:
             nonlocal tries
             tries += 1
-            if tries < 3:
+            if tries < 2:
                 raise EngineError("no memory", code="engine_failed", status=503)
             await good()
 
