@@ -148,6 +148,7 @@ TOOL: dict[str, Any] = {
     "type": "function",
     "function": {
         "name": "set_urgency",
+        "strict": True,
         "parameters": {
             "type": "object",
             "properties": {"urgent": {"type": "boolean"}},
@@ -181,7 +182,8 @@ async def test_the_engine_speaks_openai(engine: Engine, voices: list[str]) -> No
     answer = await whole(engine, {**HELLO, "max_tokens": 60, "response_format": shaped}, who)
     assert set(json.loads(answer["choices"][0]["message"]["content"])) == {"urgent"}
     choice = {"type": "function", "function": {"name": "set_urgency"}}
-    called = await whole(engine, {**HELLO, "max_tokens": 60, "tools": [TOOL], "tool_choice": choice}, who)
+    called = await whole(engine, {**HELLO, "max_tokens": 150, "tools": [TOOL], "tool_choice": choice}, who)
+    assert "tool_calls" in called["choices"][0]["message"], called
     call = called["choices"][0]["message"]["tool_calls"][0]["function"]
     assert call["name"] == "set_urgency"
     assert set(json.loads(call["arguments"])) == {"urgent"}
