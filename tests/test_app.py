@@ -10,7 +10,9 @@ import pytest
 from polytone.contract.adapter import Fingerprint, Sampling
 from polytone.contract.errors import CheckError, InputError, NotFoundError
 from polytone.contract.home import Home
+from polytone.serve.cli import wait_until_routed
 from polytone.serve.database import open_database
+from polytone.serve.registry import Part, Rollout
 from polytone.serve.replicas import Replicas
 
 from .adapters import make_version
@@ -255,6 +257,42 @@ async def test_admin_shows_states_and_reasons(server: Server) -> None:
     ]
     assert (await server.client.get("/admin/adapters/acme")).json() == {**listed[0], "history": []}
     assert (await server.client.get("/admin/adapters/none")).status_code == 404
+
+
+async def test_a_replica_says_which_rollout_it_answers_with(server: Server) -> None:
+    await server.voice("acme")
+    await eventually(lambda: list(server.runtime.replicas.routes().values()) == [{"acme": 1}])
+
+
+def test_a_change_is_in_place_when_every_living_replica_answers_with_it(tmp_path: Path) -> None:
+    """A version can be ready on every server while one of them still answers with the rollout before."""
+    database = open_database(Home(tmp_path).database_url)
+    replicas = Replicas(database)
+    rollout = Rollout(2, (Part("acme@0123456789ab", 100),))
+    assert wait_until_routed(replicas, "acme", rollout, 60) == "no server"
+    states: dict[str, tuple[str, str | None]] = {"acme@0123456789ab": ("ready", None)}
+    replicas.report("one", states, {"acme": 2})
+    replicas.report("two", states, {"acme": 1})
+    assert wait_until_routed(replicas, "acme", rollout, 0) == "asked for"
+    with pytest.raises(CheckError, match="the new rollout of acme was not in place within 0 s"):
+        wait_until_routed(replicas, "acme", rollout, 0.05)
+    replicas.report("two", states, {"acme": 3})
+    assert wait_until_routed(replicas, "acme", rollout, 60) == "ready"
+    nobody = Rollout(4, ())
+    assert wait_until_routed(replicas, "acme", nobody, 0) == "asked for"
+    for name in ("one", "two"):
+        replicas.report(name, states, {})
+    assert wait_until_routed(replicas, "acme", nobody, 60) == "ready"
+    database.dispose()
+
+
+def test_a_failed_version_ends_the_wait_with_its_reason(tmp_path: Path) -> None:
+    database = open_database(Home(tmp_path).database_url)
+    replicas = Replicas(database)
+    replicas.report("one", {"acme@0123456789ab": ("failed", "its file is damaged")}, {"acme": 1})
+    with pytest.raises(CheckError, match="failed on one: its file is damaged"):
+        wait_until_routed(replicas, "acme", Rollout(2, (Part("acme@0123456789ab", 100),)), 60)
+    database.dispose()
 
 
 async def test_a_replica_that_stops_leaves_the_registry(tmp_path: Path) -> None:

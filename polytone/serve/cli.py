@@ -4,6 +4,7 @@ import getpass
 import json
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -28,6 +29,8 @@ HomeOption = Annotated[Path | None, typer.Option(help="Folder for bases, adapter
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document for programs.")]
 WaitOption = Annotated[float, typer.Option(help="Seconds to wait for a running server; 0 does not wait.")]
 VersionArgument = Annotated[str, typer.Argument(help="name@digest12, as `polytone train` printed it.")]
+
+ANSWERING = ("ready", "published")
 
 adapters_commands = typer.Typer(help="Publish, promote and retire versions of voices.", no_args_is_help=True)
 keys_commands = typer.Typer(help="Make, list and revoke API keys.", no_args_is_help=True)
@@ -92,7 +95,7 @@ def publish(
     check_servable(manifest, load_base(settings.paths(), settings.base), settings.max_lora_rank)
     state = open_state(settings)
     state.registry.publish(version, actor())
-    said = wait_for(state.replicas, [version], wait)
+    said = wait_until_ready(state.replicas, version, wait)
     tell({"version": version, "state": said}, f"{version} is published", as_json)
 
 
@@ -105,7 +108,7 @@ def promote(
     voice = version.partition("@")[0]
     before = state.registry.desired().rollouts.get(voice)
     rollout = state.registry.promote(voice, version, actor(), before.generation if before else None)
-    said = wait_for(state.replicas, [version], wait)
+    said = wait_until_routed(state.replicas, voice, rollout, wait)
     tell(
         {"voice": voice, **rollout.as_json(), "before": before.as_json() if before else None, "state": said},
         f"{voice} is answered by {version}" + (f" (before: {in_words(before)})" if before else ""),
@@ -135,7 +138,7 @@ def canary(
 
     parts = [Part(stable[0], 100 - percent), Part(version, percent)]
     rollout = state.registry.roll_out(voice, parts, actor(), before.generation, action="canary")
-    said = wait_for(state.replicas, [version], wait)
+    said = wait_until_routed(state.replicas, voice, rollout, wait)
     tell(
         {"voice": voice, **rollout.as_json(), "before": before.as_json(), "state": said},
         f"{voice} is answered by {in_words(rollout)}",
@@ -154,7 +157,7 @@ def rollback(
     state = open_state(read_settings(home=home))
     before = state.registry.desired().rollouts.get(voice)
     rollout = state.registry.roll_back(voice, actor(), before.generation if before else None)
-    said = wait_for(state.replicas, sorted(rollout.versions), wait)
+    said = wait_until_routed(state.replicas, voice, rollout, wait)
     who = in_words(rollout) if rollout.parts else "nobody"
     tell({"voice": voice, **rollout.as_json(), "state": said}, f"{voice} is answered by {who}", as_json)
 
@@ -364,32 +367,57 @@ def describe_versions(settings: Settings, state: Stores) -> list[dict[str, Any]]
     ]
 
 
-def wait_for(replicas: "Replicas", versions: list[str], seconds: float) -> str:
-    """Wait until every server heard from lately has the versions ready, or knows them and loads them when asked.
+def wait_until_ready(replicas: "Replicas", version: str, seconds: float) -> str:
+    """Wait until every server heard from lately has the version ready, or knows it and loads it when asked.
+
+    Returns and raises as `wait_until` does.
+    """
+
+    def ready() -> bool:
+        said = {one.replica for one in replicas.residency() if one.version == version and one.state in ANSWERING}
+        return said == replicas.living()
+
+    return wait_until(ready, replicas, frozenset([version]), seconds, f"{version} was not ready")
+
+
+def wait_until_routed(replicas: "Replicas", voice: str, rollout: "Rollout", seconds: float) -> str:
+    """Wait until every server heard from lately answers for the voice with this rollout or a later one.
+
+    Returns and raises as `wait_until` does.
+    """
+
+    def routed() -> bool:
+        answers = [routes.get(voice) for routes in replicas.routes().values()]
+        if not rollout.parts:
+            return not any(answers)
+        return all(generation is not None and generation >= rollout.generation for generation in answers)
+
+    return wait_until(routed, replicas, rollout.versions, seconds, f"the new rollout of {voice} was not in place")
+
+
+def wait_until(
+    done: Callable[[], bool], replicas: "Replicas", versions: frozenset[str], seconds: float, problem: str
+) -> str:
+    """Wait until `done`.
 
     Returns "ready", "asked for" if not to wait, or "no server" if none is running.
 
     Raises:
-        CheckError: `version_failed` with the reason, or `not_ready_in_time`.
+        CheckError: `version_failed` with the reason a server gave for one of `versions`, or `not_ready_in_time`.
     """
     if not replicas.living():
         return "no server"
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
-        said = [one for one in replicas.residency() if one.version in versions]
-        failed = next((one for one in said if one.state == "failed"), None)
-        if failed is not None:
-            raise CheckError(f"{failed.version} failed on {failed.replica}: {failed.reason}", code="version_failed")
-        ready = [one for one in said if one.state in ("ready", "published")]
-        if len(ready) == len(replicas.living()) * len(versions):
+        if done():
             return "ready"
+        for said in replicas.residency():
+            if said.version in versions and said.state == "failed":
+                raise CheckError(f"{said.version} failed on {said.replica}: {said.reason}", code="version_failed")
         time.sleep(0.2)
     if seconds == 0:
         return "asked for"
-    raise CheckError(
-        f"{', '.join(versions)} was not ready within {seconds:.0f} s. See: polytone adapters list",
-        code="not_ready_in_time",
-    )
+    raise CheckError(f"{problem} within {seconds:.0f} s. See: polytone adapters list", code="not_ready_in_time")
 
 
 def tell(document: dict[str, Any], sentence: str, as_json: bool) -> None:

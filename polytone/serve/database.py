@@ -94,12 +94,13 @@ class KeyRow(Table):
 
 
 class ReplicaRow(Table):
-    """A running server and when it was last heard from."""
+    """A running server, when it was last heard from, and the generation of the rollout it answers each voice with."""
 
     __tablename__ = "replicas"
 
     name: Mapped[str] = mapped_column(String(64), primary_key=True)
     seen_at: Mapped[datetime] = mapped_column(DateTime(timezone=True), default=now)
+    routes: Mapped[dict[str, int]] = mapped_column(JSON, default=dict)
 
 
 class ResidencyRow(Table):

@@ -28,12 +28,12 @@ class Replicas:
         self._engine = engine
         self._said: dict[str, dict[str, tuple[str, str | None]]] = {}
 
-    def report(self, replica: str, states: dict[str, tuple[str, str | None]]) -> None:
-        """Store that `replica` lives and, where it changed, what it says of its versions."""
+    def report(self, replica: str, states: dict[str, tuple[str, str | None]], routes: dict[str, int]) -> None:
+        """Store that `replica` lives, the generation it answers each voice with and, where it changed, its versions."""
         with writing(self._engine) as session:
             session.execute(delete(ReplicaRow).where(ReplicaRow.seen_at < now() - FORGOTTEN))
             known = session.get(ReplicaRow, replica) is not None
-            session.merge(ReplicaRow(name=replica, seen_at=now()))
+            session.merge(ReplicaRow(name=replica, seen_at=now(), routes=routes))
             session.flush()
             if known and self._said.get(replica) == states:
                 return
@@ -53,8 +53,13 @@ class Replicas:
 
     def living(self, newer_than: timedelta = ALIVE) -> set[str]:
         """Replicas heard from within `newer_than`."""
+        return set(self.routes(newer_than))
+
+    def routes(self, newer_than: timedelta = ALIVE) -> dict[str, dict[str, int]]:
+        """Replica -> voice -> the generation of the rollout it answers with; of those heard from lately."""
         with reading(self._engine) as session:
-            return {row.name for row in session.scalars(select(ReplicaRow)) if aware(row.seen_at) > now() - newer_than}
+            rows = session.scalars(select(ReplicaRow))
+            return {row.name: row.routes for row in rows if aware(row.seen_at) > now() - newer_than}
 
     def residency(self, newer_than: timedelta = ALIVE) -> list[Residency]:
         """What replicas heard from within `newer_than` say."""

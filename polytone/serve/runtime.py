@@ -148,10 +148,11 @@ class Runtime:
     async def _report(self) -> None:
         """When something changed, and now and then to say that this replica lives."""
         states = self.voices.states()
+        routes = {voice: rollout.generation for voice, rollout in self.voices.rollouts.items()}
         last, said = self._reported
-        if states != said or time.monotonic() - last > REPORT_SECONDS:
-            await asyncio.to_thread(self.replicas.report, replica_name(), states)
-            self._reported = (time.monotonic(), states)
+        if (states, routes) != said or time.monotonic() - last > REPORT_SECONDS:
+            await asyncio.to_thread(self.replicas.report, replica_name(), states, routes)
+            self._reported = (time.monotonic(), (states, routes))
 
     async def _report_while_starting(self) -> None:
         while True:
