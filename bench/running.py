@@ -22,6 +22,12 @@ def home_from_environment() -> Home:
     return Home(Path(os.environ.get("POLYTONE_HOME", ".polytone")).absolute())
 
 
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
 @contextlib.contextmanager
 def server(url: str | None, home: Home, log: Path) -> Iterator[str]:
     """Yield the address of a ready server: `url` if given, else a `polytone serve` started and ended here.
@@ -32,9 +38,7 @@ def server(url: str | None, home: Home, log: Path) -> Iterator[str]:
     if url is not None:
         yield url
         return
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = int(probe.getsockname()[1])
+    port = free_port()
     environment = {**os.environ, "POLYTONE_HOME": str(home.root), "POLYTONE_PORT": str(port)}
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("w") as output:

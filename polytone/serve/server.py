@@ -123,6 +123,8 @@ def engine_options(settings: Settings, longest: int) -> VllmOptions:
         kv_cache_gib=settings.kv_cache_gib,
         gpu_memory_share=settings.gpu_memory_share,
         tool_parser=settings.tool_parser,
+        cpu_lora=settings.cpu_lora,
+        cpu_threads=settings.cpu_threads,
     )
 
 

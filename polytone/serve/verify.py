@@ -33,15 +33,18 @@ class Comparison:
     differs_at: int | None
 
 
-async def verify(engine: Engine, manifest: Manifest, probes: int | None = None) -> None:
-    """Compare every probe, or the first `probes` of them where the version was proven on this engine before.
+async def verify(engine: Engine, manifest: Manifest, again: bool = False) -> None:
+    """Compare every probe; of a version that was proven on this engine before, `again` the first token of one.
+
+    Whoever waits for a version that comes back waits for this too, and one token says which version it is: another's
+    would have another probability.
 
     Raises:
         CheckError: `fingerprint_mismatch`, saying how far served and trained are apart.
     """
     exact = engine.dtype == manifest.fingerprint.dtype == "float32"
     dtype = "float32" if exact else "bfloat16"
-    asked = manifest.fingerprint.probes[:probes]
+    asked = [first_token_of(manifest.fingerprint.probes[0])] if again else manifest.fingerprint.probes
     answers = await asyncio.gather(*(answer(engine, manifest.version, probe) for probe in asked))
     compared = 0
     for number, (probe, served) in enumerate(zip(asked, answers, strict=True), start=1):
@@ -52,6 +55,10 @@ async def verify(engine: Engine, manifest: Manifest, probes: int | None = None) 
     wanted = sum(len(probe.tokens) for probe in asked)
     if compared < ENOUGH * wanted:
         raise mismatch(manifest, f"only {compared} of {wanted} tokens could be compared")
+
+
+def first_token_of(probe: Probe) -> Probe:
+    return probe.model_copy(update={"tokens": probe.tokens[:1], "logprobs": probe.logprobs[:1]})
 
 
 async def answer(engine: Engine, version: str, probe: Probe) -> Body:

@@ -21,8 +21,16 @@ from starlette.datastructures import State
 
 from polytone.contract.rows import describe
 
+from . import cpu_lora
 from .engine import Body, EngineError
 
+# glibc's: every step needs the same few buffers, and memory given back is faulted in again page by page.
+KEEP_MEMORY = {
+    "MALLOC_MMAP_THRESHOLD_": str(32 << 20),
+    "MALLOC_TRIM_THRESHOLD_": str(4 << 30),
+    "MALLOC_TOP_PAD_": str(64 << 20),
+}
+IN_THE_CORE = "vllm.v1.executor.uniproc_executor.UniProcExecutor"
 DEAD = "The engine is not running. Try again shortly."
 
 
@@ -40,10 +48,12 @@ class VllmOptions:
     kv_cache_gib: int
     gpu_memory_share: float
     tool_parser: str | None = None
+    cpu_lora: bool = True
+    cpu_threads: int | None = None
 
 
 class VllmEngine:
-    """Implements `Engine`. The engine core and its worker run in processes of their own."""
+    """Implements `Engine`. The engine runs in a process of its own."""
 
     def __init__(self, options: VllmOptions) -> None:
         self._options = options
@@ -210,12 +220,28 @@ def set_environment(options: VllmOptions, gpu: bool) -> None:
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
     if not gpu:
         os.environ["VLLM_CPU_KVCACHE_SPACE"] = str(options.kv_cache_gib)
+        # The worker is in the core's process: beside it, vLLM gives it one processor less, and both poll.
+        os.environ.setdefault("OMP_NUM_THREADS", str(options.cpu_threads or cores()))
+        for name, value in KEEP_MEMORY.items():
+            os.environ.setdefault(name, value)
+        os.environ[cpu_lora.SWITCH] = "1" if options.cpu_lora else "0"
         # With LoRA on a CPU vLLM runs eagerly; what is left to compile costs 12 s at the first request.
         os.environ["TORCH_COMPILE_DISABLE"] = "1"
 
 
+def cores() -> int:
+    """Physical cores this process may run on."""
+    allowed = len(os.sched_getaffinity(0))
+    return min(allowed, psutil.cpu_count(logical=False) or allowed)
+
+
 def engine_arguments(options: VllmOptions, gpu: bool) -> list[str]:
     """The command line `vllm serve` would take."""
+    resident = max(options.max_resident_adapters, options.max_batch_adapters)
+    slots = options.max_batch_adapters
+    if not gpu and not options.cpu_lora:
+        # vLLM's own CPU path answers for the base with the adapter in its last slot. This way that is never taken.
+        resident = slots = resident + 1
     arguments = {
         "--model": options.base / ("source" if gpu else "nf4-dense"),
         "--served-model-name": options.base_id,
@@ -223,12 +249,14 @@ def engine_arguments(options: VllmOptions, gpu: bool) -> list[str]:
         "--max-model-len": options.max_context,
         "--max-num-seqs": options.max_streams,
         "--max-lora-rank": options.max_lora_rank,
-        "--max-loras": options.max_batch_adapters,
-        "--max-cpu-loras": max(options.max_resident_adapters, options.max_batch_adapters),
+        "--max-loras": slots,
+        "--max-cpu-loras": resident,
         "--generation-config": "vllm",
     }
     if gpu:
         arguments |= {"--quantization": "bitsandbytes", "--gpu-memory-utilization": options.gpu_memory_share}
+    else:
+        arguments["--distributed-executor-backend"] = IN_THE_CORE
     if options.tool_parser is not None:
         arguments["--tool-call-parser"] = options.tool_parser
     switches = ["--enable-lora", *(["--enable-auto-tool-choice"] if options.tool_parser is not None else [])]

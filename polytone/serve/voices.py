@@ -300,8 +300,7 @@ class Voices:
                 await self._make_room()
                 await self._engine.load(voice.version, self._home.adapter_folder(voice.version))
                 voice.resident = True
-                proven = voice.manifest is not None
-                await verify(self._engine, manifest, probes=1 if proven else None)
+                await verify(self._engine, manifest, again=voice.manifest is not None)
         except PolytoneError as error:
             await self._fail(voice, error.message)
         except Exception as error:

@@ -1,0 +1,58 @@
+"""A plugin for vLLM on a CPU: many adapters in one batch without the tax. vLLM calls `register` in its processes.
+
+vLLM's own CPU path gathers both matrices of an adapter once for every token and projects every row onto the vocabulary
+once more for adapters that have no part there. `cpu_lora_layers` does neither. It builds on vLLM's inner classes, so
+it goes with the versions of vLLM it was tested with and steps aside on any other.
+"""
+
+import logging
+import os
+from typing import Any
+
+log = logging.getLogger("vllm.polytone")  # vLLM's processes print what is below "vllm"
+
+SWITCH = "POLYTONE_CPU_LORA"
+TESTED = "0.32."
+LAYERS = "polytone.serve.cpu_lora_layers"
+
+
+def register() -> None:
+    """Let vLLM's CPU worker use the layers of this package, if the switch is on and they fit."""
+    if os.environ.get(SWITCH) != "1":
+        return
+    from vllm.platforms import current_platform
+
+    if not current_platform.is_cpu():
+        return
+    import vllm
+
+    if not vllm.__version__.startswith(TESTED):
+        log.warning(
+            "vLLM %s is not a version that Polytone's adapter kernels were tested with (%sx): adapters run on vLLM's "
+            "own CPU path, which is several times slower.",
+            vllm.__version__,
+            TESTED,
+        )
+        return
+    use_layers(type(current_platform))
+
+
+def use_layers(platform: Any) -> None:
+    """Install when the worker asks for its kernels, before it wraps the model: no other process pays for imports."""
+    if getattr(platform.get_punica_wrapper, "is_polytone", False):
+        return
+    original = platform.get_punica_wrapper.__func__
+
+    def get_punica_wrapper(cls: Any) -> str:
+        try:
+            from .cpu_lora_layers import install
+
+            install()
+        except Exception:
+            log.warning("Adapters run on vLLM's own CPU path: Polytone's kernels do not fit.", exc_info=True)
+            return str(original(cls))
+        log.warning("Adapters run on Polytone's CPU kernels; %s=false turns them off.", SWITCH)
+        return f"{LAYERS}.Runs"
+
+    get_punica_wrapper.is_polytone = True  # type: ignore[attr-defined]
+    platform.get_punica_wrapper = classmethod(get_punica_wrapper)

@@ -1,0 +1,255 @@
+"""One call for all adapters of a module: y += x @ a @ b for every run of rows, on the threads PyTorch already has.
+
+Compiled for this processor by Numba, which vLLM brings, and run in the thread pool of PyTorch's OpenMP: a pool of its
+own would compete with it for the same cores. For few rows an adapter's matrices are read once and the time is that of
+reading them, where a matrix product per adapter and slice pays for each call. For many rows a GEMM is faster.
+
+Addresses are whole numbers here and strides count elements; every matrix is float32, row-major.
+"""
+
+import ctypes
+from collections.abc import Callable
+from typing import Any
+
+import llvmlite.binding
+import numpy as np
+from llvmlite import ir
+from numba import carray, cfunc, njit, types
+from numba.core.cgutils import get_or_insert_function, voidptr_t
+from numba.extending import intrinsic
+
+MOST_ROWS = 64
+HEAD = 9  # address of the first run, runs, threads, x, its stride, y, its stride, scratch, its stride
+RUN = 6  # first row, rows, a, inputs, ranks, slices
+SLICE = 5  # left column, columns, first rank, ranks, b
+TILE = 512  # columns of y that stay in the first-level cache while ranks are added
+SIZE = 4
+LINE = 16  # numbers in a cache line
+
+F = types.float32
+FAST = {"fastmath": True, "error_model": "numpy", "boundscheck": False}
+
+Kernel = Callable[[int], None]
+
+TEAM_BARRIER = types.ExternalFunction("GOMP_barrier", types.void())
+THREAD_NUMBER = types.ExternalFunction("omp_get_thread_num", types.int32())
+
+
+def build(threads: int) -> Kernel | None:
+    """Compile; returns a function of a plan's address, or None where PyTorch's OpenMP is not GNU's or not visible."""
+    openmp = ctypes.CDLL(None)
+    try:
+        run = openmp.GOMP_parallel
+        for name in ("GOMP_barrier", "omp_get_thread_num"):
+            address = ctypes.cast(getattr(openmp, name), ctypes.c_void_p).value
+            llvmlite.binding.add_symbol(name, address)
+    except AttributeError:
+        return None
+    run.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint]
+    run.restype = None
+    body = compiled().address
+
+    def kernel(plan: int) -> None:
+        run(body, plan, threads, 0)
+
+    return kernel
+
+
+def compiled() -> Any:
+    """The function every thread of the team runs; kept on disk between starts where a place can be written."""
+    try:
+        return cfunc(types.void(types.voidptr), cache=True)(work)
+    except RuntimeError:  # "no locator available"
+        return cfunc(types.void(types.voidptr))(work)
+
+
+@intrinsic
+def pointer(_context: Any, address: Any) -> Any:
+    def generate(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+        return builder.inttoptr(arguments[0], voidptr_t)
+
+    return types.voidptr(address), generate
+
+
+@intrinsic
+def prefetch(_context: Any, address: Any) -> Any:
+    """Have the cache line at an address brought in, without waiting for it."""
+
+    def generate(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+        number = ir.IntType(32)
+        kind = ir.FunctionType(ir.VoidType(), [voidptr_t, number, number, number])
+        function = get_or_insert_function(builder.module, kind, "llvm.prefetch.p0i8")
+        to_read, into_second_level, of_data = (ir.Constant(number, value) for value in (0, 2, 1))
+        line = builder.inttoptr(arguments[0], voidptr_t)
+        builder.call(function, [line, to_read, into_second_level, of_data])
+        return _context.get_dummy_value()
+
+    return types.void(address), generate
+
+
+@njit
+def prefetch_rows(matrix: int, stride: int, rows: int, first: int, last: int) -> None:
+    for r in range(rows):
+        for column in range(first, last, LINE):
+            prefetch(matrix + (r * stride + column) * SIZE)
+
+
+@njit(inline="always")
+def row(matrix: int, stride: int, number: int, length: int) -> Any:
+    return carray(pointer(matrix + number * stride * SIZE), (length,), np.float32)
+
+
+@njit(**FAST)
+def shrink(  # noqa: PLR0915 - sixteen sums in registers have sixteen names
+    x: int, x_stride: int, a: int, inputs: int, h: int, h_stride: int, rows: int, first: int, last: int
+) -> None:
+    """h (rows, ranks) = x (rows, inputs) @ a (ranks, inputs).T for ranks `first` to `last`, four by four."""
+    m = 0
+    while m + 4 <= rows:
+        x0, x1 = row(x, x_stride, m, inputs), row(x, x_stride, m + 1, inputs)
+        x2, x3 = row(x, x_stride, m + 2, inputs), row(x, x_stride, m + 3, inputs)
+        h0, h1 = row(h, h_stride, m, last), row(h, h_stride, m + 1, last)
+        h2, h3 = row(h, h_stride, m + 2, last), row(h, h_stride, m + 3, last)
+        r = first
+        while r + 4 <= last:
+            a0, a1 = row(a, inputs, r, inputs), row(a, inputs, r + 1, inputs)
+            a2, a3 = row(a, inputs, r + 2, inputs), row(a, inputs, r + 3, inputs)
+            s00 = s01 = s02 = s03 = s10 = s11 = s12 = s13 = F(0)
+            s20 = s21 = s22 = s23 = s30 = s31 = s32 = s33 = F(0)
+            for k in range(inputs):
+                p, q, u, v = x0[k], x1[k], x2[k], x3[k]
+                w0, w1, w2, w3 = a0[k], a1[k], a2[k], a3[k]
+                s00 += p * w0
+                s01 += p * w1
+                s02 += p * w2
+                s03 += p * w3
+                s10 += q * w0
+                s11 += q * w1
+                s12 += q * w2
+                s13 += q * w3
+                s20 += u * w0
+                s21 += u * w1
+                s22 += u * w2
+                s23 += u * w3
+                s30 += v * w0
+                s31 += v * w1
+                s32 += v * w2
+                s33 += v * w3
+            h0[r], h0[r + 1], h0[r + 2], h0[r + 3] = s00, s01, s02, s03
+            h1[r], h1[r + 1], h1[r + 2], h1[r + 3] = s10, s11, s12, s13
+            h2[r], h2[r + 1], h2[r + 2], h2[r + 3] = s20, s21, s22, s23
+            h3[r], h3[r + 1], h3[r + 2], h3[r + 3] = s30, s31, s32, s33
+            r += 4
+        while r < last:
+            a0 = row(a, inputs, r, inputs)
+            s00 = s10 = s20 = s30 = F(0)
+            for k in range(inputs):
+                s00 += x0[k] * a0[k]
+                s10 += x1[k] * a0[k]
+                s20 += x2[k] * a0[k]
+                s30 += x3[k] * a0[k]
+            h0[r], h1[r], h2[r], h3[r] = s00, s10, s20, s30
+            r += 1
+        m += 4
+    while m < rows:
+        x0, h0 = row(x, x_stride, m, inputs), row(h, h_stride, m, last)
+        r = first
+        while r + 4 <= last:
+            a0, a1 = row(a, inputs, r, inputs), row(a, inputs, r + 1, inputs)
+            a2, a3 = row(a, inputs, r + 2, inputs), row(a, inputs, r + 3, inputs)
+            s00 = s01 = s02 = s03 = F(0)
+            for k in range(inputs):
+                s00 += x0[k] * a0[k]
+                s01 += x0[k] * a1[k]
+                s02 += x0[k] * a2[k]
+                s03 += x0[k] * a3[k]
+            h0[r], h0[r + 1], h0[r + 2], h0[r + 3] = s00, s01, s02, s03
+            r += 4
+        while r < last:
+            a0 = row(a, inputs, r, inputs)
+            s00 = F(0)
+            for k in range(inputs):
+                s00 += x0[k] * a0[k]
+            h0[r] = s00
+            r += 1
+        m += 1
+
+
+@njit(**FAST)
+def expand(
+    h: int, h_stride: int, ranks: int, b: int, columns: int, y: int, y_stride: int, rows: int, first: int, last: int
+) -> None:
+    """y (rows, columns) += h (rows, ranks) @ b (ranks, columns) for columns `first` to `last`, four ranks at a time."""
+    while first < last:
+        width = min(first + TILE, last) - first
+        b_tile, y_tile = b + first * SIZE, y + first * SIZE
+        r = 0
+        while r + 4 <= ranks:
+            b0, b1 = row(b_tile, columns, r, width), row(b_tile, columns, r + 1, width)
+            b2, b3 = row(b_tile, columns, r + 2, width), row(b_tile, columns, r + 3, width)
+            m = 0
+            while m + 4 <= rows:
+                y0, y1 = row(y_tile, y_stride, m, width), row(y_tile, y_stride, m + 1, width)
+                y2, y3 = row(y_tile, y_stride, m + 2, width), row(y_tile, y_stride, m + 3, width)
+                h0, h1 = row(h, h_stride, m, ranks), row(h, h_stride, m + 1, ranks)
+                h2, h3 = row(h, h_stride, m + 2, ranks), row(h, h_stride, m + 3, ranks)
+                p0, p1, p2, p3 = h0[r], h0[r + 1], h0[r + 2], h0[r + 3]
+                q0, q1, q2, q3 = h1[r], h1[r + 1], h1[r + 2], h1[r + 3]
+                u0, u1, u2, u3 = h2[r], h2[r + 1], h2[r + 2], h2[r + 3]
+                v0, v1, v2, v3 = h3[r], h3[r + 1], h3[r + 2], h3[r + 3]
+                for k in range(width):
+                    w0, w1, w2, w3 = b0[k], b1[k], b2[k], b3[k]
+                    y0[k] += p0 * w0 + p1 * w1 + p2 * w2 + p3 * w3
+                    y1[k] += q0 * w0 + q1 * w1 + q2 * w2 + q3 * w3
+                    y2[k] += u0 * w0 + u1 * w1 + u2 * w2 + u3 * w3
+                    y3[k] += v0 * w0 + v1 * w1 + v2 * w2 + v3 * w3
+                m += 4
+            while m < rows:
+                y0, h0 = row(y_tile, y_stride, m, width), row(h, h_stride, m, ranks)
+                p0, p1, p2, p3 = h0[r], h0[r + 1], h0[r + 2], h0[r + 3]
+                for k in range(width):
+                    y0[k] += p0 * b0[k] + p1 * b1[k] + p2 * b2[k] + p3 * b3[k]
+                m += 1
+            r += 4
+        while r < ranks:
+            b0 = row(b_tile, columns, r, width)
+            for m in range(rows):
+                y0, p0 = row(y_tile, y_stride, m, width), row(h, h_stride, m, ranks)[r]
+                for k in range(width):
+                    y0[k] += p0 * b0[k]
+            r += 1
+        first += width
+
+
+def work(plan: Any) -> None:
+    """What each thread does: its share of the ranks of every run, then, when all are done, of the columns of y."""
+    head = carray(plan, (HEAD,), np.int64)
+    threads, x, x_stride = head[2], head[3], head[4]
+    y, y_stride, h, h_stride = head[5], head[6], head[7], head[8]
+    thread = THREAD_NUMBER()
+    for phase in range(2):
+        at = head[0]
+        for _ in range(head[1]):
+            run = carray(pointer(at), (RUN,), np.int64)
+            start, rows, ranks = run[0], run[1], run[4]
+            at += RUN * 8
+            run_h = h + start * h_stride * SIZE
+            for _ in range(run[5]):
+                part = carray(pointer(at), (SLICE,), np.int64)
+                left, columns = part[0], part[1]
+                at += SLICE * 8
+                share = ((columns + threads - 1) // threads + 15) // 16 * 16
+                first, last = thread * share, min((thread + 1) * share, columns)
+                if phase == 0 and first < last:
+                    prefetch_rows(part[4], columns, part[3], first, last)
+                if phase == 1 and first < last:
+                    part_y = y + (start * y_stride + left) * SIZE
+                    part_h = run_h + part[2] * SIZE
+                    expand(part_h, h_stride, part[3], part[4], columns, part_y, y_stride, rows, first, last)
+            if phase == 0:
+                share = (ranks + threads - 1) // threads
+                first, last = thread * share, min((thread + 1) * share, ranks)
+                if first < last:
+                    shrink(x + start * x_stride * SIZE, x_stride, run[2], run[3], run_h, h_stride, rows, first, last)
+        if phase == 0:
+            TEAM_BARRIER()

@@ -1,0 +1,181 @@
+"""The adapter kernels of a CPU against vLLM's own: the same sums, for any batch, and nothing for rows without one."""
+
+import logging
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+pytestmark = pytest.mark.engine
+
+INPUTS, OUTPUTS, RANK = 72, (80, 24, 24), 8
+
+
+@pytest.fixture(scope="module")
+def layers() -> Any:
+    """In a process whose OpenMP is visible, as the engine's is; see `test_in_a_process_like_the_engines`."""
+    from polytone.serve import cpu_lora_layers
+
+    return cpu_lora_layers
+
+
+@pytest.fixture(scope="module")
+def kernel() -> Any:
+    from polytone.serve.cpu_lora_kernel import build
+
+    return build(2)
+
+
+@settings(deadline=None)
+@given(st.lists(st.integers(0, 5), max_size=40))
+def test_sorted_batches_are_reached_by_swaps(adapters: list[int]) -> None:
+    from polytone.serve.cpu_lora_layers import swaps
+
+    order = sorted(range(len(adapters)), key=lambda i: adapters[i])
+    requests = list(range(len(adapters)))
+    for one, other in swaps(order):
+        requests[one], requests[other] = requests[other], requests[one]
+    assert requests == order
+
+
+@settings(deadline=None)
+@given(st.lists(st.integers(0, 3), max_size=30))
+def test_runs_cover_the_rows_of_adapters_and_no_others(adapters: list[int]) -> None:
+    from polytone.serve.cpu_lora_layers import runs
+
+    slots = {1: 4, 2: 0, 3: 2}
+    covered = [-1] * len(adapters)
+    for run in runs(adapters, slots):
+        for row in range(run.start, run.stop):
+            covered[row] = run.slot
+    assert covered == [slots.get(adapter, -1) for adapter in adapters]
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    rows=st.lists(st.tuples(st.integers(0, 3), st.integers(1, 90)), min_size=1, max_size=5),
+    ranks=st.lists(st.integers(1, RANK), min_size=3, max_size=3),
+    present=st.lists(st.booleans(), min_size=3, max_size=3),
+)
+def test_a_batch_gets_what_vllms_own_path_adds(
+    layers: Any, kernel: Any, rows: list[tuple[int, int]], ranks: list[int], present: list[bool]
+) -> None:
+    """Any order of adapters, with and without them, ranks of one to full, slices without a part.
+
+    vLLM's own path needs an empty slot at the end: it takes rows without an adapter for rows of the last slot's.
+    """
+    import torch
+    from vllm.lora.layers import LoRAMapping
+    from vllm.lora.punica_wrapper.punica_cpu import PunicaWrapperCPU
+
+    torch.manual_seed(0)
+    ids: list[int | None] = [11, 12, 13, None]
+    a_stacked = tuple(torch.zeros(4, 1, RANK, INPUTS) for _ in OUTPUTS)
+    b_stacked = tuple(torch.zeros(4, 1, columns, RANK) for columns in OUTPUTS)
+    adapters = []
+    for slot, rank in enumerate(ranks):
+        parts_a: list[Any] = [torch.randn(rank, INPUTS) if there else None for there in present]
+        parts_b: list[Any] = [
+            torch.randn(columns, rank) if there else None for columns, there in zip(OUTPUTS, present, strict=True)
+        ]
+        for number, (a, b) in enumerate(zip(parts_a, parts_b, strict=True)):
+            if a is not None:
+                a_stacked[number][slot, 0, :rank] = a
+                b_stacked[number][slot, 0, :, :rank] = b
+        adapters.append(layers.weights(parts_a, parts_b, OUTPUTS))
+    who = tuple(0 if number == 0 else 10 + number for number, count in rows for _ in range(count))
+    mapping = LoRAMapping(who, who, is_prefill=True)
+    x, y = torch.randn(len(who), INPUTS), torch.randn(len(who), sum(OUTPUTS))
+    expected, through_gemms, through_kernel = y.clone(), y.clone(), y.clone()
+    stock = PunicaWrapperCPU(1024, 32, "cpu")
+    stock.update_metadata(mapping, ids, 5, 100)
+    stock.add_lora_linear(expected, x, a_stacked, b_stacked, 1.0, OUTPUTS)
+    of = tuple(layers.runs(who, {11: 0, 12: 1, 13: 2}))
+    layers.Plan(of, adapters, None).add(through_gemms, x)
+    layers.Plan(of, adapters, kernel).add(through_kernel, x)
+    torch.testing.assert_close(through_gemms, expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(through_kernel, expected, rtol=1e-4, atol=1e-4)
+    bare = torch.tensor([number == 0 for number in who])
+    assert torch.equal(through_kernel[bare], y[bare])
+
+
+def test_an_adapter_is_held_once_and_described_once(layers: Any) -> None:
+    """vLLM keeps its tensors; they become views of what the kernel reads, and a second activation makes nothing new."""
+    import torch
+
+    a, b = [torch.randn(4, INPUTS), torch.randn(2, INPUTS)], [torch.randn(80, 4), torch.randn(24, 2)]
+    copies = [tensor.clone() for tensor in (*a, *b)]
+    made = layers.weights(a, b, (80, 24))
+    assert all(torch.equal(tensor, copy) for tensor, copy in zip((*a, *b), copies, strict=True))
+    assert {tensor.untyped_storage().data_ptr() for tensor in a} == {made.a.data_ptr()}
+    assert [tensor.data_ptr() for tensor in b] == [part.b.data_ptr() for part in made.slices]
+    assert layers.weights(a, b, (80, 24)) is made
+    assert layers.weights([None, None], [None, None], (80, 24)) is None
+
+
+def test_in_a_process_like_the_engines(tmp_path: Path) -> None:
+    """With PyTorch's OpenMP preloaded, as vLLM does, the kernel is there and these tests pass through it."""
+    import torch
+
+    library = next((Path(torch.__file__).parent / "lib").glob("libgomp*"))
+    code = "from polytone.serve.cpu_lora_kernel import build; assert build(2) is not None"
+    environment = {**os.environ, "LD_PRELOAD": str(library)}
+    subprocess.run([sys.executable, "-c", code], env=environment, check=True)
+
+
+class Platform:
+    """What of vLLM's platform the plugin touches."""
+
+    @classmethod
+    def get_punica_wrapper(cls) -> str:
+        return "vllm.lora.punica_wrapper.punica_cpu.PunicaWrapperCPU"
+
+
+def test_the_plugin_steps_aside_on_an_unknown_vllm(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    import vllm
+    from vllm.platforms import current_platform
+
+    from polytone.serve import cpu_lora
+
+    logging.getLogger("vllm").propagate = True
+    before = current_platform.get_punica_wrapper()
+    monkeypatch.setenv(cpu_lora.SWITCH, "1")
+    monkeypatch.setattr(vllm, "__version__", "0.99.0")
+    cpu_lora.register()
+    assert current_platform.get_punica_wrapper() == before
+    assert "vLLM 0.99.0 is not a version" in caplog.text
+
+
+def test_the_plugin_does_nothing_unless_switched_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    from vllm.platforms import current_platform
+
+    from polytone.serve import cpu_lora
+
+    before = current_platform.get_punica_wrapper()
+    for value in ("0", None):
+        if value is None:
+            monkeypatch.delenv(cpu_lora.SWITCH, raising=False)
+        else:
+            monkeypatch.setenv(cpu_lora.SWITCH, value)
+        cpu_lora.register()
+        assert current_platform.get_punica_wrapper() == before
+
+
+def test_layers_that_do_not_fit_leave_vllms_own_in_place(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    from polytone.serve import cpu_lora
+
+    logging.getLogger("vllm").propagate = True
+    monkeypatch.setitem(sys.modules, "polytone.serve.cpu_lora_layers", None)
+    cpu_lora.use_layers(Platform)
+    cpu_lora.use_layers(Platform)
+    assert Platform.get_punica_wrapper() == "vllm.lora.punica_wrapper.punica_cpu.PunicaWrapperCPU"
+    assert "do not fit" in caplog.text
