@@ -3,7 +3,7 @@ PYTHON ?= python3.11
 LOCK ?= requirements/cpu.txt
 BIN := .venv/bin
 
-.PHONY: setup demo test check soak clean
+.PHONY: setup demo test check soak bench clean
 
 setup: .venv/.ready
 
@@ -37,6 +37,10 @@ soak: setup
 	$(BIN)/python -m bench.identity
 	$(BIN)/python -m bench.tone
 	$(BIN)/python -m bench.rollout
+
+## Speed against stock vLLM, bare vLLM and PEFT on this machine, each figure a ratio (under 20 minutes)
+bench: setup
+	$(BIN)/python -m bench.speed
 
 clean:
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache build *.egg-info

@@ -79,18 +79,21 @@ def run(url: str, asks: Sequence[Ask], streams: int) -> Result:
     return asyncio.run(run_streams(url, asks, streams))
 
 
-async def run_streams(url: str, asks: Sequence[Ask], streams: int, beside: Callable[[], Any] | None = None) -> Result:
-    """As `run`; `beside` is awaited while the streams run."""
+async def run_streams(
+    url: str, asks: Sequence[Ask], streams: int, beside: Callable[[], Any] | None = None, stagger: float = 0
+) -> Result:
+    """As `run`; `beside` is awaited while the streams run, and each begins `stagger` seconds after the one before."""
     waiting, answers = list(reversed(asks)), list[Answer]()
     cpu, began = own_cpu(), time.perf_counter()
     timeout = aiohttp.ClientTimeout(total=600)
     async with aiohttp.ClientSession(timeout=timeout, connector=aiohttp.TCPConnector(limit=0)) as session:
 
-        async def stream() -> None:
+        async def stream(number: int) -> None:
+            await asyncio.sleep(number * stagger)
             while waiting:
                 answers.append(await answer(session, url, waiting.pop()))
 
-        await asyncio.gather(*(stream() for _ in range(streams)), *([beside()] if beside else []))
+        await asyncio.gather(*(stream(number) for number in range(streams)), *([beside()] if beside else []))
     return Result(answers, time.perf_counter() - began, own_cpu() - cpu)
 
 

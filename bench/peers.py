@@ -16,7 +16,7 @@ import psutil
 from polytone.contract.base import base_folder
 from polytone.contract.home import Home
 from polytone.serve.cpu_lora import SWITCH
-from polytone.serve.vllm_engine import IN_THE_CORE, KEEP_MEMORY, VllmOptions, cores, engine_arguments, has_gpu
+from polytone.serve.vllm_engine import CPU_PROCESS, IN_THE_CORE, VllmOptions, cores, engine_arguments, has_gpu
 
 from .running import START_SECONDS, free_port
 
@@ -69,7 +69,7 @@ def vllm(home: Home, base: str, voices: list[str], plugin: bool) -> Iterator[Pee
     )
     environment = {
         SWITCH: "1" if plugin else "0",
-        **({"OMP_NUM_THREADS": str(cores()), **KEEP_MEMORY} if plugin else {}),
+        **({"OMP_NUM_THREADS": str(cores()), **CPU_PROCESS} if plugin else {}),
         "VLLM_CPU_KVCACHE_SPACE": "1",
         "VLLM_NO_USAGE_STATS": "1",
         "VLLM_LOGGING_LEVEL": "WARNING",

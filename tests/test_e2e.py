@@ -1,6 +1,7 @@
 """The whole way on the real small model: prepare, train a few steps, publish, serve, chat through the openai client."""
 
 import asyncio
+import contextlib
 import json
 import re
 import shutil
@@ -256,8 +257,19 @@ def test_a_second_server_on_the_port_is_refused_with_the_fix(shop: Shop) -> None
 
 def left_behind(children: list[psutil.Process]) -> list[psutil.Process]:
     """Python's own resource tracker ends a moment after the server, when it notices; nothing else is left to end."""
-    _, alive = psutil.wait_procs(children, timeout=10)
-    return [child for child in alive if child.is_running() and child.status() != psutil.STATUS_ZOMBIE]
+    deadline = time.monotonic() + 10
+    while alive := [child for child in children if is_alive(child)]:
+        if time.monotonic() > deadline:
+            break
+        time.sleep(0.1)
+    return alive
+
+
+def is_alive(process: psutil.Process) -> bool:
+    """A zombie is not: it waits for a parent that does not ask."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    return False
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

@@ -25,7 +25,9 @@ from . import cpu_lora
 from .engine import Body, EngineError
 
 # glibc's: every step needs the same few buffers, and memory given back is faulted in again page by page.
-KEEP_MEMORY = {
+# GNU OpenMP's: a thread that waits for its team gives its core away early; by default it holds up whoever needs it.
+CPU_PROCESS = {
+    "GOMP_SPINCOUNT": "3000",
     "MALLOC_MMAP_THRESHOLD_": str(32 << 20),
     "MALLOC_TRIM_THRESHOLD_": str(4 << 30),
     "MALLOC_TOP_PAD_": str(64 << 20),
@@ -222,7 +224,7 @@ def set_environment(options: VllmOptions, gpu: bool) -> None:
         os.environ["VLLM_CPU_KVCACHE_SPACE"] = str(options.kv_cache_gib)
         # The worker is in the core's process: beside it, vLLM gives it one processor less, and both poll.
         os.environ.setdefault("OMP_NUM_THREADS", str(options.cpu_threads or cores()))
-        for name, value in KEEP_MEMORY.items():
+        for name, value in CPU_PROCESS.items():
             os.environ.setdefault(name, value)
         os.environ[cpu_lora.SWITCH] = "1" if options.cpu_lora else "0"
         # With LoRA on a CPU vLLM runs eagerly; what is left to compile costs 12 s at the first request.
