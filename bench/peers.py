@@ -84,16 +84,6 @@ def vllm(home: Home, base: str, voices: list[str], plugin: bool) -> Iterator[Pee
 
 
 @contextlib.contextmanager
-def llama_cpp(binary: Path, model: Path, voices: dict[str, Path], logs: Path) -> Iterator[Peer]:
-    """llama.cpp's server on two threads, with GGUF files of the base and of every voice."""
-    port = free_port()
-    adapters = [part for path in voices.values() for part in ("--lora", str(path))]
-    command = [str(binary), "-m", str(model), "--port", str(port), "-t", "2", "-np", str(STREAMS), "-c", "16384"]
-    with started("llama.cpp", [*command, "--lora-init-without-apply", *adapters], {}, port, "/health", logs) as peer:
-        yield peer
-
-
-@contextlib.contextmanager
 def started(
     name: str, command: list[str], environment: dict[str, str], port: int, health: str, logs: Path
 ) -> Iterator[Peer]:

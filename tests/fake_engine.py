@@ -28,6 +28,10 @@ class FakeEngine:
         self.frozen = asyncio.Event()
         self.deaf = False  # one that hangs stays so for those who wait for it
         self.loads = 0
+        self.load_seconds = 0.0
+        self.prove_seconds = 0.0
+        self.proving: list[str] = []
+        self.early: list[str] = []  # versions that answered while they were being proven
 
     async def start(self) -> None:
         self.starts += 1
@@ -46,6 +50,7 @@ class FakeEngine:
         if not (folder / "adapter_model.safetensors").is_file():
             raise EngineError(f"{folder} is no adapter", code="adapter_refused", status=422)
         self.loads += 1
+        await asyncio.sleep(self.load_seconds)
         self.loaded[version] = folder
 
     async def unload(self, version: str) -> None:
@@ -54,6 +59,7 @@ class FakeEngine:
     async def chat(self, request: Body, version: str | None) -> Body | AsyncIterator[str]:
         self._check(request, version, "messages")
         name = version or self.base_id
+        self.early += [name] if name in self.proving else []
         if request.get("stream"):
             return self._stream(name, request)
         await asyncio.sleep(self.step_seconds)
@@ -67,6 +73,9 @@ class FakeEngine:
         name = version or self.base_id
         choice: dict[str, Any] = {"index": 0, "text": self._text(name), "finish_reason": "stop"}
         if request.get("return_token_ids"):  # the fingerprint that tests/adapters.py writes
+            self.proving.append(name)
+            await asyncio.sleep(self.prove_seconds)
+            self.proving.remove(name)
             choice["token_ids"] = [3, 4][: request["max_tokens"]]
             choice["logprobs"] = {"token_logprobs": [-1.0] * 2, "top_logprobs": [{"token_id:3": -1.0}] * 2}
         return self._response(name, choice)

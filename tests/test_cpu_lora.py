@@ -96,12 +96,17 @@ def test_a_batch_gets_what_vllms_own_path_adds(
     stock.update_metadata(mapping, ids, 5, 100)
     stock.add_lora_linear(expected, x, a_stacked, b_stacked, 1.0, OUTPUTS)
     of = tuple(layers.runs(who, {11: 0, 12: 1, 13: 2}))
-    layers.Plan(of, adapters, None).add(through_gemms, x)
-    layers.Plan(of, adapters, kernel).add(through_kernel, x)
+    apply(layers.plan(of, adapters, None), through_gemms, x)
+    apply(layers.plan(of, adapters, kernel), through_kernel, x)
     torch.testing.assert_close(through_gemms, expected, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(through_kernel, expected, rtol=1e-4, atol=1e-4)
     bare = torch.tensor([number == 0 for number in who])
     assert torch.equal(through_kernel[bare], y[bare])
+
+
+def apply(plan: Any, y: Any, x: Any) -> None:
+    for add in plan:
+        add(y, x)
 
 
 def test_an_adapter_is_held_once_and_described_once(layers: Any) -> None:

@@ -16,7 +16,7 @@ from polytone.serve.database import open_database
 from polytone.serve.registry import Part, Registry, Rollout
 from polytone.serve.routing import choose
 
-from .serving import eventually, serving
+from .serving import Server, eventually, serving
 
 A, B, C = (f"acme@{letter * 12}" for letter in "abc")
 
@@ -243,3 +243,37 @@ async def test_a_promoted_version_beyond_the_limit_is_proven_before_it_takes_ove
         await eventually(lambda: server.answers("acme") == new)
         assert server.engine.loads == 2
         assert server.state(new) == "ready"
+
+
+async def asleep(server: Server) -> str:
+    """The version of a voice that was proven once and had to make room since."""
+    version = await server.voice("acme", seed=1)
+    server.registry.promote("other", server.add("other", seed=2), "test")
+    await eventually(lambda: "other" in server.runtime.voices.rollouts)
+    assert (await server.chat("other")).status_code == 200
+    assert version not in server.engine.loaded
+    return version
+
+
+async def test_nobody_answers_before_the_proof_of_a_version_that_woke_up(tmp_path: Path) -> None:
+    """The second request for a sleeping voice once found it loaded, and was answered while it was being proven."""
+    async with serving(tmp_path, max_resident=1, max_batch=1) as server:
+        version = await asleep(server)
+        server.engine.prove_seconds = 0.05
+        answers = await asyncio.gather(*(server.chat("acme") for _ in range(4)))
+        assert [answer.json()["model"] for answer in answers] == [version] * 4
+        assert server.engine.early == []
+
+
+async def test_a_client_that_leaves_during_a_load_leaves_no_uncounted_version(tmp_path: Path) -> None:
+    async with serving(tmp_path, max_resident=1, max_batch=1) as server:
+        version = await asleep(server)
+        loads = server.engine.loads
+        server.engine.load_seconds = 0.1
+        held = asyncio.create_task(server.runtime.voices.hold(server.runtime.voices.route("acme")))
+        await eventually(lambda: server.engine.loads > loads)
+        held.cancel()
+        await asyncio.gather(held, return_exceptions=True)
+        assert set(server.engine.loaded) == server.runtime.voices.resident() == {version}
+        assert (await server.chat("acme")).json()["model"] == version
+        assert server.engine.loads == loads + 1

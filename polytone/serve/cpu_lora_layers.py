@@ -6,7 +6,8 @@ activated by reference, not by copying, and the vocabulary is projected on once 
 part of its own there.
 """
 
-from collections.abc import Iterable, Sequence
+import ctypes
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import chain, groupby
 from typing import Any, cast
@@ -72,43 +73,49 @@ class Weights:
         return [self.a.data_ptr(), self.a.shape[1], self.a.shape[0], len(slices), *chain(*slices)]
 
 
-class Plan:
+Adding = Callable[[Tensor, Tensor], None]
+
+
+def plan(of: tuple[Run, ...], adapters: list[Weights | None], kernel: Kernel | None) -> tuple[Adding, ...]:
     """What is to be added to a module's output for the batch as it is: short runs by the kernel, long ones by GEMMs."""
-
-    def __init__(self, of: tuple[Run, ...], adapters: list[Weights | None], kernel: Kernel | None) -> None:
-        parts = [(run, part) for run in of if (part := adapters[run.slot]) is not None]
-        self._long = [(run, part) for run, part in parts if kernel is None or not suits_kernel(run, part)]
-        short = [(run, part) for run, part in parts if kernel is not None and suits_kernel(run, part)]
-        self._call = KernelCall(kernel, short) if kernel is not None and short else None
-
-    def add(self, y: Tensor, x: Tensor) -> None:
-        for run, part in self._long:
-            part.add(y[run.start : run.stop], x[run.start : run.stop])
-        if self._call is not None:
-            self._call.add(y, x)
+    parts = [(run, part) for run in of if (part := adapters[run.slot]) is not None]
+    short = [(run, part) for run, part in parts if kernel is not None and suits_kernel(run, part)]
+    steps = [by_gemm(run, part) for run, part in parts if (run, part) not in short]
+    if kernel is not None and short:
+        steps.append(by_kernel(kernel, short))
+    return tuple(steps)
 
 
 def suits_kernel(run: Run, part: Weights) -> bool:
     return part.a.dtype == torch.float32 and run.stop - run.start <= MOST_ROWS
 
 
-class KernelCall:
-    """The kernel's arguments for some runs; only the addresses of x and y change from step to step."""
+def by_gemm(run: Run, part: Weights) -> Adding:
+    def add(y: Tensor, x: Tensor) -> None:
+        part.add(y[run.start : run.stop], x[run.start : run.stop])
 
-    def __init__(self, kernel: Kernel, parts: list[tuple[Run, Weights]]) -> None:
-        self._kernel = kernel
-        self._parts = parts  # whose memory the arguments point to
-        ranks = max(part.a.shape[0] for _, part in parts)
-        self._scratch = np.empty((max(run.stop for run, _ in parts), ranks), dtype=np.float32)
-        runs = chain(*((run.start, run.stop - run.start, *part.described()) for run, part in parts))
-        self._arguments = np.array([0] * HEAD + list(runs), dtype=np.int64)
-        self._address = self._arguments.ctypes.data
-        self._arguments[:3] = (self._address + HEAD * self._arguments.itemsize, len(parts), torch.get_num_threads())
-        self._arguments[7:HEAD] = (self._scratch.ctypes.data, ranks)
+    return add
 
-    def add(self, y: Tensor, x: Tensor) -> None:
-        self._arguments[3:7] = (x.data_ptr(), x.stride(0), y.data_ptr(), y.stride(0))
-        self._kernel(self._address)
+
+def by_kernel(kernel: Kernel, parts: list[tuple[Run, Weights]]) -> Adding:
+    """All of `parts` in one call. Only the addresses of x and y change from step to step; this runs in every module of
+    every step, so it does little else."""
+    ranks = max(part.a.shape[0] for _, part in parts)
+    scratch = np.empty((max(run.stop for run, _ in parts), ranks), dtype=np.float32)
+    runs = list(chain(*((run.start, run.stop - run.start, *part.described()) for run, part in parts)))
+    arguments = (ctypes.c_int64 * (HEAD + len(runs)))(*[0] * HEAD, *runs)
+    address = ctypes.addressof(arguments)
+    arguments[0], arguments[1], arguments[2] = address + HEAD * 8, len(parts), torch.get_num_threads()
+    arguments[7], arguments[8] = scratch.ctypes.data, ranks
+
+    def add(y: Tensor, x: Tensor, _kept: object = (scratch, parts)) -> None:  # the arguments point into their memory
+        arguments[3] = x.data_ptr()
+        arguments[4] = x.stride(0)
+        arguments[5] = y.data_ptr()
+        arguments[6] = y.stride(0)
+        kernel(address)
+
+    return add
 
 
 class Runs(PunicaWrapperCPU):  # type: ignore[misc]
@@ -167,8 +174,11 @@ class GroupedLinear:
         now = self.punica_wrapper
         if now.of_tokens:
             if self.planned != now.batch:
-                self.plan, self.planned = Plan(now.of_tokens, self.adapters, now.kernel), now.batch
-            self.plan.add(output.view(-1, output.shape[-1]), x.view(-1, x.shape[-1]))
+                self.plan, self.planned = plan(now.of_tokens, self.adapters, now.kernel), now.batch
+            y = output if output.ndim == 2 else output.view(-1, output.shape[-1])
+            rows = x if x.ndim == 2 else x.view(-1, x.shape[-1])
+            for add in self.plan:
+                add(y, rows)
         return output
 
 

@@ -44,13 +44,18 @@ class State(StrEnum):
 
 @dataclass
 class Voice:
-    """One version on this replica and the answers it is giving."""
+    """One version on this replica and the answers it is giving.
+
+    It is `resident` while the engine holds it, and `awake` once it was proven there since: only then may it answer.
+    """
 
     version: str
     state: State = State.PUBLISHED
     reason: str | None = None
     manifest: Manifest | None = None
     resident: bool = False
+    awake: bool = False
+    bringing_up: asyncio.Lock = field(default_factory=asyncio.Lock)
     used: float = 0.0
     failures: int = 0
     retry_at: float = 0.0
@@ -284,23 +289,33 @@ class Voices:
         self._count()
 
     async def _bring_up(self, voice: Voice) -> None:
-        """Check the files, load them into the engine, compare the fingerprint. One load at a time enters the engine."""
+        """Check the files, load them into the engine, compare the fingerprint. Whoever asks for it meanwhile waits.
+
+        One load at a time enters the engine; proofs are requests like others, and share its steps.
+        """
         voice.used = time.monotonic()
-        if voice.resident:
+        if voice.awake:
             return
+        async with voice.bringing_up:
+            if voice.state is State.FAILED and time.monotonic() < voice.retry_at:
+                raise not_ready(voice)  # whoever came before just tried
+            if not voice.awake:
+                await self._wake(voice)
+
+    async def _wake(self, voice: Voice) -> None:
         began = time.monotonic()
         try:
             async with self._checking:
                 manifest = await asyncio.to_thread(read_version, self._home, voice.version)
             check_servable(manifest, self.base, self._limits.max_rank)
             async with self._loading:
-                if voice.version in self.resident():
-                    return  # someone who came before loaded it
                 self._still_mine(voice)
-                await self._make_room()
-                await self._engine.load(voice.version, self._home.adapter_folder(voice.version))
-                voice.resident = True
-                await verify(self._engine, manifest, again=voice.manifest is not None)
+                if not voice.resident:  # it may be: whoever brought it here left before the proof
+                    await self._make_room()
+                    await self._load(voice)
+            await verify(self._engine, manifest, again=voice.manifest is not None)
+            self._still_mine(voice)
+            voice.awake = True
         except PolytoneError as error:
             await self._fail(voice, error.message)
         except Exception as error:
@@ -315,7 +330,16 @@ class Voices:
             self._metrics.adapter_loads_total.labels(result="ready").inc()
             log.info("%s is ready: loaded and its fingerprint matches (%.2f s)", voice.version, seconds)
             return
-        raise UnavailableError(f"{voice.version} is failed ({voice.reason}).", code="voice_not_ready", param="model")
+        raise not_ready(voice)
+
+    async def _load(self, voice: Voice) -> None:
+        """To its end, even if whoever asked leaves: nobody would count what is in the engine otherwise."""
+        load = asyncio.ensure_future(self._engine.load(voice.version, self._home.adapter_folder(voice.version)))
+        try:
+            await asyncio.shield(load)
+        finally:
+            await asyncio.wait({load})
+            voice.resident = load.exception() is None
 
     def _still_mine(self, voice: Voice) -> None:
         if self._voices.get(voice.version) is not voice:
@@ -367,7 +391,7 @@ class Voices:
         log.info("%s is gone: drained and unloaded", voice.version)
 
     async def _unload(self, voice: Voice) -> None:
-        voice.resident = False
+        voice.resident = voice.awake = False
         try:
             await self._engine.unload(voice.version)
         except PolytoneError as error:
@@ -393,3 +417,7 @@ class Voices:
     def _count(self) -> None:
         self._metrics.adapters_resident.set(len(self.resident()))
         self._metrics.adapters_published.set(len(self._voices))
+
+
+def not_ready(voice: Voice) -> UnavailableError:
+    return UnavailableError(f"{voice.version} is failed ({voice.reason}).", code="voice_not_ready", param="model")
