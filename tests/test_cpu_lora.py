@@ -18,7 +18,6 @@ INPUTS, OUTPUTS, RANK = 72, (80, 24, 24), 8
 
 @pytest.fixture(scope="module")
 def layers() -> Any:
-    """In a process whose OpenMP is visible, as the engine's is; see `test_in_a_process_like_the_engines`."""
     from polytone.serve import cpu_lora_layers
 
     return cpu_lora_layers
@@ -123,14 +122,30 @@ def test_an_adapter_is_held_once_and_described_once(layers: Any) -> None:
     assert layers.weights([None, None], [None, None], (80, 24)) is None
 
 
-def test_in_a_process_like_the_engines(tmp_path: Path) -> None:
-    """With PyTorch's OpenMP preloaded, as vLLM does, the kernel is there and these tests pass through it."""
+COMPARE = """
+import torch
+from polytone.serve.cpu_lora_kernel import build
+from polytone.serve.cpu_lora_layers import Run, plan, weights
+kernel = build(2)
+assert kernel is not None
+part = weights([torch.randn(8, 72)], [torch.randn(80, 8)], [80])
+x, y = torch.randn(9, 72), torch.zeros(9, 80)
+expected = y.clone()
+for with_kernel, sums in ((kernel, y), (None, expected)):
+    for add in plan((Run(0, 2, 9),), [part], with_kernel):
+        add(sums, x)
+torch.testing.assert_close(y, expected, rtol=1e-4, atol=1e-4)
+"""
+
+
+@pytest.mark.parametrize("threads", ["1", "2"])
+def test_in_a_process_like_the_engines(threads: str) -> None:
+    """With PyTorch's OpenMP preloaded, as vLLM does, the kernel is there; it is right with fewer threads than asked."""
     import torch
 
     library = next((Path(torch.__file__).parent / "lib").glob("libgomp*"))
-    code = "from polytone.serve.cpu_lora_kernel import build; assert build(2) is not None"
-    environment = {**os.environ, "LD_PRELOAD": str(library)}
-    subprocess.run([sys.executable, "-c", code], env=environment, check=True)
+    environment = {**os.environ, "LD_PRELOAD": str(library), "OMP_THREAD_LIMIT": threads}
+    subprocess.run([sys.executable, "-W", "ignore", "-c", COMPARE], env=environment, check=True)
 
 
 class Platform:

@@ -19,7 +19,7 @@ from numba.core.cgutils import get_or_insert_function, voidptr_t
 from numba.extending import intrinsic
 
 MOST_ROWS = 64
-HEAD = 9  # address of the first run, runs, threads, x, its stride, y, its stride, scratch, its stride
+HEAD = 8  # address of the first run, runs, x, its stride, y, its stride, scratch, its stride
 RUN = 6  # first row, rows, a, inputs, ranks, slices
 SLICE = 5  # left column, columns, first rank, ranks, b
 TILE = 512  # columns of y that stay in the first-level cache while ranks are added
@@ -32,6 +32,7 @@ FAST = {"fastmath": True, "error_model": "numpy", "boundscheck": False}
 Kernel = Callable[[int], None]
 
 TEAM_BARRIER = types.ExternalFunction("GOMP_barrier", types.void())
+TEAM_SIZE = types.ExternalFunction("omp_get_num_threads", types.int32())
 THREAD_NUMBER = types.ExternalFunction("omp_get_thread_num", types.int32())
 
 
@@ -40,7 +41,7 @@ def build(threads: int) -> Kernel | None:
     openmp = ctypes.CDLL(None)
     try:
         run = openmp.GOMP_parallel
-        for name in ("GOMP_barrier", "omp_get_thread_num"):
+        for name in ("GOMP_barrier", "omp_get_num_threads", "omp_get_thread_num"):
             address = ctypes.cast(getattr(openmp, name), ctypes.c_void_p).value
             llvmlite.binding.add_symbol(name, address)
     except AttributeError:
@@ -224,9 +225,9 @@ def expand(
 def work(plan: Any) -> None:
     """What each thread does: its share of the ranks of every run, then, when all are done, of the columns of y."""
     head = carray(plan, (HEAD,), np.int64)
-    threads, x, x_stride = head[2], head[3], head[4]
-    y, y_stride, h, h_stride = head[5], head[6], head[7], head[8]
-    thread = THREAD_NUMBER()
+    x, x_stride, y, y_stride = head[2], head[3], head[4], head[5]
+    h, h_stride = head[6], head[7]
+    thread, threads = THREAD_NUMBER(), TEAM_SIZE()  # which may be fewer than were asked for
     for phase in range(2):
         at = head[0]
         for _ in range(head[1]):

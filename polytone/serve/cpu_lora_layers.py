@@ -78,16 +78,18 @@ Adding = Callable[[Tensor, Tensor], None]
 
 def plan(of: tuple[Run, ...], adapters: list[Weights | None], kernel: Kernel | None) -> tuple[Adding, ...]:
     """What is to be added to a module's output for the batch as it is: short runs by the kernel, long ones by GEMMs."""
-    parts = [(run, part) for run in of if (part := adapters[run.slot]) is not None]
-    short = [(run, part) for run, part in parts if kernel is not None and suits_kernel(run, part)]
-    steps = [by_gemm(run, part) for run, part in parts if (run, part) not in short]
+    steps, short = list[Adding](), list[tuple[Run, Weights]]()
+    for run in of:
+        part = adapters[run.slot]
+        if part is None:
+            continue
+        if kernel is not None and run.stop - run.start <= MOST_ROWS:
+            short.append((run, part))
+        else:
+            steps.append(by_gemm(run, part))
     if kernel is not None and short:
         steps.append(by_kernel(kernel, short))
     return tuple(steps)
-
-
-def suits_kernel(run: Run, part: Weights) -> bool:
-    return part.a.dtype == torch.float32 and run.stop - run.start <= MOST_ROWS
 
 
 def by_gemm(run: Run, part: Weights) -> Adding:
@@ -105,14 +107,14 @@ def by_kernel(kernel: Kernel, parts: list[tuple[Run, Weights]]) -> Adding:
     runs = list(chain(*((run.start, run.stop - run.start, *part.described()) for run, part in parts)))
     arguments = (ctypes.c_int64 * (HEAD + len(runs)))(*[0] * HEAD, *runs)
     address = ctypes.addressof(arguments)
-    arguments[0], arguments[1], arguments[2] = address + HEAD * 8, len(parts), torch.get_num_threads()
-    arguments[7], arguments[8] = scratch.ctypes.data, ranks
+    arguments[0], arguments[1] = address + HEAD * 8, len(parts)
+    arguments[6], arguments[7] = scratch.ctypes.data, ranks
 
     def add(y: Tensor, x: Tensor, _kept: object = (scratch, parts)) -> None:  # the arguments point into their memory
-        arguments[3] = x.data_ptr()
-        arguments[4] = x.stride(0)
-        arguments[5] = y.data_ptr()
-        arguments[6] = y.stride(0)
+        arguments[2] = x.data_ptr()
+        arguments[3] = x.stride(0)
+        arguments[4] = y.data_ptr()
+        arguments[5] = y.stride(0)
         kernel(address)
 
     return add
@@ -174,7 +176,8 @@ class GroupedLinear:
         now = self.punica_wrapper
         if now.of_tokens:
             if self.planned != now.batch:
-                self.plan, self.planned = plan(now.of_tokens, self.adapters, now.kernel), now.batch
+                kernel = now.kernel if x.dtype == output.dtype == torch.float32 else None
+                self.plan, self.planned = plan(now.of_tokens, self.adapters, kernel), now.batch
             y = output if output.ndim == 2 else output.view(-1, output.shape[-1])
             rows = x if x.ndim == 2 else x.view(-1, x.shape[-1])
             for add in self.plan:
@@ -188,7 +191,8 @@ def weights(lora_a: list[Tensor | None], lora_b: list[Tensor | None], outputs: S
 
     The matrices are laid out anew, once, and vLLM's own tensors become views of that: they are never held twice.
     """
-    there = [(a, b, left) for a, b, left in zip(lora_a, lora_b, lefts(outputs), strict=True) if a is not None is not b]
+    slices_of = zip(lora_a, lora_b, lefts(outputs), strict=True)
+    there = [(a, b, left) for a, b, left in slices_of if a is not None and b is not None]
     if not there:
         return None
     known = getattr(there[0][0], "polytone_weights", None)
