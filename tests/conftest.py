@@ -21,8 +21,6 @@ from polytone.contract.adapter import Manifest
 from polytone.contract.base import Base
 from polytone.contract.home import Home
 
-from .tiny_llama import save_tiny_llama
-
 
 @dataclass(frozen=True)
 class TinyHome:
@@ -38,6 +36,8 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> TinyHome:
     from polytone.train.base import prepare_base
     from polytone.train.cli import quiet_libraries
     from polytone.train.progress import Progress
+
+    from .tiny_llama import save_tiny_llama
 
     quiet_libraries()
     root = tmp_path_factory.mktemp("tiny")
