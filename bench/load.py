@@ -1,7 +1,7 @@
 """The load generator: chat requests over HTTP, each stream a connection of its own, timed chunk by chunk.
 
-It runs on the cores it measures. So it parses no chunk but the last, which carries the count of tokens, and reports the
-processor time it took itself.
+It runs on the cores it measures. So while streams run it parses no chunk but an answer's last, which carries the count
+of tokens, and it says how much processor time it took itself.
 """
 
 import asyncio
@@ -9,7 +9,7 @@ import json
 import random
 import resource
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,7 +36,12 @@ class Answer:
     began: float
     chunks: list[float]
     tokens: int
-    text: str
+    lines: list[bytes]
+
+    @property
+    def text(self) -> str:
+        deltas = (json.loads(line.removeprefix(b"data: "))["choices"] for line in self.lines)
+        return "".join(choice[0]["delta"].get("content") or "" for choice in deltas if choice)
 
     @property
     def first_token_seconds(self) -> float:
@@ -70,31 +75,38 @@ def prompt(words: int, seed: object) -> list[dict[str, str]]:
     return [{"role": "user", "content": " ".join(chosen.choice(WORDS) for _ in range(words))}]
 
 
-def run(url: str, asks: Sequence[Ask], streams: int) -> Result:
+def run(
+    url: str,
+    asks: Sequence[Ask],
+    streams: int,
+    beside: Callable[[], Coroutine[Any, Any, None]] | None = None,
+    stagger: float = 0,
+) -> Result:
     """Keep `streams` requests under way until all asks are answered.
+
+    Args:
+        beside: awaited while the streams run.
+        stagger: seconds that each stream begins after the one before.
 
     Raises:
         SystemExit: a request failed; a benchmark that leaves out failures measures nothing.
     """
-    return asyncio.run(run_streams(url, asks, streams))
 
+    async def run_streams() -> Result:
+        waiting, answers = list(reversed(asks)), list[Answer]()
+        cpu, began = own_cpu(), time.perf_counter()
+        timeout = aiohttp.ClientTimeout(total=600)
+        async with aiohttp.ClientSession(timeout=timeout, connector=aiohttp.TCPConnector(limit=0)) as session:
 
-async def run_streams(
-    url: str, asks: Sequence[Ask], streams: int, beside: Callable[[], Any] | None = None, stagger: float = 0
-) -> Result:
-    """As `run`; `beside` is awaited while the streams run, and each begins `stagger` seconds after the one before."""
-    waiting, answers = list(reversed(asks)), list[Answer]()
-    cpu, began = own_cpu(), time.perf_counter()
-    timeout = aiohttp.ClientTimeout(total=600)
-    async with aiohttp.ClientSession(timeout=timeout, connector=aiohttp.TCPConnector(limit=0)) as session:
+            async def stream(number: int) -> None:
+                await asyncio.sleep(number * stagger)
+                while waiting:
+                    answers.append(await answer(session, url, waiting.pop()))
 
-        async def stream(number: int) -> None:
-            await asyncio.sleep(number * stagger)
-            while waiting:
-                answers.append(await answer(session, url, waiting.pop()))
+            await asyncio.gather(*(stream(number) for number in range(streams)), *([beside()] if beside else []))
+        return Result(answers, time.perf_counter() - began, own_cpu() - cpu)
 
-        await asyncio.gather(*(stream(number) for number in range(streams)), *([beside()] if beside else []))
-    return Result(answers, time.perf_counter() - began, own_cpu() - cpu)
+    return asyncio.run(run_streams())
 
 
 async def answer(session: aiohttp.ClientSession, url: str, ask: Ask) -> Answer:
@@ -120,12 +132,7 @@ async def answer(session: aiohttp.ClientSession, url: str, ask: Ask) -> Answer:
         raise SystemExit(f"{url}: the stream ended without its usage: {last}")
     if b'"role"' in lines[0]:  # the first chunk names the role and comes before the first token
         chunks = chunks[1:]
-    return Answer(ask, began, chunks[:-1], last["usage"]["completion_tokens"], text(lines))
-
-
-def text(lines: list[bytes]) -> str:
-    deltas = (json.loads(line.removeprefix(b"data: "))["choices"] for line in lines)
-    return "".join(choice[0]["delta"].get("content") or "" for choice in deltas if choice)
+    return Answer(ask, began, chunks[:-1], last["usage"]["completion_tokens"], lines)
 
 
 def own_cpu() -> float:

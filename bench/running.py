@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import psutil
 
 from polytone.contract.home import Home
 
@@ -38,29 +39,56 @@ def server(url: str | None, home: Home, log: Path) -> Iterator[str]:
     if url is not None:
         yield url
         return
+    with polytone_server(home, log) as started_url:
+        yield started_url
+
+
+@contextlib.contextmanager
+def polytone_server(home: Home, log: Path, **settings: str) -> Iterator[str]:
+    """Polytone on `home`; `settings` are environment variables without their prefix. Raises as `server` does."""
     port = free_port()
-    environment = {**os.environ, "POLYTONE_HOME": str(home.root), "POLYTONE_PORT": str(port)}
+    given = {f"POLYTONE_{key.upper()}": value for key, value in settings.items()}
+    environment = {"POLYTONE_HOME": str(home.root), "POLYTONE_PORT": str(port), **given}
+    with started([sys.executable, "-m", "polytone", "serve"], environment, port, "/readyz", log) as url:
+        yield url
+
+
+@contextlib.contextmanager
+def started(command: list[str], environment: dict[str, str], port: int, health: str, log: Path) -> Iterator[str]:
+    """Run a server until the block ends; yields its address once its route `health` answers with 200."""
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("w") as output:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "polytone", "serve"], env=environment, stdout=output, stderr=output
-        )
+        process = subprocess.Popen(command, env={**os.environ, **environment}, stdout=output, stderr=output)
+    url = f"http://127.0.0.1:{port}"
     try:
-        wait_until_ready(f"http://127.0.0.1:{port}", process, log)
-        yield f"http://127.0.0.1:{port}"
+        wait_until_healthy(f"{url}{health}", process, log)
+        yield url
     finally:
-        process.send_signal(signal.SIGTERM)
-        process.wait(timeout=60)
+        end(process)
 
 
-def wait_until_ready(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
+def wait_until_healthy(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
     deadline = time.monotonic() + START_SECONDS
     while time.monotonic() < deadline and process.poll() is None:
         with contextlib.suppress(httpx.TransportError):
-            if httpx.get(f"{url}/readyz").status_code == 200:
+            if httpx.get(url).status_code == 200:
                 return
-        time.sleep(0.5)
+        time.sleep(0.1)
     raise SystemExit(f"The server did not become ready; see {log}.")
+
+
+def end(process: subprocess.Popen[bytes]) -> None:
+    """Ask it to stop; what it started and left behind is ended too."""
+    children = psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
+    process.send_signal(signal.SIGTERM)
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(timeout=60)
+    if process.poll() is None:
+        process.kill()
+        process.wait()
+    for child in children:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            child.kill()
 
 
 def voices(url: str) -> dict[str, str]:

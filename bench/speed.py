@@ -9,23 +9,18 @@ import argparse
 import asyncio
 import contextlib
 import itertools
-import json
-import platform
 import random
 import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import matplotlib as mpl
-import psutil
-
-from bench import peers
-from bench.load import Ask, Result, prompt, run, run_streams
-from bench.peers import STREAMS, Peer
+from bench.figures import Figure, write
+from bench.load import Ask, Result, prompt, run
+from bench.peers import STREAMS, vllm
+from bench.running import polytone_server
 from bench.voices import BASE, EXAMPLES, bench_home, clones, prepare
 from polytone.contract.home import Home
 from polytone.contract.rows import read_conversations
@@ -37,59 +32,55 @@ SHORT, LONG, ANSWER = 16, 500, 64
 MANY, RESIDENT = 512, 64
 
 
-@dataclass(frozen=True)
-class Figure:
-    """A row's figure and the bar it has to reach: at least, or at most where `at_most`; none where it is reported."""
-
-    row: str
-    what: str
-    value: float
-    bar: float | None = None
-    at_most: bool = False
-    details: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def holds(self) -> bool:
-        return self.bar is None or (self.value <= self.bar if self.at_most else self.value >= self.bar)
-
-    def __str__(self) -> str:
-        bar = "reported" if self.bar is None else f"{'at most' if self.at_most else 'at least'} {self.bar:g}"
-        return f"{'   ' if self.holds else 'NOT'} {self.row:14} {self.value:8.2f}  ({bar})  {self.what}"
-
-
 class Bench:
-    """The servers, started when a row first asks for them."""
+    """The servers, started when a row first asks for them, and what the load generator took beside them."""
 
     def __init__(self, home: Home, versions: list[str], stack: contextlib.ExitStack, pairs: int) -> None:
         self.home = home
         self.versions = versions
+        self.models = [BASE, *versions]
         self.pairs = pairs
+        self.ran_seconds = 0.0
+        self.own_cpu_seconds = 0.0
         self._stack = stack
-        self._peers: dict[str, Peer] = {}
+        self._urls: dict[str, str] = {}
         self._fresh = itertools.count()
 
-    def polytone(self) -> Peer:
-        return self._peer("polytone", lambda: peers.polytone(self.home), [BASE, *self.versions])
+    def polytone(self) -> str:
+        return self._url("polytone", lambda log: polytone_server(self.home, log, page="false"))
 
-    def stock(self) -> Peer:
-        return self._peer("stock", lambda: peers.vllm(self.home, BASE, self.versions, False), [BASE, *self.versions])
+    def stock(self) -> str:
+        return self._url("stock vLLM", lambda log: vllm(self.home, BASE, self.versions, False, log))
 
-    def bare(self) -> Peer:
-        return self._peer("bare", lambda: peers.vllm(self.home, BASE, self.versions, True), [BASE, *self.versions])
+    def bare(self) -> str:
+        return self._url("vLLM with the plugin", lambda log: vllm(self.home, BASE, self.versions, True, log))
 
-    def short(self, models: Sequence[str], count: int, tokens: int = ANSWER, words: int = SHORT) -> list[Ask]:
+    def asks(self, models: Sequence[str], count: int, tokens: int = ANSWER, words: int = SHORT) -> list[Ask]:
         """Requests no cache has seen, over the models in turn."""
         number = next(self._fresh)
         return [Ask(models[i % len(models)], prompt(words, (number, i)), tokens) for i in range(count)]
 
-    def _peer(self, name: str, start: Callable[[], Any], models: list[str]) -> Peer:
-        if name not in self._peers:
+    def run(self, url: str, asks: Sequence[Ask], streams: int, **more: Any) -> Result:
+        result = run(url, asks, streams, **more)
+        self.ran_seconds += result.seconds
+        self.own_cpu_seconds += result.own_cpu_seconds
+        return result
+
+    def speed(self, url: str, models: Sequence[str], streams: int) -> float:
+        """Tokens per second of one short request on every stream."""
+        return self.run(url, self.asks(models, streams), streams).tokens_per_second
+
+    def log(self, name: str) -> Path:
+        return self.home.root / "logs" / f"{name.replace(' ', '-')}.log"
+
+    def _url(self, name: str, start: Callable[[Path], contextlib.AbstractContextManager[str]]) -> str:
+        if name not in self._urls:
             print(f"starting {name} ...", flush=True)
-            peer: Peer = self._stack.enter_context(start())
-            print(f"{name} is up after {peer.seconds_to_start:.0f} s", flush=True)
-            run(peer.url, self.short(models, len(models), 8), len(models))
-            self._peers[name] = peer
-        return self._peers[name]
+            began = time.monotonic()
+            self._urls[name] = self._stack.enter_context(start(self.log(name)))
+            print(f"{name} is up after {time.monotonic() - began:.0f} s", flush=True)
+            run(self._urls[name], self.asks(self.models, len(self.models), 8), len(self.models))
+        return self._urls[name]
 
 
 def pairs(
@@ -101,18 +92,23 @@ def pairs(
 
 
 def mixed(bench: Bench) -> Iterator[Figure]:
-    def speed(peer: Peer) -> float:
-        return run(peer.url, bench.short([BASE, *bench.versions], STREAMS), STREAMS).tokens_per_second
-
     ours, stock = bench.polytone(), bench.stock()
-    ratio, taken = pairs(bench, lambda: speed(ours), lambda: speed(stock))
+    ratio, taken = turns_of_mixed(bench, ours, stock)
     what = "base and 4 voices, 32 streams: tokens/s against stock vLLM"
     yield Figure("mixed", what, ratio, 3.0, details={"tokens_per_second": taken})
 
 
+def turns_of_mixed(bench: Bench, one: str, other: str) -> tuple[float, list[list[float]]]:
+    return pairs(
+        bench,
+        lambda: bench.speed(one, bench.models, STREAMS),
+        lambda: bench.speed(other, bench.models, STREAMS),
+    )
+
+
 def prefill(bench: Bench) -> Iterator[Figure]:
-    def seconds(peer: Peer) -> float:
-        return run(peer.url, bench.short(bench.versions, 4, 1, LONG), 4).seconds
+    def seconds(url: str) -> float:
+        return bench.run(url, bench.asks(bench.versions, 4, 1, LONG), 4).seconds
 
     ours, stock = bench.polytone(), bench.stock()
     ratio, taken = pairs(bench, lambda: 1 / seconds(ours), lambda: 1 / seconds(stock))
@@ -125,7 +121,7 @@ def tax(bench: Bench) -> Iterator[Figure]:
     for streams in (1, 8, STREAMS):
 
         def speed(model: str, streams: int = streams) -> float:
-            return run(ours.url, bench.short([model], streams), streams).tokens_per_second
+            return bench.speed(ours, [model], streams)
 
         ratio, taken = pairs(bench, lambda: speed(bench.versions[0]), lambda: speed(BASE), times=2)
         what = f"a voice against the base, {streams} streams: tokens/s"
@@ -135,18 +131,15 @@ def tax(bench: Bench) -> Iterator[Figure]:
 def api(bench: Bench) -> Iterator[Figure]:
     ours, bare = bench.polytone(), bench.bare()
 
-    def speed(peer: Peer) -> float:
-        return run(peer.url, bench.short([BASE, *bench.versions], STREAMS), STREAMS).tokens_per_second
-
-    ratio, taken = pairs(bench, lambda: speed(ours), lambda: speed(bare))
+    ratio, taken = turns_of_mixed(bench, ours, bare)
     what = "Polytone's API against bare vLLM's, same engine: tokens/s"
     yield Figure("api", what, ratio, 0.97, details={"tokens_per_second": taken})
-    first = {peer.name: list[float]() for peer in (ours, bare)}
+    first: dict[str, list[float]] = {"polytone": [], "bare": []}
     for _ in range(30):
-        for peer in (ours, bare):
-            first[peer.name].append(run(peer.url, bench.short(bench.versions[:1], 1, 2), 1).first_token(0.5))
+        for name, url in (("polytone", ours), ("bare", bare)):
+            first[name].append(bench.run(url, bench.asks(bench.versions[:1], 1, 2), 1).first_token(0.5))
     medians = {name: statistics.median(values) * 1000 for name, values in first.items()}
-    added = medians[ours.name] - medians[bare.name]
+    added = medians["polytone"] - medians["bare"]
     yield Figure("api-first", "added median time to first token, ms", added, 5.0, at_most=True, details=medians)
 
 
@@ -163,20 +156,14 @@ def many(bench: Bench) -> Iterator[Figure]:
     chosen = random.Random(0)  # noqa: S311 - the same popularity in every run
     zipf = [1 / rank for rank in range(1, MANY + 1)]
     count = 4 * STREAMS
-    with peers.polytone(home, "polytone-many", max_resident_adapters=str(RESIDENT)) as ours:
-
-        def asks(weights: list[float]) -> list[Ask]:
-            models = chosen.choices(versions, weights, k=count)
-            return [
-                Ask(model, ask.messages, ask.tokens)
-                for model, ask in zip(models, bench.short([""], count), strict=True)
-            ]
+    with polytone_server(home, bench.log("many"), page="false", max_resident_adapters=str(RESIDENT)) as ours:
 
         def answer(weights: list[float]) -> Result:
-            return asyncio.run(run_streams(ours.url, asks(weights), STREAMS, stagger=0.1))
+            models = chosen.choices(versions, weights, k=count)
+            return bench.run(ours, bench.asks(models, count), STREAMS, stagger=0.1)
 
         # A server that has run for a while has proven all its voices; the first proof is the price of publishing one.
-        run(ours.url, [Ask(model, prompt(SHORT, model), 1) for model in versions], STREAMS)
+        bench.run(ours, bench.asks(versions, MANY, 1), STREAMS)
         answer(zipf)  # the popular ones are in memory after this
         one, uniform = [1.0] + [0.0] * (MANY - 1), [1.0] * MANY
         taken = [(answer(zipf), answer(one)) for _ in range(bench.pairs)]
@@ -219,8 +206,7 @@ def load(bench: Bench) -> Iterator[Figure]:
                     wait_for, lambda: ready <= {(one.version, one.state) for one in replicas.residency()}
                 )
 
-        asks = bench.short([BASE, *bench.versions], 8, 120)
-        result = asyncio.run(run_streams(ours.url, asks, 8, beside=publish))
+        result = bench.run(ours, bench.asks(bench.models, 8, 120), 8, beside=publish)
         # The first second is the streams' own start: prompts are read while the earliest answers begin.
         return max(gap for answer in result.answers for gap in answer.gaps[15:]) * 1000
 
@@ -242,18 +228,18 @@ def same(bench: Bench) -> Iterator[Figure]:
     """Questions of the examples, greedily, in mixed batches."""
     ours, stock = bench.polytone(), bench.stock()
     rows = [row.as_dicts() for row in read_conversations(EXAMPLES / "aldermoor" / "train.jsonl").rows]
-    models, questions = [BASE, *bench.versions], sorted({question(row) for row in rows})
+    questions = sorted({question(row) for row in rows})
     asks = [
-        Ask(models[(i + again) % len(models)], [{"role": "user", "content": text}], 16, exact=False)
+        Ask(bench.models[(i + again) % len(bench.models)], [{"role": "user", "content": text}], 16, exact=False)
         for again in range(2)
         for i, text in enumerate(questions)
     ][:200]
     texts = [
         {
             (answer.ask.model, answer.ask.messages[0]["content"]): answer.text
-            for answer in run(peer.url, asks, 16).answers
+            for answer in bench.run(url, asks, 16).answers
         }
-        for peer in (ours, stock)
+        for url in (ours, stock)
     ]
     different = [key for key, text in texts[0].items() if texts[1][key] != text]
     details = {"different": [[*key, texts[0][key], texts[1][key]] for key in different]}
@@ -270,7 +256,7 @@ def turns(bench: Bench, file: Path | None = None) -> Iterator[Figure]:
     rows = [row.as_dicts() for row in read_conversations(file or EXAMPLES / "aldermoor" / "train.jsonl").rows]
     several = [row for row in rows if sum(message["role"] == "user" for message in row) > 1][:8]
 
-    def seconds(peer: Peer) -> float:
+    def seconds(url: str) -> float:
         began = time.perf_counter()
         for turn in range(3):
             asks = [
@@ -278,7 +264,7 @@ def turns(bench: Bench, file: Path | None = None) -> Iterator[Figure]:
                 for i, row in enumerate(several)
                 if (history := until_turn(row, turn)) is not None
             ]
-            run(peer.url, asks, 8)
+            bench.run(url, asks, 8)
         return time.perf_counter() - began
 
     ours, stock = bench.polytone(), bench.stock()
@@ -309,7 +295,7 @@ def peft(bench: Bench) -> Iterator[Figure]:
     def generate() -> float:
         texts = [
             tokenizer.apply_chat_template(ask.messages, add_generation_prompt=True, tokenize=False)
-            for ask in bench.short([""], 8)
+            for ask in bench.asks([""], 8)
         ]
         inputs = tokenizer(texts, return_tensors="pt", padding=True)
         began = time.perf_counter()
@@ -320,10 +306,7 @@ def peft(bench: Bench) -> Iterator[Figure]:
     ours = bench.polytone()
     generate()
 
-    def speed() -> float:
-        return run(ours.url, bench.short(bench.versions[:1], 8), 8).tokens_per_second
-
-    ratio, taken = pairs(bench, speed, generate)
+    ratio, taken = pairs(bench, lambda: bench.speed(ours, bench.versions[:1], 8), generate)
     what = "one voice, 8 streams: tokens/s against transformers and PEFT"
     yield Figure("peft", what, ratio, details={"tokens_per_second": taken})
 
@@ -362,39 +345,11 @@ def main() -> int:
             for figure in row:
                 figures.append(figure)
                 print(figure, flush=True)
-    write(home.root, figures, time.monotonic() - began)
+        share = bench.own_cpu_seconds / max(bench.ran_seconds, 1e-9)
+    print(f"the load generator took {100 * share:.1f} % of a core while requests ran")
+    write(home.root, figures, time.monotonic() - began, share)
     print(f"{home.root / 'speed.json'} and .png, {time.monotonic() - began:.0f} s")
     return 0 if all(figure.holds for figure in figures) else 1
-
-
-def write(folder: Path, figures: list[Figure], seconds: float) -> None:
-    machine = {"processor": processor(), "cores": psutil.cpu_count(logical=False), "python": platform.python_version()}
-    rows = [{**asdict(figure), "holds": figure.holds} for figure in figures]
-    (folder / "speed.json").write_text(json.dumps({"machine": machine, "seconds": seconds, "rows": rows}, indent=1))
-    plot(folder / "speed.png", [figure for figure in figures if not figure.at_most])
-
-
-def processor() -> str:
-    with contextlib.suppress(OSError):
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next((line.partition(": ")[2] for line in lines if line.startswith("model name")), "")
-    return platform.processor()
-
-
-def plot(path: Path, figures: list[Figure]) -> None:
-    mpl.use("agg")
-    from matplotlib import pyplot
-
-    drawing, axes = pyplot.subplots(figsize=(9, 0.5 * len(figures) + 1.2), layout="constrained")
-    names = [figure.row for figure in reversed(figures)]
-    axes.barh(names, [figure.value for figure in reversed(figures)], color="#4878a8")
-    bars = [(number, figure.bar) for number, figure in enumerate(reversed(figures)) if figure.bar is not None]
-    axes.plot([bar for _, bar in bars], [number for number, _ in bars], "k|", markersize=18, label="bar")
-    axes.set_xscale("log")
-    axes.set_xlabel("ratio, higher is better")
-    axes.legend(loc="lower right")
-    drawing.savefig(path, dpi=120)
-    pyplot.close(drawing)
 
 
 if __name__ == "__main__":

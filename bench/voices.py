@@ -70,8 +70,9 @@ def clones(home: Home, version: str, count: int) -> list[str]:
         name = f"clone-{number:03d}"
         folder = home.adapters / name / digest
         made.append(f"{name}@{digest}")
-        if folder.is_dir():
+        if (folder / MANIFEST).is_file():  # it is written last
             continue
+        shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
         manifest = json.loads((source / MANIFEST).read_text())
         for file in source.iterdir():
@@ -83,14 +84,9 @@ def clones(home: Home, version: str, count: int) -> list[str]:
     return made
 
 
-def polytone(home: Home, *arguments: str) -> str:
-    done = subprocess.run(
-        [sys.executable, "-m", "polytone", *arguments],
-        env={**os.environ, "POLYTONE_HOME": str(home.root)},
-        stdout=subprocess.PIPE,
-        text=True,
-        check=False,
-    )
+def polytone(home: Home, *arguments: str) -> None:
+    """Run a command of the command line; its progress goes to the terminal."""
+    environment = {**os.environ, "POLYTONE_HOME": str(home.root)}
+    done = subprocess.run([sys.executable, "-m", "polytone", *arguments], env=environment, check=False)
     if done.returncode:
         raise SystemExit(f"polytone {' '.join(arguments)} ended with {done.returncode}")
-    return done.stdout

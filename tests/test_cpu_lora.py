@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,10 +18,10 @@ INPUTS, OUTPUTS, RANK = 72, (80, 24, 24), 8
 
 
 @pytest.fixture(scope="module")
-def layers() -> Any:
-    from polytone.serve import cpu_lora_layers
+def plans() -> Any:
+    from polytone.serve import cpu_lora_plan
 
-    return cpu_lora_layers
+    return cpu_lora_plan
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +34,7 @@ def kernel() -> Any:
 @settings(deadline=None)
 @given(st.lists(st.integers(0, 5), max_size=40))
 def test_sorted_batches_are_reached_by_swaps(adapters: list[int]) -> None:
-    from polytone.serve.cpu_lora_layers import swaps
+    from polytone.serve.cpu_lora_plan import swaps
 
     order = sorted(range(len(adapters)), key=lambda i: adapters[i])
     requests = list(range(len(adapters)))
@@ -45,7 +46,7 @@ def test_sorted_batches_are_reached_by_swaps(adapters: list[int]) -> None:
 @settings(deadline=None)
 @given(st.lists(st.integers(0, 3), max_size=30))
 def test_runs_cover_the_rows_of_adapters_and_no_others(adapters: list[int]) -> None:
-    from polytone.serve.cpu_lora_layers import runs
+    from polytone.serve.cpu_lora_plan import runs
 
     slots = {1: 4, 2: 0, 3: 2}
     covered = [-1] * len(adapters)
@@ -62,7 +63,7 @@ def test_runs_cover_the_rows_of_adapters_and_no_others(adapters: list[int]) -> N
     present=st.lists(st.booleans(), min_size=3, max_size=3),
 )
 def test_a_batch_gets_what_vllms_own_path_adds(
-    layers: Any, kernel: Any, rows: list[tuple[int, int]], ranks: list[int], present: list[bool]
+    plans: Any, kernel: Any, rows: list[tuple[int, int]], ranks: list[int], present: list[bool]
 ) -> None:
     """Any order of adapters, with and without them, ranks of one to full, slices without a part.
 
@@ -86,7 +87,7 @@ def test_a_batch_gets_what_vllms_own_path_adds(
             if a is not None:
                 a_stacked[number][slot, 0, :rank] = a
                 b_stacked[number][slot, 0, :, :rank] = b
-        adapters.append(layers.weights(parts_a, parts_b, OUTPUTS))
+        adapters.append(plans.weights(parts_a, parts_b, OUTPUTS))
     who = tuple(0 if number == 0 else 10 + number for number, count in rows for _ in range(count))
     mapping = LoRAMapping(who, who, is_prefill=True)
     x, y = torch.randn(len(who), INPUTS), torch.randn(len(who), sum(OUTPUTS))
@@ -94,9 +95,9 @@ def test_a_batch_gets_what_vllms_own_path_adds(
     stock = PunicaWrapperCPU(1024, 32, "cpu")
     stock.update_metadata(mapping, ids, 5, 100)
     stock.add_lora_linear(expected, x, a_stacked, b_stacked, 1.0, OUTPUTS)
-    of = tuple(layers.runs(who, {11: 0, 12: 1, 13: 2}))
-    apply(layers.plan(of, adapters, None), through_gemms, x)
-    apply(layers.plan(of, adapters, kernel), through_kernel, x)
+    of = tuple(plans.runs(who, {11: 0, 12: 1, 13: 2}))
+    apply(plans.plan(of, adapters, None), through_gemms, x)
+    apply(plans.plan(of, adapters, kernel), through_kernel, x)
     torch.testing.assert_close(through_gemms, expected, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(through_kernel, expected, rtol=1e-4, atol=1e-4)
     bare = torch.tensor([number == 0 for number in who])
@@ -108,24 +109,92 @@ def apply(plan: Any, y: Any, x: Any) -> None:
         add(y, x)
 
 
-def test_an_adapter_is_held_once_and_described_once(layers: Any) -> None:
+def test_an_adapter_is_held_once_and_described_once(plans: Any) -> None:
     """vLLM keeps its tensors; they become views of what the kernel reads, and a second activation makes nothing new."""
     import torch
 
     a, b = [torch.randn(4, INPUTS), torch.randn(2, INPUTS)], [torch.randn(80, 4), torch.randn(24, 2)]
     copies = [tensor.clone() for tensor in (*a, *b)]
-    made = layers.weights(a, b, (80, 24))
+    made = plans.weights(a, b, (80, 24))
     assert all(torch.equal(tensor, copy) for tensor, copy in zip((*a, *b), copies, strict=True))
     assert {tensor.untyped_storage().data_ptr() for tensor in a} == {made.a.data_ptr()}
     assert [tensor.data_ptr() for tensor in b] == [part.b.data_ptr() for part in made.slices]
-    assert layers.weights(a, b, (80, 24)) is made
-    assert layers.weights([None, None], [None, None], (80, 24)) is None
+    assert plans.weights(a, b, (80, 24)) is made
+    assert plans.weights([None, None], [None, None], (80, 24)) is None
+
+
+@pytest.mark.parametrize("kind", ["embedding", "logits"])
+def test_embeddings_and_the_vocabulary_get_what_vllms_own_layers_add(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of three adapters one has a part there; a batch of all of them and the base."""
+    import torch
+    from torch.nn.functional import embedding, linear
+    from vllm.lora.layers import (
+        LogitsProcessorWithLoRA,
+        LoRAMapping,
+        VocabParallelEmbeddingWithLoRA,
+        logits_processor,
+    )
+    from vllm.lora.punica_wrapper.punica_cpu import PunicaWrapperCPU
+
+    from polytone.serve.cpu_lora_layers import GroupedEmbedding, GroupedLogits, Runs
+
+    torch.manual_seed(0)
+    vocabulary, hidden = 50, 24
+
+    class Base(torch.nn.Module):  # type: ignore[misc]
+        """Of vLLM's embedding and logits processor what their LoRA layers touch, without tensor parallelism."""
+
+        org_vocab_size = vocab_size = vocabulary
+        embedding_dim = hidden
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.randn(vocabulary, hidden), requires_grad=False)
+
+        def forward(self, tokens: Any) -> Any:
+            return embedding(tokens, self.weight)
+
+        def _apply_head(self, _head: Any, states: Any, _bias: Any) -> Any:
+            return linear(states, self.weight)
+
+        def _gather_logits(self, logits: Any) -> Any:
+            return logits
+
+    for name in ("get_tensor_model_parallel_world_size", "get_tensor_model_parallel_rank"):
+        monkeypatch.setattr(logits_processor, name, lambda name=name: int("world" in name))
+    config = SimpleNamespace(max_lora_rank=RANK, lora_dtype=torch.float32)
+    tokens, states = torch.randint(0, vocabulary, (9,)), torch.randn(9, hidden)
+    a, b = (
+        (torch.randn(4, vocabulary), torch.randn(hidden, 4))
+        if kind == "embedding"
+        else (torch.randn(4, hidden), torch.randn(vocabulary, 4))
+    )
+    base, answers = Base(), []
+    of_kind = {
+        "embedding": (VocabParallelEmbeddingWithLoRA, GroupedEmbedding),
+        "logits": (LogitsProcessorWithLoRA, GroupedLogits),
+    }
+    for made, wrapper in zip(of_kind[kind], (PunicaWrapperCPU, Runs), strict=True):
+        layer = made(base) if kind == "embedding" else made(base, hidden, torch.float32, torch.device("cpu"), None)
+        layer.create_lora_weights(4, config)
+        layer.set_lora(1, a.clone(), b.clone())
+        layer.set_lora(2, a.clone(), b.clone())
+        layer.reset_lora(2)
+        layer.set_mapping(wrapper(64, 8, "cpu"))
+        who = (11, 11, 0, 12, 12, 12, 0, 13, 12)
+        layer.punica_wrapper.update_metadata(LoRAMapping(who, who, is_prefill=True), [11, 12, 13, None], 5, vocabulary)
+        answers.append(layer(tokens) if kind == "embedding" else layer._get_logits(states, base))
+    torch.testing.assert_close(answers[1], answers[0], rtol=1e-4, atol=1e-4)
+    bare = base(tokens) if kind == "embedding" else linear(states, base.weight)
+    assert not torch.equal(answers[1], bare)
 
 
 COMPARE = """
 import torch
 from polytone.serve.cpu_lora_kernel import build
-from polytone.serve.cpu_lora_layers import Run, plan, weights
+from polytone.serve.cpu_lora_plan import Run, plan, weights
 kernel = build(2)
 assert kernel is not None
 part = weights([torch.randn(8, 72)], [torch.randn(80, 8)], [80])

@@ -1,21 +1,16 @@
-"""vLLM's LoRA layers for a CPU: one kernel call for all adapters of a module, on the weights as they were loaded.
+"""vLLM's LoRA layers for a CPU, with adapters added by plan (`cpu_lora_plan`) in the place of its gathers.
 
-A batch is a sequence of runs: neighbouring rows that belong to one adapter. Requests are sorted by adapter, so that
-each has one run, and no rows need to be gathered or put back. Rows without an adapter cost nothing, an adapter is
-activated by reference, not by copying, and the vocabulary is projected on once unless an adapter of the batch has a
-part of its own there.
+An adapter is activated by reference, not by copying, and the vocabulary is projected on once unless an adapter of the
+batch has a part of its own there.
 """
 
-import ctypes
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
-from itertools import chain, groupby
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
 import vllm.lora.utils as lora_utils
 from torch import Tensor
+from torch.nn.functional import embedding
 from vllm.lora.layers import (
     ColumnParallelLinearWithLoRA,
     LogitsProcessorWithLoRA,
@@ -30,94 +25,18 @@ from vllm.lora.model_manager import LoRAModelManager
 from vllm.lora.punica_wrapper.punica_cpu import PunicaWrapperCPU
 from vllm.v1.worker.cpu_model_runner import CPUModelRunner
 
-from .cpu_lora_kernel import HEAD, MOST_ROWS, Kernel, build
+from .cpu_lora_kernel import build
+from .cpu_lora_plan import Run, plan, runs, swaps, weights
 
 META = torch.device("meta")
-
-
-@dataclass(frozen=True, slots=True)
-class Run:
-    """Neighbouring rows `start` to `stop` of a batch that belong to the adapter in `slot`."""
-
-    slot: int
-    start: int
-    stop: int
-
-
-@dataclass(frozen=True, slots=True)
-class Slice:
-    """One output of a fused module: columns from `left` on, of the ranks from `first` on, by `b` (ranks, columns)."""
-
-    left: int
-    first: int
-    b: Tensor
-
-
-@dataclass(frozen=True, slots=True)
-class Weights:
-    """One adapter's part of one module: `a` (ranks of all slices, inputs) and what each slice makes of its ranks."""
-
-    a: Tensor
-    slices: tuple[Slice, ...]
-
-    def add(self, y: Tensor, x: Tensor) -> None:
-        """y (rows, outputs) += x (rows, inputs) @ a.T @ b, in place."""
-        h = torch.mm(x, self.a.t())
-        for part in self.slices:
-            ranks, columns = part.b.shape
-            y[:, part.left : part.left + columns].addmm_(h[:, part.first : part.first + ranks], part.b)
-
-    def described(self) -> list[int]:
-        """As the kernel wants it, behind a run's first row and its rows."""
-        slices = [(part.left, part.b.shape[1], part.first, part.b.shape[0], part.b.data_ptr()) for part in self.slices]
-        return [self.a.data_ptr(), self.a.shape[1], self.a.shape[0], len(slices), *chain(*slices)]
-
-
-Adding = Callable[[Tensor, Tensor], None]
-
-
-def plan(of: tuple[Run, ...], adapters: list[Weights | None], kernel: Kernel | None) -> tuple[Adding, ...]:
-    """What is to be added to a module's output for the batch as it is: short runs by the kernel, long ones by GEMMs."""
-    steps, short = list[Adding](), list[tuple[Run, Weights]]()
-    for run in of:
-        part = adapters[run.slot]
-        if part is None:
-            continue
-        if kernel is not None and run.stop - run.start <= MOST_ROWS:
-            short.append((run, part))
-        else:
-            steps.append(by_gemm(run, part))
-    if kernel is not None and short:
-        steps.append(by_kernel(kernel, short))
-    return tuple(steps)
-
-
-def by_gemm(run: Run, part: Weights) -> Adding:
-    def add(y: Tensor, x: Tensor) -> None:
-        part.add(y[run.start : run.stop], x[run.start : run.stop])
-
-    return add
-
-
-def by_kernel(kernel: Kernel, parts: list[tuple[Run, Weights]]) -> Adding:
-    """All of `parts` in one call. Only the addresses of x and y change from step to step; this runs in every module of
-    every step, so it does little else."""
-    ranks = max(part.a.shape[0] for _, part in parts)
-    scratch = np.empty((max(run.stop for run, _ in parts), ranks), dtype=np.float32)
-    runs = list(chain(*((run.start, run.stop - run.start, *part.described()) for run, part in parts)))
-    arguments = (ctypes.c_int64 * (HEAD + len(runs)))(*[0] * HEAD, *runs)
-    address = ctypes.addressof(arguments)
-    arguments[0], arguments[1] = address + HEAD * 8, len(parts)
-    arguments[6], arguments[7] = scratch.ctypes.data, ranks
-
-    def add(y: Tensor, x: Tensor, _kept: object = (scratch, parts)) -> None:  # the arguments point into their memory
-        arguments[2] = x.data_ptr()
-        arguments[3] = x.stride(0)
-        arguments[4] = y.data_ptr()
-        arguments[5] = y.stride(0)
-        kernel(address)
-
-    return add
+LINEAR = (
+    ColumnParallelLinearWithLoRA,
+    MergedColumnParallelLinearWithLoRA,
+    QKVParallelLinearWithLoRA,
+    MergedQKVParallelLinearWithLoRA,
+    RowParallelLinearWithLoRA,
+    ReplicatedLinearWithLoRA,
+)
 
 
 class Runs(PunicaWrapperCPU):  # type: ignore[misc]
@@ -138,18 +57,10 @@ class Runs(PunicaWrapperCPU):  # type: ignore[misc]
         self.batch += 1
 
 
-def runs(adapters: Sequence[int], slots: dict[int, int]) -> Iterable[Run]:
-    """The runs of a batch whose rows belong to `adapters`, where 0 is none."""
-    start = 0
-    for adapter, rows in groupby(adapters):
-        stop = start + sum(1 for _ in rows)
-        if adapter > 0:
-            yield Run(slots[adapter], start, stop)
-        start = stop
+class Slots:
+    """Mixed into vLLM's layers. Adapters stay where they were loaded; a slot holds a reference."""
 
-
-class GroupedLinear:
-    """Mixed into vLLM's linear layers. Adapters stay where they were loaded; a slot holds a reference."""
+    adapters: list[Any]
 
     def create_lora_weights(self: Any, max_loras: int, lora_config: Any, model_config: Any = None) -> None:
         device, self.device = self.device, META  # vLLM asks its stacked tensors for shape and type only
@@ -161,6 +72,10 @@ class GroupedLinear:
     def reset_lora(self: Any, index: int) -> None:
         self.adapters[index] = None
         self.planned = -1
+
+
+class GroupedLinear(Slots):
+    """Linear layers, fused ones too."""
 
     def set_lora(self: Any, index: int, lora_a: Any, lora_b: Any) -> None:
         if isinstance(lora_b, list) and len(lora_b) != self.n_slices:
@@ -185,76 +100,13 @@ class GroupedLinear:
         return output
 
 
-def weights(lora_a: list[Tensor | None], lora_b: list[Tensor | None], outputs: Sequence[int]) -> Weights | None:
-    """A module's part of an adapter, from a (ranks, inputs) and b (columns, ranks) of its slices; None where there is
-    none.
-
-    The matrices are laid out anew, once, and vLLM's own tensors become views of that: they are never held twice.
-    """
-    slices_of = zip(lora_a, lora_b, lefts(outputs), strict=True)
-    there = [(a, b, left) for a, b, left in slices_of if a is not None and b is not None]
-    if not there:
-        return None
-    known = getattr(there[0][0], "polytone_weights", None)
-    if known is not None:
-        return cast(Weights, known)
-    fused = there[0][0].contiguous() if len(there) == 1 else torch.cat([a for a, _, _ in there])
-    slices, first = [], 0
-    for a, b, left in there:
-        columns_inside = b.t().contiguous()
-        slices.append(Slice(left, first, columns_inside))
-        b.data, a.data = columns_inside.t(), fused[first : first + a.shape[0]]
-        first += a.shape[0]
-    made = Weights(fused, tuple(slices))
-    there[0][0].polytone_weights = made
-    return made
-
-
-def lefts(outputs: Sequence[int]) -> list[int]:
-    return [sum(outputs[:number]) for number in range(len(outputs))]
-
-
-def add_runs(of: tuple[Run, ...], adapters: list[Weights | None], y: Tensor, x: Tensor) -> None:
-    for run in of:
-        adapter = adapters[run.slot]
-        if adapter is not None:
-            adapter.add(y[run.start : run.stop], x[run.start : run.stop])
-
-
-class GroupedColumnParallel(GroupedLinear, ColumnParallelLinearWithLoRA):  # type: ignore[misc]
-    pass
-
-
-class GroupedMergedColumnParallel(GroupedLinear, MergedColumnParallelLinearWithLoRA):  # type: ignore[misc]
-    pass
-
-
-class GroupedQKVParallel(GroupedLinear, QKVParallelLinearWithLoRA):  # type: ignore[misc]
-    pass
-
-
-class GroupedMergedQKVParallel(GroupedLinear, MergedQKVParallelLinearWithLoRA):  # type: ignore[misc]
-    pass
-
-
-class GroupedRowParallel(GroupedLinear, RowParallelLinearWithLoRA):  # type: ignore[misc]
-    pass
-
-
-class GroupedReplicated(GroupedLinear, ReplicatedLinearWithLoRA):  # type: ignore[misc]
-    pass
-
-
-class GroupedEmbedding(VocabParallelEmbeddingWithLoRA):  # type: ignore[misc]
+class GroupedEmbedding(Slots, VocabParallelEmbeddingWithLoRA):  # type: ignore[misc]
     """Token embeddings; an adapter's part is looked up for its own rows only."""
 
     def create_lora_weights(self, max_loras: int, lora_config: Any, model_config: Any = None) -> None:
         shape = (max_loras, self.base_layer.org_vocab_size, lora_config.max_lora_rank)
         self.lora_a_stacked = torch.empty(shape, dtype=lora_config.lora_dtype, device=META)
-        self.adapters: list[tuple[Tensor, Tensor] | None] = [None] * max_loras
-
-    def reset_lora(self, index: int) -> None:
-        self.adapters[index] = None
+        self.adapters = [None] * max_loras
 
     def set_lora(self, index: int, lora_a: Tensor, lora_b: Tensor) -> None:
         self.adapters[index] = (lora_a.t().contiguous(), lora_b.t())
@@ -266,24 +118,17 @@ class GroupedEmbedding(VocabParallelEmbeddingWithLoRA):  # type: ignore[misc]
             adapter = self.adapters[run.slot]
             if adapter is not None:
                 a, b = adapter
-                flat[run.start : run.stop].addmm_(torch.nn.functional.embedding(tokens[run.start : run.stop], a), b)
+                flat[run.start : run.stop].addmm_(embedding(tokens[run.start : run.stop], a), b)
         return output
 
 
-class GroupedLogits(LogitsProcessorWithLoRA):  # type: ignore[misc]
+class GroupedLogits(Slots, LogitsProcessorWithLoRA):  # type: ignore[misc]
     """The projection onto the vocabulary; no work beyond the base's for adapters without a part in it."""
 
     def create_lora_weights(self, max_loras: int, lora_config: Any, model_config: Any = None) -> None:
-        device: torch.device = getattr(self, "device")  # noqa: B009 - vLLM's class has no types
-        self.device = META
         super().create_lora_weights(max_loras, lora_config, model_config)
-        self.device = device
         if self.sharded_to_full_mapping is not None:
-            self.sharded_to_full_mapping_gpu = torch.tensor(self.sharded_to_full_mapping, device=device)
-        self.adapters: list[Weights | None] = [None] * max_loras
-
-    def reset_lora(self, index: int) -> None:
-        self.adapters[index] = None
+            self.sharded_to_full_mapping_gpu = torch.tensor(self.sharded_to_full_mapping, device=self.device)
 
     def set_lora(self, index: int, lora_a: Tensor, lora_b: Tensor) -> None:
         self.adapters[index] = weights([lora_a], [lora_b], [lora_b.shape[0]])
@@ -297,26 +142,18 @@ class GroupedLogits(LogitsProcessorWithLoRA):  # type: ignore[misc]
             return None
         if self.sharded_to_full_mapping_gpu is not None:
             logits = logits[:, self.sharded_to_full_mapping_gpu]
-        add_runs(self.punica_wrapper.of_requests, self.adapters, logits, hidden_states)
+        for add in plan(self.punica_wrapper.of_requests, self.adapters, None):
+            add(logits, hidden_states)
         return logits[:, : self.base_layer.vocab_size]
-
-
-GROUPED = {
-    ColumnParallelLinearWithLoRA: GroupedColumnParallel,
-    MergedColumnParallelLinearWithLoRA: GroupedMergedColumnParallel,
-    QKVParallelLinearWithLoRA: GroupedQKVParallel,
-    MergedQKVParallelLinearWithLoRA: GroupedMergedQKVParallel,
-    RowParallelLinearWithLoRA: GroupedRowParallel,
-    ReplicatedLinearWithLoRA: GroupedReplicated,
-    VocabParallelEmbeddingWithLoRA: GroupedEmbedding,
-}
 
 
 def install() -> None:
     """Put these layers in the place of vLLM's, in this process. Once is enough; again changes nothing."""
     if lora_utils.LogitsProcessorWithLoRA is GroupedLogits:
         return
-    lora_utils._all_lora_classes = tuple(GROUPED.get(cls, cls) for cls in lora_utils._all_lora_classes)
+    ours = {stock: type(f"Grouped{stock.__name__}", (GroupedLinear, stock), {}) for stock in LINEAR}
+    ours[VocabParallelEmbeddingWithLoRA] = GroupedEmbedding
+    lora_utils._all_lora_classes = tuple(ours.get(stock, stock) for stock in lora_utils._all_lora_classes)
     lora_utils.LogitsProcessorWithLoRA = GroupedLogits
     free_slots_when_deactivated()
     sort_batches_by_adapter()
@@ -350,13 +187,3 @@ def sort_batches_by_adapter() -> None:
             batch.swap_states(one, other)
 
     CPUModelRunner._may_reorder_batch = reorder
-
-
-def swaps(order: list[int]) -> Iterable[tuple[int, int]]:
-    """Swaps of positions that, one after the other, bring what stands at `order[i]` to position i."""
-    order = list(order)
-    for position in range(len(order)):
-        while (source := order[position]) < position:  # it was swapped away: follow where it went
-            order[position] = order[source]
-        if source != position:
-            yield position, source

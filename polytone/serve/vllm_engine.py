@@ -72,7 +72,7 @@ class VllmEngine:
 
     async def start(self) -> None:
         self._gpu = await asyncio.to_thread(has_gpu)
-        set_environment(self._options, self._gpu)
+        os.environ.update(engine_environment(self._options, self._gpu))
         self._starting = asyncio.ensure_future(
             asyncio.to_thread(build_client, engine_arguments(self._options, self._gpu), self._count)
         )
@@ -214,21 +214,21 @@ def has_gpu() -> bool:
     return bool(torch.cuda.is_available())
 
 
-def set_environment(options: VllmOptions, gpu: bool) -> None:
-    """What vLLM reads from the environment only; its child processes inherit it."""
-    os.environ["VLLM_NO_USAGE_STATS"] = "1"
-    os.environ["DO_NOT_TRACK"] = "1"
-    os.environ["HF_HUB_OFFLINE"] = "1"
-    os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+def engine_environment(options: VllmOptions, gpu: bool) -> dict[str, str]:
+    """What vLLM reads from the environment only; its child processes inherit it.
+
+    Log level, threads and memory stay as they are where the environment sets them already.
+    """
+    ours = {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", "HF_HUB_OFFLINE": "1"}
+    usual = {"VLLM_LOGGING_LEVEL": "WARNING"}
     if not gpu:
-        os.environ["VLLM_CPU_KVCACHE_SPACE"] = str(options.kv_cache_gib)
-        # The worker is in the core's process: beside it, vLLM gives it one processor less, and both poll.
-        os.environ.setdefault("OMP_NUM_THREADS", str(options.cpu_threads or cores()))
-        for name, value in CPU_PROCESS.items():
-            os.environ.setdefault(name, value)
-        os.environ[cpu_lora.SWITCH] = "1" if options.cpu_lora else "0"
+        ours["VLLM_CPU_KVCACHE_SPACE"] = str(options.kv_cache_gib)
+        ours[cpu_lora.SWITCH] = "1" if options.cpu_lora else "0"
         # With LoRA on a CPU vLLM runs eagerly; what is left to compile costs 12 s at the first request.
-        os.environ["TORCH_COMPILE_DISABLE"] = "1"
+        ours["TORCH_COMPILE_DISABLE"] = "1"
+        # The worker is in the core's process: beside it, vLLM gives it one processor less, and both poll.
+        usual |= {"OMP_NUM_THREADS": str(options.cpu_threads or cores()), **CPU_PROCESS}
+    return {**{name: os.environ.get(name, value) for name, value in usual.items()}, **ours}
 
 
 def cores() -> int:
