@@ -218,3 +218,28 @@ def check_whole(home: Home) -> None:
         if not folder.name.startswith(".") and not folder.parent.name.startswith("."):
             read_version(home, f"{folder.parent.name}@{folder.name}")
     database.dispose()
+
+
+async def test_a_promoted_version_answers_within_two_seconds(mine: TinyHome, tmp_path: Path) -> None:
+    """The replica's loop: from the change in the database to the first answer of the version that was promoted."""
+    source = mine.voices["acme"]
+    versions = [source.version, restamped(mine.home, source, 1).version]
+    database = open_database(mine.home.database_url)
+    registry = Registry(database)
+    with served(mine.home.root, tmp_path / "log", POLYTONE_BASE="tiny") as server:
+        server.until_ready()
+        for version in versions:
+            registry.publish(version, "soak")
+        registry.promote("acme", versions[0], "soak")
+        slowest = 0.0
+        async with httpx.AsyncClient(base_url=server.url, timeout=60) as client:
+            await until(lambda: answers(client, versions[:1]), 60)
+            await asyncio.sleep(3)  # the other version is loaded and proven
+            for number in range(1, 11):
+                registry.promote("acme", versions[number % 2], "soak")
+                began = time.monotonic()
+                await until(lambda number=number: answers(client, [versions[number % 2]]), 10, 0.05)
+                slowest = max(slowest, time.monotonic() - began)
+        print(f"the slowest of 10 promotes answered after {slowest:.2f} s")
+        assert slowest <= 2
+    database.dispose()
