@@ -10,7 +10,7 @@ import random
 import resource
 import time
 from collections.abc import Callable, Coroutine, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import aiohttp
@@ -20,12 +20,16 @@ WORDS = ("order", "parcel", "refund", "invoice", "card", "blue", "green", "small
 
 @dataclass(frozen=True)
 class Ask:
-    """One request: who shall answer, what is asked, and how many tokens at most; `exact` goes on past the end token."""
+    """One request: who shall answer, what is asked, and how many tokens at most; `exact` goes on past the end token.
+
+    `more` is added to the body, for a server that names its voices otherwise.
+    """
 
     model: str
     messages: list[dict[str, str]]
     tokens: int
     exact: bool = True
+    more: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -118,6 +122,7 @@ async def answer(session: aiohttp.ClientSession, url: str, ask: Ask) -> Answer:
         "stream": True,
         "stream_options": {"include_usage": True},
         **({"ignore_eos": True} if ask.exact else {}),
+        **ask.more,
     }
     began, chunks, lines = time.perf_counter(), list[float](), list[bytes]()
     async with session.post(f"{url}/v1/chat/completions", json=body) as response:

@@ -14,10 +14,12 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from bench.figures import Figure, write
+from bench.llama import for_llama, llama
 from bench.load import Ask, Result, prompt, run
 from bench.peers import STREAMS, vllm
 from bench.running import polytone_server
@@ -35,11 +37,14 @@ MANY, RESIDENT = 512, 64
 class Bench:
     """The servers, started when a row first asks for them, and what the load generator took beside them."""
 
-    def __init__(self, home: Home, versions: list[str], stack: contextlib.ExitStack, pairs: int) -> None:
+    def __init__(
+        self, home: Home, versions: list[str], stack: contextlib.ExitStack, pairs: int, llama: Path | None = None
+    ) -> None:
         self.home = home
         self.versions = versions
         self.models = [BASE, *versions]
         self.pairs = pairs
+        self.llama_folder = llama
         self.ran_seconds = 0.0
         self.own_cpu_seconds = 0.0
         self._stack = stack
@@ -149,7 +154,7 @@ def many(bench: Bench) -> Iterator[Figure]:
     home.adapters.mkdir(parents=True, exist_ok=True)
     link(bench.home.bases, home.bases)
     link(bench.home.adapter_folder(bench.versions[0]).parent, home.adapter_folder(bench.versions[0]).parent)
-    versions = clones(home, bench.versions[0], MANY)
+    versions = clones(home, bench.versions[0], MANY, probes=1)
     registry = Registry(open_database(home.database_url))
     for version in versions:
         registry.publish(version, "bench")
@@ -162,7 +167,8 @@ def many(bench: Bench) -> Iterator[Figure]:
             models = chosen.choices(versions, weights, k=count)
             return bench.run(ours, bench.asks(models, count), STREAMS, stagger=0.1)
 
-        # A server that has run for a while has proven all its voices; the first proof is the price of publishing one.
+        # A server that has run for a while has proven all its voices; the first proof is the price of publishing one,
+        # and one probe keeps it short here. What wakes a voice later is the same with one probe as with many.
         bench.run(ours, bench.asks(versions, MANY, 1), STREAMS)
         answer(zipf)  # the popular ones are in memory after this
         one, uniform = [1.0] + [0.0] * (MANY - 1), [1.0] * MANY
@@ -311,6 +317,45 @@ def peft(bench: Bench) -> Iterator[Figure]:
     yield Figure("peft", what, ratio, details={"tokens_per_second": taken})
 
 
+def capture(bench: Bench) -> Iterator[Figure]:
+    """Rows, signals, embeddings and detectors against a server that records nothing; conversations count at once."""
+    recording = {"page": "false", "drift_quiet_seconds": "0"}
+    with (
+        polytone_server(bench.home, bench.log("recording"), **recording) as ours,
+        polytone_server(bench.home, bench.log("not recording"), page="false", traffic="false") as silent,
+    ):
+        speed = partial(bench.speed, models=bench.models, streams=STREAMS)
+        for url in (ours, silent):
+            speed(url)
+        ratio, taken = pairs(bench, partial(speed, ours), partial(speed, silent), times=3)
+    what = "traffic and drift recorded, 32 streams: tokens/s against nothing recorded"
+    yield Figure("capture", what, ratio, 0.98, details={"tokens_per_second": taken})
+
+
+def llama_cpp(bench: Bench) -> Iterator[Figure]:
+    """llama.cpp applies one adapter at a time, so that requests for different voices are not batched."""
+    folder = bench.llama_folder
+    if folder is None:
+        print("llama.cpp: left out; name the folder of its built source: --llama FOLDER")
+        return
+    ours, log = bench.polytone(), bench.log("llama.cpp")
+    for row, what, models, streams, bar in (
+        ("llama-32", "base and 4 voices, 32 streams", bench.models, STREAMS, 2.0),
+        ("llama-8", "base and 4 voices, 8 streams", bench.models, 8, 1.2),
+        ("llama-one", "one voice, 32 streams", bench.versions[:1], STREAMS, None),
+    ):
+        with llama(bench.home, BASE, bench.versions, folder, streams, log) as url:
+            theirs = partial(llama_speed, bench, url, models, streams)
+            theirs()
+            ratio, taken = pairs(bench, partial(bench.speed, ours, models, streams), theirs)
+        against = f"{what}: tokens/s against llama.cpp's server, F16"
+        yield Figure(row, against, ratio, bar, details={"tokens_per_second": taken})
+
+
+def llama_speed(bench: Bench, url: str, models: Sequence[str], streams: int) -> float:
+    return bench.run(url, for_llama(bench.asks(models, streams), bench.versions), streams).tokens_per_second
+
+
 ROWS: dict[str, Callable[[Bench], Iterator[Figure]]] = {
     "mixed": mixed,
     "prefill": prefill,
@@ -319,8 +364,10 @@ ROWS: dict[str, Callable[[Bench], Iterator[Figure]]] = {
     "tax": tax,
     "load": load,
     "api": api,
+    "capture": capture,
     "many": many,
     "peft": peft,
+    "llama": llama_cpp,
 }
 
 
@@ -329,6 +376,7 @@ def main() -> int:
     parser.add_argument("rows", nargs="*", metavar="ROW", help=f"rows to run, all by default: {', '.join(ROWS)}")
     parser.add_argument("--pairs", type=int, default=2, help="how often the two sides take turns")
     parser.add_argument("--conversations", type=Path, help="JSONL of messages for `turns`, in place of the examples")
+    parser.add_argument("--llama", type=Path, metavar="FOLDER", help="built source of llama.cpp, for the row `llama`")
     options = parser.parse_args()
     if unknown := set(options.rows) - set(ROWS):
         parser.error(f"no such row: {', '.join(sorted(unknown))}")
@@ -339,7 +387,7 @@ def main() -> int:
         registry.publish(version, "bench")
     figures, began = list[Figure](), time.monotonic()
     with contextlib.ExitStack() as stack:
-        bench = Bench(home, versions, stack, options.pairs)
+        bench = Bench(home, versions, stack, options.pairs, options.llama)
         for name in options.rows or ROWS:
             row = ROWS[name](bench) if name != "turns" else turns(bench, options.conversations)
             for figure in row:

@@ -12,6 +12,7 @@ from typing import cast
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from .cpu_lora_kernel import HEAD, MOST_ROWS, Kernel
@@ -37,10 +38,14 @@ class Slice:
 
 @dataclass(frozen=True, slots=True)
 class Weights:
-    """One adapter's part of one module: `a` (ranks of all slices, inputs) and what each slice makes of its ranks."""
+    """One adapter's part of one module: `a` (ranks of all slices, inputs) and what each slice makes of its ranks.
+
+    `record` says the same as the kernel wants it, with room for a run's first row and its rows in front.
+    """
 
     a: Tensor
     slices: tuple[Slice, ...]
+    record: NDArray[np.int64]
 
     def add(self, y: Tensor, x: Tensor) -> None:
         """y (rows, outputs) += x (rows, inputs) @ a.T @ b, in place."""
@@ -48,11 +53,6 @@ class Weights:
         for part in self.slices:
             ranks, columns = part.b.shape
             y[:, part.left : part.left + columns].addmm_(h[:, part.first : part.first + ranks], part.b)
-
-    def described(self) -> list[int]:
-        """As the kernel wants it, behind a run's first row and its rows."""
-        slices = [(part.left, part.b.shape[1], part.first, part.b.shape[0], part.b.data_ptr()) for part in self.slices]
-        return [self.a.data_ptr(), self.a.shape[1], self.a.shape[0], len(slices), *chain(*slices)]
 
 
 def runs(adapters: Sequence[int], slots: dict[int, int]) -> Iterable[Run]:
@@ -95,9 +95,14 @@ def weights(lora_a: list[Tensor | None], lora_b: list[Tensor | None], outputs: S
         slices.append(Slice(left, first, columns_inside))
         b.data, a.data = columns_inside.t(), fused[first : first + a.shape[0]]
         first += a.shape[0]
-    made = Weights(fused, tuple(slices))
+    made = Weights(fused, tuple(slices), described(fused, slices))
     there[0][0].polytone_weights = made
     return made
+
+
+def described(a: Tensor, slices: Sequence[Slice]) -> NDArray[np.int64]:
+    of_slices = [(part.left, part.b.shape[1], part.first, part.b.shape[0], part.b.data_ptr()) for part in slices]
+    return np.array([0, 0, a.data_ptr(), a.shape[1], a.shape[0], len(slices), *chain(*of_slices)], dtype=np.int64)
 
 
 def lefts(outputs: Sequence[int]) -> list[int]:
@@ -132,16 +137,20 @@ def by_gemm(run: Run, part: Weights) -> Adding:
 
 def by_kernel(kernel: Kernel, parts: list[tuple[Run, Weights]]) -> Adding:
     """All of `parts` in one call. Only the addresses of x and y change from step to step; this runs in every module of
-    every step, so it does little else."""
+    every step, so it does little else. It is made anew in every module whenever a request comes or goes."""
+    records = [part.record for _, part in parts]
+    ends = np.cumsum([len(record) for record in records])
+    starts = np.concatenate([[0], ends[:-1]]) + HEAD
+    plan = np.concatenate([np.zeros(HEAD, dtype=np.int64), *records])
+    plan[starts] = [run.start for run, _ in parts]
+    plan[starts + 1] = [run.stop - run.start for run, _ in parts]
     ranks = max(part.a.shape[0] for _, part in parts)
     scratch = np.empty((max(run.stop for run, _ in parts), ranks), dtype=np.float32)
-    runs = list(chain(*((run.start, run.stop - run.start, *part.described()) for run, part in parts)))
-    arguments = (ctypes.c_int64 * (HEAD + len(runs)))(*[0] * HEAD, *runs)
-    address = ctypes.addressof(arguments)
-    arguments[0], arguments[1] = address + HEAD * 8, len(parts)
-    arguments[6], arguments[7] = scratch.ctypes.data, ranks
+    address = plan.ctypes.data
+    plan[0], plan[1], plan[6], plan[7] = address + HEAD * 8, len(parts), scratch.ctypes.data, ranks
+    arguments = (ctypes.c_int64 * HEAD).from_buffer(plan)
 
-    def add(y: Tensor, x: Tensor, _kept: object = (scratch, parts)) -> None:  # the arguments point into their memory
+    def add(y: Tensor, x: Tensor, _kept: object = (scratch, parts, plan)) -> None:  # the plan points into their memory
         arguments[2] = x.data_ptr()
         arguments[3] = x.stride(0)
         arguments[4] = y.data_ptr()
