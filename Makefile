@@ -32,7 +32,7 @@ check: setup
 
 # Two halves of about the same length: the second waits for the training libraries to import.
 FAST := $(BIN)/python -m pytest -q -m "not engine"
-TRAINING := tests/test_train.py tests/test_engine.py
+TRAINING := tests/test_train.py tests/test_engine.py tests/test_kto.py tests/test_reference.py
 
 check-serving: setup
 	$(FAST) --ignore tests/soak --ignore tests/test_e2e.py $(TRAINING:%=--ignore %)
@@ -46,6 +46,8 @@ soak: setup
 	$(BIN)/python -m bench.identity
 	$(BIN)/python -m bench.tone
 	$(BIN)/python -m bench.rollout
+	$(BIN)/python -m bench.drift
+	$(BIN)/python -m bench.profiles
 
 ## Speed against stock vLLM, bare vLLM and PEFT on this machine, each figure a ratio (under 20 minutes)
 bench: setup

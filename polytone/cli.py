@@ -9,6 +9,7 @@ from rich.console import Console
 
 from polytone.contract.errors import PolytoneError
 from polytone.serve.cli import adapters_commands, keys_commands, serve, ui
+from polytone.serve.data_cli import drift, feedback_commands, traffic_commands
 from polytone.train.cli import base_commands, evaluate, train
 
 app = typer.Typer(
@@ -21,7 +22,9 @@ app = typer.Typer(
 app.add_typer(base_commands, name="base")
 app.add_typer(adapters_commands, name="adapters")
 app.add_typer(keys_commands, name="keys")
-for command in (train, evaluate, serve, ui):
+app.add_typer(feedback_commands, name="feedback")
+app.add_typer(traffic_commands, name="traffic")
+for command in (train, evaluate, serve, ui, drift):
     app.command()(command)
 
 

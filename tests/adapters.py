@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from polytone.contract.adapter import (
 )
 from polytone.contract.base import Base, Quantization, base_folder
 from polytone.contract.home import Home
+from polytone.contract.reference import ReferenceRow, describe_reference, write_reference
 
 TEMPLATE = "t" * 64
 MODULE = "model.layers.0.self_attn.q_proj"
@@ -51,7 +53,9 @@ def make_base(home: Home, base_id: str = "tiny", digest: str = "b" * 64) -> Base
     return base
 
 
-def make_version(home: Home, base: Base, name: str, seed: int = 0, **changes: Any) -> Manifest:
+def make_version(
+    home: Home, base: Base, name: str, seed: int = 0, reference: Sequence[ReferenceRow] = (), **changes: Any
+) -> Manifest:
     """A version folder with random weights; `changes` replace fields of its manifest."""
     work = home.root / f"work-{name}-{seed}"
     work.mkdir(parents=True)
@@ -89,8 +93,11 @@ def make_version(home: Home, base: Base, name: str, seed: int = 0, **changes: An
                 )
             ],
         ),
+        "drift_reference": describe_reference(list(reference), max_tokens=64),
         "licence": "Apache-2.0",
     }
+    if reference:
+        write_reference(work, list(reference))
     manifest = Manifest(**{**fields, **changes})
     (work / CARD).write_text("# card\n")
     (work / EVALUATION).write_text("{}\n")

@@ -56,7 +56,7 @@ def train_tiny(root: Path, home: Home, name: str, **training: Any) -> Manifest:
     from polytone.train.progress import Progress
     from polytone.train.publish import publish
     from polytone.train.recipe import read_recipe
-    from polytone.train.sft import run_sft
+    from polytone.train.run import run
 
     rows = [
         {
@@ -76,10 +76,11 @@ def train_tiny(root: Path, home: Home, name: str, **training: Any) -> Manifest:
         "data": {"train": "rows.jsonl", "held_out_share": 0.2},
         "lora": {"rank": 8, "alpha": 16},
         "training": {"max_steps": 6, "epochs": 20, "batch": 4, "micro_batch": 4, "learning_rate": 0.02, **training},
+        "drift": {"max_tokens": 8},
     }
     (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     progress = Progress(Console(quiet=True))
-    return publish(home, run_sft(home, read_recipe(folder / "recipe.yaml"), progress))
+    return publish(home, run(home, read_recipe(folder / "recipe.yaml"), progress))
 
 
 def free_port() -> int:

@@ -3,6 +3,7 @@
 import asyncio
 import json
 from collections.abc import AsyncIterator
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,8 @@ class FakeEngine:
         self.load_seconds = 0.0
         self.prove_seconds = 0.0
         self.proving: list[str] = []
-        self.early: list[str] = []  # versions that answered while they were being proven
+        self.ids = count(1)
+        self.wrong = False  # loads something else than it should
 
     async def start(self) -> None:
         self.starts += 1
@@ -59,7 +61,6 @@ class FakeEngine:
     async def chat(self, request: Body, version: str | None) -> Body | AsyncIterator[str]:
         self._check(request, version, "messages")
         name = version or self.base_id
-        self.early += [name] if name in self.proving else []
         if request.get("stream"):
             return self._stream(name, request)
         await asyncio.sleep(self.step_seconds)
@@ -76,7 +77,7 @@ class FakeEngine:
             self.proving.append(name)
             await asyncio.sleep(self.prove_seconds)
             self.proving.remove(name)
-            choice["token_ids"] = [3, 4][: request["max_tokens"]]
+            choice["token_ids"] = [7, 8] if self.wrong else [3, 4][: request["max_tokens"]]
             choice["logprobs"] = {"token_logprobs": [-1.0] * 2, "top_logprobs": [{"token_id:3": -1.0}] * 2}
         return self._response(name, choice)
 
@@ -101,7 +102,7 @@ class FakeEngine:
     def _response(self, name: str, choice: Body) -> Body:
         usage = {"prompt_tokens": 1, "completion_tokens": WORDS, "total_tokens": 1 + WORDS}
         return {
-            "id": "chatcmpl-1",
+            "id": f"chatcmpl-{next(self.ids)}",
             "object": "chat.completion",
             "created": 0,
             "model": name,
@@ -111,7 +112,7 @@ class FakeEngine:
 
     async def _stream(self, name: str, request: Body) -> AsyncIterator[str]:
         self.running += 1
-        life = self.starts
+        life, number = self.starts, next(self.ids)
         try:
             for _ in range(WORDS):
                 await asyncio.sleep(self.step_seconds)
@@ -122,7 +123,7 @@ class FakeEngine:
                     raise EngineError("died", code="engine_unavailable", status=503)
                 delta = {"index": 0, "delta": {"content": f"{name} "}, "finish_reason": None}
                 chunk: Body = {
-                    "id": "chatcmpl-1",
+                    "id": f"chatcmpl-{number}",
                     "object": "chat.completion.chunk",
                     "created": 0,
                     "model": name,

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import numpy as np
 from fastapi import FastAPI
 
 from polytone.contract.base import Base
@@ -15,12 +16,16 @@ from polytone.contract.home import Home
 from polytone.serve.admission import Admission
 from polytone.serve.app import create_app
 from polytone.serve.database import open_database
+from polytone.serve.drift import Drift
+from polytone.serve.embedding import DIMENSION
 from polytone.serve.keys import Keyring, KeyStore, Kind
 from polytone.serve.metrics import Metrics
 from polytone.serve.openai_request import RequestLimits
+from polytone.serve.profile import Profiles
 from polytone.serve.registry import Registry
 from polytone.serve.replicas import Replicas
 from polytone.serve.runtime import Runtime, ServerLimits, running
+from polytone.serve.traffic import Policies, Traffic
 from polytone.serve.voices import Limits, Voices
 
 from .adapters import make_base, make_version
@@ -82,6 +87,12 @@ async def eventually(condition: Any, seconds: float = 5.0) -> None:
             await asyncio.sleep(0.005)
 
 
+def embed_by_letters(texts: list[str]) -> Any:
+    """How often each letter comes: a real embedding, if a crude one, that needs no base."""
+    counts = np.array([[text.lower().count(chr(97 + i % 26)) for i in range(DIMENSION)] for text in texts], float)
+    return counts / np.maximum(np.linalg.norm(counts, axis=1, keepdims=True), 1e-9)
+
+
 @asynccontextmanager
 async def serving(
     root: Path,
@@ -91,6 +102,7 @@ async def serving(
     max_batch: int = 8,
     at_once: int = 128,
     origins: tuple[str, ...] = (),
+    policies: Policies = Policies(),
     **limits: float,
 ) -> AsyncIterator[Server]:
     home = Home(root)
@@ -99,6 +111,7 @@ async def serving(
     metrics = Metrics()
     database = open_database(home.database_url)
     keys = KeyStore(database)
+    profiles = Profiles(home, lambda: embed_by_letters, lambda _: [])
     runtime = Runtime(
         engine=engine,
         database=database,
@@ -109,6 +122,8 @@ async def serving(
         admission=Admission(at_once),
         voices=Voices(engine, home, base, Limits(16, max_resident, max_batch, drain_seconds), metrics),
         metrics=metrics,
+        traffic=Traffic(database, metrics, policies, profiles.measure, capacity=int(limits.get("traffic_queue", 1000))),
+        drift=Drift(database, profiles, metrics, limits.get("run_length", 20_000), limits.get("quiet_seconds", 0)),
         home=home,
         limits=ServerLimits(
             request=RequestLimits(messages=20, output_tokens=200, choices=4),

@@ -14,7 +14,7 @@ from polytone.cli import app as command_line
 from polytone.contract.adapter import Sampling
 from polytone.serve.metrics import Metrics
 from polytone.serve.settings import PREFIX, Settings
-from polytone.train.recipe import DataSection, LoraSection, Recipe, TrainingSection, read_recipe
+from polytone.train.recipe import DataSection, DriftSection, LoraSection, Recipe, TrainingSection, read_recipe
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = Path(polytone.__file__).parent
@@ -22,6 +22,7 @@ SECTIONS: dict[str, type[BaseModel]] = {
     "data": DataSection,
     "lora": LoraSection,
     "training": TrainingSection,
+    "drift": DriftSection,
     "sampling": Sampling,
 }
 

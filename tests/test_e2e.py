@@ -52,8 +52,12 @@ def train_voice(root: Path, home: Path, name: str, steps: int = STEPS) -> str:
         lines = (folder / file).read_text().splitlines(keepends=True)
         (folder / file).write_text("".join(lines[:rows]))
     recipe = yaml.safe_load((folder / "recipe.yaml").read_text())
-    recipe["training"] = {"max_steps": steps, "batch": 4, "micro_batch": 4, "learning_rate": 0.002, "evaluations": 0}
-    (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    training = {"max_steps": steps, "batch": 4, "micro_batch": 4, "learning_rate": 0.002, "evaluations": 0}
+    return train_recipe(folder, home, {**recipe, "training": training})
+
+
+def train_recipe(folder: Path, home: Path, recipe: dict[str, Any]) -> str:
+    (folder / "recipe.yaml").write_text(yaml.safe_dump({**recipe, "drift": {"rows": 0}}))
     done = polytone("train", str(folder / "recipe.yaml"), "--json", home=home)
     assert done.returncode == 0, done.stderr
     return str(json.loads(done.stdout)["version"])
@@ -246,6 +250,55 @@ async def test_a_third_voice_arrives_while_streams_run(shop: Shop, client: Async
     assert len(finished) >= 4
     done = await asyncio.to_thread(polytone, "adapters", "retire", "mosswick", home=shop.home.root)
     assert done.returncode == 0, done.stderr
+
+
+def test_what_people_say_becomes_the_next_version_and_leads_back_to_them(shop: Shop, tmp_path: Path) -> None:
+    """Conversations, thumbs and corrections -> export -> SFT, then KTO, each from the version before -> evaluation."""
+    parent = shop.voices["aldermoor"].version
+    corrected, judged = set[str](), set[str]()
+    for number in range(12):
+        question: list[Any] = [{"role": "user", "content": f"Where is order {number}?"}]
+        answer = shop.client().chat.completions.create(model="aldermoor", messages=question, max_tokens=12)
+        say = {"completion_id": answer.id, "annotator": {"id": "kim"}}
+        thumb = {**say, "key": "thumb", "value": "down" if number % 2 else "up"}
+        said = [httpx.post(f"{shop.server.url}/v1/feedback", json=thumb)]
+        judged.add(answer.id)
+        if number % 2:
+            correction = {**say, "key": "correction", "text": f"Order {number} left our bank today."}
+            said.append(httpx.post(f"{shop.server.url}/v1/feedback", json=correction))
+            corrected.add(answer.id)
+        assert [one.status_code for one in said] == [201] * len(said)
+    for kind in ("sft", "kto"):
+        export = ("feedback", "export", "--adapter", "aldermoor", "--format", kind, "--out", str(tmp_path))
+        done = polytone(*export, home=shop.home.root)
+        assert done.returncode == 0, done.stderr
+    held_out = (EXAMPLES / "aldermoor" / "held_out.jsonl").read_text().splitlines(keepends=True)[:4]
+    (tmp_path / "held_out.jsonl").write_text("".join(held_out))
+
+    def next_version(kind: str, parent: str, **training: Any) -> Manifest:
+        recipe = {
+            "name": "aldermoor",
+            "parent": parent,
+            "data": {"train": f"aldermoor-{kind}-train.jsonl", "held_out": "held_out.jsonl"},
+            "training": {"method": kind, "max_steps": 1, "batch": 2, "micro_batch": 2, "evaluations": 0, **training},
+        }
+        return read_version(shop.home, train_recipe(tmp_path, shop.home.root, recipe))
+
+    better = next_version("sft", parent, learning_rate=0.001)
+    liked = next_version("kto", better.version)
+    for manifest, earlier, answers in ((better, parent, corrected), (liked, better.version, judged)):
+        export_of = manifest.data.train.export
+        assert manifest.parent == earlier
+        assert export_of is not None
+        assert set(export_of.completions) <= answers
+        assert export_of.completions
+        assert manifest.evaluation.parent_loss is not None
+    assert len({parent, better.version, liked.version}) == 3
+    done = polytone(
+        "evaluate", liked.version, "--data", str(tmp_path / "held_out.jsonl"), "--json", home=shop.home.root
+    )
+    found = json.loads(done.stdout)
+    assert found["parent_loss"] == pytest.approx(better.evaluation.adapter_loss, abs=1e-3)
 
 
 def test_a_second_server_on_the_port_is_refused_with_the_fix(shop: Shop) -> None:

@@ -19,6 +19,8 @@ INFERENCE = {
     ("POST", "/v1/completions"),
     ("GET", "/v1/models"),
     ("GET", "/v1/models/{model}"),
+    ("GET", "/v1/feedback"),
+    ("POST", "/v1/feedback"),
 }
 
 

@@ -255,14 +255,30 @@ async def asleep(server: Server) -> str:
     return version
 
 
-async def test_nobody_answers_before_the_proof_of_a_version_that_woke_up(tmp_path: Path) -> None:
+async def test_no_byte_leaves_before_the_proof_of_a_version_that_woke_up(tmp_path: Path) -> None:
     """The second request for a sleeping voice once found it loaded, and was answered while it was being proven."""
     async with serving(tmp_path, max_resident=1, max_batch=1) as server:
         version = await asleep(server)
-        server.engine.prove_seconds = 0.05
-        answers = await asyncio.gather(*(server.chat("acme") for _ in range(4)))
-        assert [answer.json()["model"] for answer in answers] == [version] * 4
-        assert server.engine.early == []
+        server.engine.prove_seconds = 0.2
+        asked = [asyncio.create_task(server.chat("acme", stream=stream)) for stream in (False, True, False)]
+        await eventually(lambda: server.engine.proving == [version])
+        await asyncio.sleep(0.1)
+        assert server.engine.proving == [version]
+        assert not any(task.done() for task in asked)
+        answers = await asyncio.gather(*asked)
+        assert [answer.headers["x-polytone-adapter"] for answer in answers] == [version] * 3
+        assert all(version in answer.text for answer in answers)
+
+
+async def test_nothing_is_answered_by_a_version_that_came_back_as_another(tmp_path: Path) -> None:
+    async with serving(tmp_path, max_resident=1, max_batch=1) as server:
+        version = await asleep(server)
+        server.engine.wrong, server.engine.prove_seconds = True, 0.1
+        answers = await asyncio.gather(*(server.chat("acme", stream=stream) for stream in (False, True)))
+        assert [answer.status_code for answer in answers] == [503, 503]
+        assert [answer.json()["error"]["code"] for answer in answers] == ["voice_not_ready"] * 2
+        assert version not in server.engine.loaded
+        assert server.engine.running == 0
 
 
 async def test_a_client_that_leaves_during_a_load_leaves_no_uncounted_version(tmp_path: Path) -> None:

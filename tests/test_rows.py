@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from polytone.contract.errors import InputError
-from polytone.contract.rows import Conversation, read_conversations
+from polytone.contract.rows import Conversation, read_conversations, read_preferences, read_verdicts
 
 GOOD = {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello."}]}
 
@@ -83,6 +83,50 @@ def test_a_line_separator_inside_a_string_does_not_split_the_row(tmp_path: Path)
         {"messages": [GOOD["messages"][0], {"role": "assistant", "content": "a\u2028b"}]}, ensure_ascii=False
     )
     assert read_conversations(write(tmp_path / "rows.jsonl", row)).rows[0].messages[1].content == "a\u2028b"
+
+
+USER, SAID = GOOD["messages"]
+
+
+def test_verdicts_keep_their_keys_and_are_conversations(tmp_path: Path) -> None:
+    row = {"prompt": [USER], "completion": [SAID], "label": False, "completion_id": "chatcmpl-1"}
+    read = read_verdicts(write(tmp_path / "rows.jsonl", json.dumps(row))).rows[0]
+    assert read.model_dump() == row
+    assert read.conversation().as_dicts() == GOOD["messages"]
+
+
+def test_preferences_keep_both_replies(tmp_path: Path) -> None:
+    row = {"prompt": [USER], "chosen": [SAID], "rejected": [{"role": "assistant", "content": "No."}], "id": "1"}
+    assert read_preferences(write(tmp_path / "rows.jsonl", json.dumps(row))).rows[0].model_dump() == row
+
+
+def test_bad_verdicts_and_preferences_are_named_like_bad_conversations(tmp_path: Path) -> None:
+    good = {"prompt": [USER], "completion": [SAID], "label": True}
+    path = write(
+        tmp_path / "rows.jsonl",
+        json.dumps({**good, "label": "yes"}),
+        json.dumps({**good, "completion": [SAID, USER]}),
+        json.dumps({**good, "completion": [USER]}),
+        json.dumps({**good, "prompt": [USER, SAID]}),
+        json.dumps({**good, "prompt": []}),
+        json.dumps(GOOD),
+    )
+    with pytest.raises(InputError) as caught:
+        read_verdicts(path)
+    assert caught.value.code == "rows_malformed"
+    parts = (
+        "label:",
+        "completion:",
+        "must be the assistant's",
+        "two turns in a row",
+        "prompt:",
+        "prompt: Field required",
+    )
+    for line, part in enumerate(parts, start=1):
+        assert any(f":{line}:" in text and part in text for text in caught.value.message.splitlines()), (line, part)
+    assert '"label": true' in caught.value.message
+    with pytest.raises(InputError, match="rejected: Field required"):
+        read_preferences(path)
 
 
 @given(st.lists(st.text().filter(str.strip), min_size=1, max_size=6))

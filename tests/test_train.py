@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -9,18 +10,24 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from polytone.contract.adapter import FILES, WEIGHTS, read_version
+from polytone.contract.adapter import FILES, OPTIONAL, WEIGHTS, read_version
 from polytone.contract.base import base_folder
-from polytone.contract.errors import CheckError, InputError
+from polytone.contract.errors import CheckError, InputError, PolytoneError
 from polytone.contract.home import Home
-from polytone.contract.rows import Conversation
+from polytone.contract.rows import Conversation, read_conversations
 from polytone.contract.tensors import read_header
 from polytone.train.base import load_nf4, prepare_base
+from polytone.train.cli import of_parent
 from polytone.train.data import IGNORED, split, tokenize_conversation
+from polytone.train.evaluate import evaluate_version
+from polytone.train.lora import inherit, read_parent
 from polytone.train.progress import Progress
-from polytone.train.recipe import read_recipe
+from polytone.train.recipe import Recipe, read_recipe
+from polytone.train.run import new_folder
 
+from .adapters import make_version
 from .conftest import TinyHome, polytone, train_tiny
+from .recipes import conversations, export_of, silent, train_rows, write_rows
 
 CONVERSATION = Conversation.model_validate(
     {
@@ -32,6 +39,9 @@ CONVERSATION = Conversation.model_validate(
         ]
     }
 )
+
+
+KTO = "name: a\ndata: {train: x}\nparent: a@000000000000\n"
 
 
 @pytest.fixture
@@ -87,7 +97,7 @@ def test_dense_weights_are_the_nf4_values(tiny: TinyHome) -> None:
 def test_a_run_leaves_a_whole_version_with_float32_weights_and_a_telling_fingerprint(tiny: TinyHome) -> None:
     manifest = tiny.voices["acme"]
     folder = tiny.home.adapter_folder(manifest.version)
-    assert {path.name for path in folder.iterdir()} == FILES
+    assert {path.name for path in folder.iterdir()} == FILES | OPTIONAL
     assert {info.dtype for info in read_header(folder / WEIGHTS).values()} == {"F32"}
     assert manifest.evaluation.adapter_loss < manifest.evaluation.base_loss
     for probe in manifest.fingerprint.probes:
@@ -119,6 +129,121 @@ def test_an_adapter_that_learned_nothing_is_not_published(tiny: TinyHome, tmp_pa
     assert not (tiny.home.adapters / "lazy").exists()
 
 
+def test_a_continued_version_starts_from_its_parent_and_names_its_loss(tiny: TinyHome, tmp_path: Path) -> None:
+    parent = tiny.voices["acme"]
+    child = train_rows(tmp_path, tiny.home, "child", conversations("acme"), parent=parent.version).manifest
+    assert (child.parent, child.peft) == (parent.version, parent.peft)
+    assert child.digest != parent.digest
+    # The same ten rows, split by the same seed: the parent's own held-out loss, to the rounding of another process.
+    assert child.evaluation.parent_loss == pytest.approx(parent.evaluation.adapter_loss, abs=1e-4)
+    assert child.evaluation.adapter_loss < parent.evaluation.adapter_loss
+    card = (tiny.home.adapter_folder(child.version) / "README.md").read_text()
+    assert parent.version in card
+    assert f"{child.evaluation.parent_loss:.3f}" in card
+    assert f"its parent {parent.version} has {child.evaluation.parent_loss:.3f}" in of_parent(child, child.evaluation)
+
+
+def test_evaluation_tells_the_parents_loss_if_it_is_there(tiny: TinyHome, tmp_path: Path) -> None:
+    parent = tiny.voices["zest"]
+    child = train_rows(tmp_path, tiny.home, "grown", conversations("zest"), parent=parent.version).manifest
+    file = read_conversations(tmp_path / "grown" / "rows.jsonl")
+    mine, its = (evaluate_version(tiny.home, one, file, 256, silent()) for one in (child, parent))
+    assert mine.parent_loss == pytest.approx(its.adapter_loss, abs=1e-4)
+    assert its.parent_loss is None
+    alone = child.model_copy(update={"parent": "zest@000000000000"})
+    assert evaluate_version(tiny.home, alone, file, 256, silent()).parent_loss is None
+
+
+def test_weights_equal_to_the_parents_are_not_published(tiny: TinyHome, tmp_path: Path) -> None:
+    """An adapter that was loaded without being trainable trains nothing and saves itself again without an error."""
+    with pytest.raises(CheckError) as caught:
+        train_rows(
+            tmp_path,
+            tiny.home,
+            "same",
+            conversations("acme"),
+            parent=tiny.voices["acme"].version,
+            training={"learning_rate": 1e-30},
+        )
+    assert caught.value.code == "nothing_learned"
+    assert "weights are those of the parent" in caught.value.message
+    assert not (tiny.home.adapters / "same").exists()
+
+
+@pytest.mark.parametrize(
+    ("lora", "part"),
+    [
+        ({"rank": 4}, "lora.rank: is 4, the parent"),
+        ({"alpha": 8}, "lora.alpha"),
+        ({"targets": ["q_proj"]}, "lora.targets"),
+    ],
+)
+def test_a_parent_of_another_shape_is_refused(tiny: TinyHome, tmp_path: Path, lora: dict[str, Any], part: str) -> None:
+    with pytest.raises(InputError) as caught:
+        train_rows(tmp_path, tiny.home, "odd", conversations("acme"), parent=tiny.voices["acme"].version, lora=lora)
+    assert caught.value.code == "parent_mismatch"
+    assert part in caught.value.message
+
+
+def test_a_recipe_that_names_the_parents_shape_is_taken(tiny: TinyHome, tmp_path: Path) -> None:
+    parent = tiny.voices["acme"]
+    for lora in ({"rank": 8, "alpha": 16, "targets": "all-linear"}, {"targets": list(reversed(parent.peft.targets))}):
+        recipe = Recipe.model_validate(
+            {"name": "a", "base": "tiny", "data": {"train": "x"}, "parent": parent.version, "lora": lora}
+        )
+        assert read_parent(tiny.home, recipe, tiny.base) == parent
+        assert inherit(recipe, parent).record()["lora"]["rank"] == 8
+
+
+def test_an_unknown_parent_and_one_of_another_base_are_refused(tiny: TinyHome, tmp_path: Path) -> None:
+    for parent, code in (("acme", "invalid_version"), ("acme@000000000000", "version_not_found")):
+        with pytest.raises(PolytoneError) as caught:
+            train_rows(tmp_path, tiny.home, "lost", conversations("acme"), parent=parent)
+        assert caught.value.code == code
+    foreign = make_version(tiny.home, tiny.base.model_copy(update={"digest": "c" * 64}), "foreign").version
+    with pytest.raises(CheckError) as refused:
+        train_rows(tmp_path, tiny.home, "lost", conversations("acme"), parent=foreign)
+    assert refused.value.code == "wrong_base"
+    shutil.rmtree(tiny.home.adapters / "foreign")
+
+
+def test_exported_rows_lead_back_to_the_answers_they_were_made_from(tiny: TinyHome, tmp_path: Path) -> None:
+    folder = tmp_path / "traced"
+    path = write_rows(folder, conversations("acme"))
+    manifest = export_of(path, "sft", ["chatcmpl-1", "chatcmpl-2"])
+    (folder / "rows.manifest.json").write_text(manifest.model_dump_json(by_alias=True))
+    made = train_rows(tmp_path, tiny.home, "traced", conversations("acme")).manifest
+    export = made.data.train.export
+    assert export is not None
+    assert (export.sha256, export.completions) == (manifest.sha256, ["chatcmpl-1", "chatcmpl-2"])
+    assert read_version(tiny.home, made.version).data.held_out.export == export
+    assert tiny.voices["acme"].data.train.export is None
+
+
+def test_rows_that_were_exported_to_be_held_out_are_not_learned_from(tiny: TinyHome, tmp_path: Path) -> None:
+    folder = tmp_path / "seen"
+    manifest = export_of(write_rows(folder, conversations("acme")), "sft", ["chatcmpl-1"])
+    held_out = manifest.model_copy(update={"split": "held_out"})
+    (folder / "rows.manifest.json").write_text(held_out.model_dump_json(by_alias=True))
+    with pytest.raises(InputError) as caught:
+        train_rows(tmp_path, tiny.home, "seen", conversations("acme"))
+    assert caught.value.code == "wrong_split"
+
+
+def test_rows_that_were_changed_after_their_export_are_refused(tiny: TinyHome, tmp_path: Path) -> None:
+    folder = tmp_path / "changed"
+    manifest = export_of(write_rows(folder, conversations("acme")), "sft", ["chatcmpl-1"])
+    for content, code in ((manifest.model_dump_json(by_alias=True), "export_mismatch"), ("{}", "export_invalid")):
+        (folder / "rows.manifest.json").write_text(content)
+        with pytest.raises(InputError) as caught:
+            train_rows(tmp_path, tiny.home, "changed", conversations("zest"))
+        assert caught.value.code == code
+
+
+def test_two_runs_of_one_second_keep_their_metrics_apart(tmp_path: Path) -> None:
+    assert [new_folder(tmp_path, "acme").name for _ in range(3)] == ["acme", "acme-2", "acme-3"]
+
+
 def test_rows_longer_than_the_limit_are_refused_not_cut(tiny: TinyHome, tmp_path: Path) -> None:
     with pytest.raises(InputError) as caught:
         train_tiny(tmp_path, tiny.home, "long", max_length=16)
@@ -146,9 +271,14 @@ def test_a_base_without_weights_and_one_with_pickles_are_refused(tmp_path: Path)
         ("name: acme", "recipe_invalid", "data: Field required"),
         ("name: Acme!\ndata: {train: x}", "recipe_invalid", "name:"),
         ("name: a\ndata: {train: x}\nlearning_rate: 1", "recipe_invalid", "learning_rate: is not a recipe key"),
-        ("name: a\ndata: {train: x}\ntraining: {lr: 1}", "recipe_invalid", "known here: epochs, max_steps"),
+        ("name: a\ndata: {train: x}\ntraining: {lr: 1}", "recipe_invalid", "known here: method, epochs, max_steps"),
         ("name: a\ndata: {train: x}\nlora: {rank: 0}", "recipe_invalid", "lora.rank"),
         ("name: a\ndata: {train: x}\ntraining: {batch: 6, micro_batch: 4}", "recipe_invalid", "not a multiple"),
+        ("name: a\ndata: {train: x}\ntraining: {method: dpo}", "recipe_invalid", "training.method"),
+        ("name: a\ndata: {train: x}\ntraining: {method: kto}", "recipe_invalid", "parent: kto improves a voice"),
+        (f"{KTO}training: {{method: kto, learning_rate: 0.001}}", "recipe_invalid", "learning_rate: 0.001 is too high"),
+        (f"{KTO}training: {{method: kto, micro_batch: 1}}", "recipe_invalid", "training.micro_batch"),
+        ("name: a\ndata: {train: x}\ndrift: {rows: -1}", "recipe_invalid", "drift.rows"),
     ],
 )
 def test_bad_recipes_name_file_field_and_fix(tmp_path: Path, text: str, code: str, part: str) -> None:

@@ -1,7 +1,7 @@
 """An adapter version on disk: the folder train hands to serve.
 
-`$POLYTONE_HOME/adapters/<name>/<digest12>/` holds exactly the files of `FILES`. Its name is the digest of what
-answers, so a version can never change under its id.
+`$POLYTONE_HOME/adapters/<name>/<digest12>/` holds exactly the files of `FILES`, and those of `OPTIONAL` that its
+manifest names. Its name is the digest of what answers, so a version can never change under its id.
 """
 
 import hashlib
@@ -16,7 +16,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from .base import Base, Quantization
 from .errors import CheckError, NotFoundError, combined
+from .export import ExportReference
 from .home import DIGEST_LENGTH, NAME_PATTERN, Home
+from .reference import REFERENCE, DriftReference, check_reference
 from .rows import describe
 from .tensors import TensorInfo, not_safetensors, read_header
 
@@ -26,6 +28,7 @@ MANIFEST = "manifest.json"
 CARD = "README.md"
 EVALUATION = "evaluation.json"
 FILES = frozenset({CONFIG, WEIGHTS, MANIFEST, CARD, EVALUATION})
+OPTIONAL = frozenset({REFERENCE})
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt")
 
 # What vLLM's LoRA can serve (read in vllm/lora/peft_helper.py of 0.32); everything else it refuses or ignores.
@@ -52,12 +55,15 @@ class Peft(BaseModel):
 
 
 class DataSource(BaseModel):
+    """A file of rows; `export` leads from rows that came out of traffic back to the answers they were made from."""
+
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     path: str
     sha256: str
     rows: int
     assistant_tokens: int
+    export: ExportReference | None = None
 
 
 class Data(BaseModel):
@@ -68,13 +74,17 @@ class Data(BaseModel):
 
 
 class Evaluation(BaseModel):
-    """Mean negative log-likelihood per assistant token on the held-out rows, in nats."""
+    """Mean negative log-likelihood per assistant token on the held-out rows, in nats.
+
+    `parent_loss` is that of the version this one continues, None where there is no parent.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     base_loss: float
     adapter_loss: float
     tokens: int
+    parent_loss: float | None = None
 
 
 class Probe(BaseModel):
@@ -136,7 +146,7 @@ class Manifest(BaseModel):
     system_prompt: str | None = None
     sampling: Sampling | None = None
     fingerprint: Fingerprint
-    drift_reference: dict[str, Any] | None = None
+    drift_reference: DriftReference | None = None
     created: datetime = Field(default_factory=lambda: datetime.now(UTC))
     licence: str
 
@@ -195,7 +205,7 @@ def inspect_folder(folder: Path) -> tuple[Manifest | None, list[CheckError]]:
     """The manifest, if it can be read, and everything that is wrong with the folder.
 
     Codes: `not_safetensors`, `files_missing`, `files_unexpected`, `manifest_invalid`, `wrong_digest`,
-    `file_truncated`, `config_invalid`, `peft_unsupported` and `tensors_mismatch`.
+    `file_truncated`, `config_invalid`, `peft_unsupported`, `tensors_mismatch` and `reference_mismatch`.
     """
     found = list(check_files(folder))
     manifest, config, tensors = None, None, None
@@ -221,6 +231,11 @@ def inspect_folder(folder: Path) -> tuple[Manifest | None, list[CheckError]]:
         found += check_tensors(folder, config, tensors)
     if manifest is not None and (folder / CONFIG).is_file() and (folder / WEIGHTS).is_file():
         found += check_manifest(folder, manifest, config)
+    if manifest is not None:
+        try:
+            check_reference(folder, manifest.drift_reference)
+        except CheckError as error:
+            found.append(error)
     return manifest, found
 
 
@@ -231,7 +246,7 @@ def check_files(folder: Path) -> Iterator[CheckError]:
         yield not_safetensors(folder / pickles[0], "it is a pickle, which can run code when it is read")
     if missing := sorted(FILES - there):
         yield CheckError(f"{folder}: lacks {', '.join(missing)}.", code="files_missing")
-    if unexpected := sorted(there - FILES):
+    if unexpected := sorted(there - FILES - OPTIONAL):
         yield CheckError(f"{folder}: has unexpected {', '.join(unexpected)}.", code="files_unexpected")
 
 

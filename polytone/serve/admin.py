@@ -2,6 +2,7 @@
 
 import asyncio
 import tempfile
+from collections.abc import Callable
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Annotated, Any
@@ -59,14 +60,19 @@ class KeyBody(Strict):
     days: Annotated[int, Field(ge=1, le=3650)] | None = None
 
 
-def admin_routes(runtime: Runtime) -> APIRouter:
-    def admin(request: Request) -> str:
-        """Who acts, for the audit log; refuses who may not."""
+def admin_actor(runtime: Runtime) -> Callable[[Request], str]:
+    """A dependency that says who acts, for the audit log, and refuses who may not."""
+
+    def actor(request: Request) -> str:
         key: Key | None = runtime.keyring.authenticate(request.headers.get("authorization"), Kind.ADMIN)
         return f"key {key.name}" if key else NOBODY
 
+    return actor
+
+
+def admin_routes(runtime: Runtime) -> APIRouter:
     router = APIRouter(prefix="/admin", tags=["admin"])
-    actor = Annotated[str, Depends(admin)]
+    actor = Annotated[str, Depends(admin_actor(runtime))]
 
     @router.get("/adapters")
     async def list_adapters(_: actor) -> dict[str, Any]:

@@ -9,8 +9,10 @@ from polytone import __version__
 
 from .admin import admin_routes
 from .chat import chat_routes
+from .data_routes import data_routes
 from .description import ERRORS
 from .errors import install_error_handlers
+from .feedback_routes import feedback_routes
 from .guard import Guard
 from .health import health_routes
 from .late_page import LatePage, WithPage
@@ -39,6 +41,6 @@ def create_app(runtime: Runtime, origins: Iterable[str] = (), page: LatePage | N
     if page is not None:
         app.add_middleware(WithPage, page=page)
     app.add_middleware(Guard, keyring=runtime.keyring, origins=tuple(origins))
-    for routes in (chat_routes, model_routes, admin_routes, health_routes):
+    for routes in (chat_routes, model_routes, feedback_routes, admin_routes, data_routes, health_routes):
         app.include_router(routes(runtime))
     return app

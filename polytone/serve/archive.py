@@ -3,17 +3,17 @@
 import tarfile
 from pathlib import Path
 
-from polytone.contract.adapter import FILES, read_version
+from polytone.contract.adapter import read_version
 from polytone.contract.home import Home
 
 
 def pack_version(home: Home, version: str, target: Path) -> None:
-    """Write the five files of a checked version; the same version gives the same members with no owner or time."""
+    """Write the files of a checked version; the same version gives the same members with no owner or time."""
     read_version(home, version)
     folder = home.adapter_folder(version)
     with tarfile.open(target, "w:gz") as tar:
-        for name in sorted(FILES):
-            tar.add(folder / name, arcname=name, recursive=False, filter=anonymous)
+        for path in sorted(folder.iterdir()):
+            tar.add(path, arcname=path.name, recursive=False, filter=anonymous)
 
 
 def anonymous(member: tarfile.TarInfo) -> tarfile.TarInfo:

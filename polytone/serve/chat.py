@@ -22,6 +22,7 @@ from .runtime import Runtime
 VERSION_HEADER = "x-polytone-adapter"
 CONVERSATION_HEADER = "x-conversation-id"
 OTHER = ("other", "other")
+LONGEST_CONVERSATION_ID = 128
 
 Answer = Callable[[Body, str | None], Coroutine[Any, Any, Body | AsyncIterator[str]]]
 
@@ -55,7 +56,8 @@ async def respond(runtime: Runtime, request: Request, answer: Answer, fields: fr
             raise UnavailableError(
                 f"No answers now: {runtime.problem or 'the engine stopped'}.", code="engine_unavailable"
             )
-        route = runtime.voices.route(model, sticky_by(request, body, key))
+        conversation = conversation_of(request, body)
+        route = runtime.voices.route(model, sticky_by(conversation, key))
         runtime.admission.enter(key)
     except PolytoneError as error:
         runtime.metrics.requests_total.labels(*OTHER, error.status).inc()
@@ -63,7 +65,7 @@ async def respond(runtime: Runtime, request: Request, answer: Answer, fields: fr
         error.headers = runtime.admission.headers(key)
         raise
     request.state.answered_by = route.version or route.model
-    return await exchange_answer(Exchange(runtime, route, key, request), body, answer)
+    return await exchange_answer(Exchange(runtime, route, key, request, conversation), body, answer)
 
 
 async def exchange_answer(exchange: Exchange, body: Body, answer: Answer) -> Response:
@@ -75,11 +77,18 @@ async def exchange_answer(exchange: Exchange, body: Body, answer: Answer) -> Res
         wants_usage = ask_for_usage(asked)
         result = await exchange.unless_ended(answer(asked, exchange.route.version))
         if isinstance(result, dict):
+            await exchange.proven()
             exchange.count_usage(result.get("usage"))
+            exchange.capture(asked, result)
             exchange.close(200)
             return JSONResponse(result, headers=headers)
         # The first event comes before the status is sent, so that what fails early is an HTTP error.
         first = await exchange.unless_ended(first_event(result))
+        try:
+            await exchange.proven()
+        except BaseException:
+            await close_stream(result)
+            raise
     except PolytoneError as error:
         exchange.close(error.status)
         return error_response(error, headers)
@@ -87,16 +96,24 @@ async def exchange_answer(exchange: Exchange, body: Body, answer: Answer) -> Res
         exchange.close(500)
         raise
     exchange.first_byte()
-    return EventStream(exchange, first, result, wants_usage, headers)
+    events = [first]
+    exchange.capture(asked, events)
+    return EventStream(exchange, events, result, wants_usage, headers)
 
 
 class EventStream(StreamingResponse):
     """Server-sent events. Whatever ends it, the engine's request ends and the version is let go."""
 
     def __init__(
-        self, exchange: Exchange, first: str, rest: AsyncIterator[str], wants_usage: bool, headers: dict[str, str]
+        self,
+        exchange: Exchange,
+        events: list[str],
+        rest: AsyncIterator[str],
+        wants_usage: bool,
+        headers: dict[str, str],
     ) -> None:
-        super().__init__(self._events(first), media_type="text/event-stream", headers=headers)
+        """`events` has the first one; the others are added to it as they come."""
+        super().__init__(self._stream(events), media_type="text/event-stream", headers=headers)
         self._exchange = exchange
         self._rest = rest
         self._wants_usage = wants_usage
@@ -108,10 +125,10 @@ class EventStream(StreamingResponse):
             await close_stream(self._rest)
             self._exchange.close()
 
-    async def _events(self, first: str) -> AsyncIterator[str]:
+    async def _stream(self, events: list[str]) -> AsyncIterator[str]:
         exchange = self._exchange
         try:
-            yield first
+            yield events[0]
             while (event := await exchange.within_deadline(self._rest)) is not None:
                 if event.startswith('data: {"error"'):
                     raise error_of(event, exchange.engine_lives())
@@ -119,6 +136,7 @@ class EventStream(StreamingResponse):
                     exchange.count_usage(json.loads(event.removeprefix("data: "))["usage"])
                     if not self._wants_usage:
                         continue
+                events.append(event)
                 yield event
             exchange.close(200)
         except PolytoneError as error:
@@ -126,11 +144,16 @@ class EventStream(StreamingResponse):
             yield for_stream(error)
 
 
-def sticky_by(request: Request, body: Body, key: Key | None) -> str | None:
-    """What keeps a conversation on one version: its id, else the user, else the key."""
+def conversation_of(request: Request, body: Body) -> str | None:
+    """What names the conversation: its id, else the user; else the answer stands alone."""
     named = request.headers.get(CONVERSATION_HEADER) or body.get("user")
-    if isinstance(named, str) and named:
-        return f"{key.id if key else ''}/{named}"
+    return named[:LONGEST_CONVERSATION_ID] if isinstance(named, str) and named else None
+
+
+def sticky_by(conversation: str | None, key: Key | None) -> str | None:
+    """What keeps a conversation on one version: what names it, else the key."""
+    if conversation is not None:
+        return f"{key.id if key else ''}/{conversation}"
     return key.id if key else None
 
 

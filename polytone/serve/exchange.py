@@ -7,10 +7,13 @@ from typing import Any, TypeVar
 
 from fastapi import Request
 
-from .engine import EngineError
+from .database import now
+from .engine import Body, EngineError
 from .keys import Key
 from .openai_request import RequestLimits
+from .replies import completion_id
 from .runtime import Runtime
+from .traffic import Captured, Known
 from .voices import Held, Route
 
 CLIENT_LEFT = 499
@@ -21,15 +24,23 @@ T = TypeVar("T")
 class Exchange:
     """Made after `admission.enter`; `close` gives everything back and may be called again."""
 
-    def __init__(self, runtime: Runtime, route: Route, key: Key | None, request: Request) -> None:
+    def __init__(
+        self, runtime: Runtime, route: Route, key: Key | None, request: Request, conversation: str | None = None
+    ) -> None:
         self.route = route
         self._runtime = runtime
         self._key = key
         self._request = request
+        self._conversation = conversation
+        self._at = now()
         self._began = time.monotonic()
         self._deadline = self._began + runtime.limits.answer_seconds
         self._held: Held | None = None
-        self._tokens = 0
+        self._usage = (0, 0)
+        self._first_token: float | None = None
+        self._asked: Body = {}
+        self._answer: Body | list[str] | None = None
+        self._completion: str | None = None
         self._open = True
         self._aborted = asyncio.Event()
         self._next: asyncio.Timeout | None = None
@@ -61,6 +72,11 @@ class Exchange:
         """Wait for the version's turn in the engine."""
         if self.route.voice is not None:
             self._held = await self.unless_ended(self._runtime.voices.hold(self.route))
+
+    async def proven(self) -> None:
+        """Wait until the version has shown to be the one that was trained; nothing of the answer leaves before."""
+        if self._held is not None and self._held.proof is not None:
+            await self.unless_ended(self._held.proven())
 
     async def unless_ended(self, work: Coroutine[Any, Any, T]) -> T:
         """Await `work`; cancel it, and with it the engine's request, when the client leaves, the version goes or time
@@ -102,13 +118,21 @@ class Exchange:
 
     def count_usage(self, usage: Any) -> None:
         if isinstance(usage, dict):
-            for kind in ("prompt", "completion"):
-                tokens = int(usage.get(f"{kind}_tokens") or 0)
-                self._tokens += tokens
-                self._runtime.metrics.tokens_total.labels(*self._labels, kind).inc(tokens)
+            read, written = (int(usage.get(f"{kind}_tokens") or 0) for kind in ("prompt", "completion"))
+            self._usage = (read, written)
+            self._runtime.metrics.tokens_total.labels(*self._labels, "prompt").inc(read)
+            self._runtime.metrics.tokens_total.labels(*self._labels, "completion").inc(written)
+
+    def capture(self, asked: Body, answer: Body | list[str]) -> None:
+        """The answer to `asked` is on its way; a list of events may go on growing until the exchange is closed."""
+        self._asked, self._answer = asked, answer
+        self._completion = completion_id(answer)
+        if self._completion is not None:
+            self._runtime.traffic.begin(self._completion, Known(*self._labels, self._conversation))
 
     def first_byte(self) -> None:
-        self._runtime.metrics.ttft_seconds.labels(*self._labels).observe(time.monotonic() - self._began)
+        self._first_token = time.monotonic() - self._began
+        self._runtime.metrics.ttft_seconds.labels(*self._labels).observe(self._first_token)
 
     def close(self, status: int = CLIENT_LEFT) -> None:
         if not self._open:
@@ -117,10 +141,35 @@ class Exchange:
         if self._held is not None:
             self._held.let_go()
         self._runtime.answers.discard(self)
-        self._runtime.admission.leave(self._key, self._tokens)
+        self._runtime.admission.leave(self._key, sum(self._usage))
+        seconds = time.monotonic() - self._began
         self._runtime.metrics.in_flight.dec()
         self._runtime.metrics.requests_total.labels(*self._labels, status).inc()
-        self._runtime.metrics.request_seconds.labels(*self._labels).observe(time.monotonic() - self._began)
+        self._runtime.metrics.request_seconds.labels(*self._labels).observe(seconds)
+        written = self._usage[1]
+        if self._first_token is not None and written > 1:
+            gap = (seconds - self._first_token) / (written - 1)
+            self._runtime.metrics.inter_token_seconds.labels(*self._labels).observe(gap)
+        self._note(status, seconds)
+
+    def _note(self, status: int, seconds: float) -> None:
+        if self._completion is None or self._answer is None:
+            return  # nothing was answered
+        self._runtime.traffic.note(
+            Captured(
+                id=self._completion,
+                at=self._at,
+                known=Known(*self._labels, self._conversation),
+                base=self._runtime.voices.base.id,
+                key=self._key.name if self._key else None,
+                status=status,
+                request=self._asked,
+                answer=self._answer,
+                usage=self._usage,
+                first_token_seconds=self._first_token,
+                seconds=seconds,
+            )
+        )
 
     def _retired(self) -> EngineError:
         return EngineError(f"{self.route.version} was retired meanwhile.", code="version_retired", status=503)

@@ -28,6 +28,13 @@ class Metrics:
             buckets=SECONDS,
             registry=self.registry,
         )
+        self.inter_token_seconds = Histogram(
+            "polytone_inter_token_seconds",
+            "Mean time between tokens of a streamed answer.",
+            labels,
+            buckets=SECONDS,
+            registry=self.registry,
+        )
         self.tokens_total = Counter(
             "polytone_tokens", "Tokens read and written.", (*labels, "kind"), registry=self.registry
         )
@@ -62,6 +69,35 @@ class Metrics:
         self.engine_up = Gauge("polytone_engine_up", "1 while the engine answers.", registry=self.registry)
         self.engine_restarts_total = Counter(
             "polytone_engine_restarts", "Times a dead engine was rebuilt.", registry=self.registry
+        )
+
+        self.traffic_dropped_total = Counter(
+            "polytone_traffic_dropped", "Answers that left no row.", registry=self.registry
+        )
+        self.feedback_total = Counter(
+            "polytone_feedback", "Feedback taken.", (*labels, "key", "value"), registry=self.registry
+        )
+
+        self.drift_state = Gauge(
+            "polytone_drift_state",
+            "0 no reference, 1 warming up, 2 insufficient traffic, 3 ok, 4 drift.",
+            (*labels, "signal"),
+            registry=self.registry,
+        )
+        self.drift_statistic = Gauge(
+            "polytone_drift_statistic",
+            "Evidence as a share of what raises an alarm; of topics, the last test's p-value.",
+            (*labels, "signal"),
+            registry=self.registry,
+        )
+        self.drift_alarms_total = Counter(
+            "polytone_drift_alarms", "Drift alarms raised.", (*labels, "signal"), registry=self.registry
+        )
+        self.drift_expected_false_alarms_total = Counter(
+            "polytone_drift_expected_false_alarms",
+            "Alarms that chance alone raises on average, at most, in what was observed.",
+            labels,
+            registry=self.registry,
         )
 
     def render(self) -> bytes:

@@ -17,12 +17,14 @@ from polytone.contract.errors import PolytoneError
 from polytone.contract.home import Home
 
 from .admission import Admission
+from .drift import Drift, watching
 from .engine import Engine
 from .keys import Keyring, KeyStore
 from .metrics import Metrics
 from .openai_request import RequestLimits
 from .registry import Registry
 from .replicas import Replicas
+from .traffic import Traffic, writing_traffic
 from .voices import Voices
 
 log = logging.getLogger(__name__)
@@ -63,6 +65,8 @@ class Runtime:
     admission: Admission
     voices: Voices
     metrics: Metrics
+    traffic: Traffic
+    drift: Drift
     home: Home
     limits: ServerLimits
     poll_seconds: float
@@ -167,7 +171,8 @@ async def running(runtime: Runtime) -> AsyncIterator[None]:
     """Run the runtime while the block does, and end everything it started after."""
     task = asyncio.create_task(runtime.run())
     try:
-        yield
+        async with writing_traffic(runtime.traffic), watching(runtime.drift):
+            yield
     finally:
         await stop_task(task)
         await runtime.close()

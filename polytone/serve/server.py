@@ -7,6 +7,7 @@ from functools import partial
 from types import FrameType
 
 import uvicorn
+from sqlalchemy import Engine
 from starlette.types import ASGIApp
 
 from polytone.contract.base import base_folder, load_base
@@ -16,21 +17,26 @@ from polytone.contract.home import remove_leftovers
 from .admission import Admission
 from .app import create_app
 from .database import open_database
+from .drift import Drift, frozen_siblings
+from .embedding import token_embedding
 from .keys import Keyring, KeyStore
 from .late_page import PAGE_PATH, LatePage
 from .logs import set_up_logs
 from .metrics import Metrics
 from .openai_request import RequestLimits
+from .profile import Profiles
 from .registry import Registry
 from .replicas import Replicas
 from .runtime import Runtime, ServerLimits
 from .settings import Settings
+from .traffic import Policies, Traffic
 from .vllm_engine import VllmEngine, VllmOptions
 from .voices import Limits, Voices
 
 log = logging.getLogger(__name__)
 
 SHUTDOWN_SECONDS = 10
+MOST_SIBLINGS = 16
 
 
 def run_server(settings: Settings) -> None:
@@ -71,16 +77,28 @@ def build_runtime(settings: Settings) -> Runtime:
     )
     database = open_database(settings.database())
     keys = KeyStore(database)
+    registry = Registry(database)
+    profiles = build_profiles(settings, database, registry)
     return Runtime(
         engine=engine,
         database=database,
-        registry=Registry(database),
+        registry=registry,
         replicas=Replicas(database),
         keys=keys,
         keyring=Keyring(keys.with_hashes()),
         admission=Admission(settings.max_streams + settings.max_waiting),
         voices=Voices(engine, home, base, limits, metrics),
         metrics=metrics,
+        traffic=Traffic(
+            database,
+            metrics,
+            Policies(settings.content, settings.content_of),
+            measure=profiles.measure if settings.drift else None,
+            capacity=settings.traffic_queue,
+            keep_days=settings.traffic_days,
+            recording=settings.traffic,
+        ),
+        drift=Drift(database, profiles, metrics, settings.drift_run_length, settings.drift_quiet_seconds),
         home=home,
         limits=ServerLimits(
             request=RequestLimits(settings.max_messages, settings.max_output_tokens, settings.max_choices),
@@ -92,6 +110,19 @@ def build_runtime(settings: Settings) -> Runtime:
         ),
         poll_seconds=settings.poll_seconds,
     )
+
+
+def build_profiles(settings: Settings, database: Engine, registry: Registry) -> Profiles:
+    """A version's tone is told from the base's and from that of every other voice's main version."""
+
+    def siblings(version: str) -> list[str]:
+        voice = version.partition("@")[0]
+        others = sorted((name, rollout) for name, rollout in registry.desired().rollouts.items() if name != voice)
+        mains = [max(rollout.parts, key=lambda part: part.weight).version for _, rollout in others[:MOST_SIBLINGS]]
+        return frozen_siblings(database, version, mains)
+
+    weights = base_folder(settings.paths(), settings.base) / "source"
+    return Profiles(settings.paths(), partial(token_embedding, weights), siblings)
 
 
 def check_exposure(settings: Settings, has_keys: bool) -> None:

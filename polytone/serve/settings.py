@@ -13,6 +13,8 @@ from polytone.contract.errors import InputError
 from polytone.contract.home import Home
 from polytone.contract.rows import describe
 
+from .traffic import Policy
+
 PREFIX = "POLYTONE_"
 FILE_VARIABLE = "POLYTONE_SETTINGS"
 
@@ -47,6 +49,16 @@ class Settings(BaseSettings):
     gpu_memory_share: float = Field(0.85, gt=0, le=1, description="Share of the GPU's memory the engine may use.")
     drain_seconds: float = Field(30, gt=0, description="How long answers under way may go on when a voice retires.")
     poll_seconds: float = Field(0.5, gt=0, description="How often a replica looks at the desired state.")
+    traffic: bool = Field(True, description="Whether answers leave rows; without, there is no feedback and no drift.")
+    content: Policy = Field(Policy.FULL, description="What is kept of answers' texts: full, hashed or none.")
+    content_of: dict[str, Policy] = Field({}, description="The same for single voices, as a JSON object.")
+    traffic_queue: int = Field(10_000, ge=1, description="Answers that may wait to be written; more leave no row.")
+    traffic_days: float | None = Field(90, gt=0, description="Days after which answers are deleted; null keeps them.")
+    drift: bool = Field(True, description="Whether answers are measured for drift.")
+    drift_run_length: float = Field(
+        20_000, ge=100, le=1e9, description="Conversations until a detector's chance alarm, on average at least."
+    )
+    drift_quiet_seconds: float = Field(600, ge=0, description="A conversation this long without an answer is over.")
     origins: list[str] = Field([], description="Origins whose pages may call the API, as a JSON list.")
     tool_parser: str | None = Field(None, description="vLLM's parser for the base's tool calls, such as `hermes`.")
     json_logs: bool = Field(False, description="Write logs as one JSON object a line.")

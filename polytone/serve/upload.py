@@ -1,6 +1,6 @@
 """An uploaded adapter: an archive nobody trusts -> a version folder, or every reason why not.
 
-Nothing of the archive is executed, linked or placed by its own word: five regular files of known names are copied out,
+Nothing of the archive is executed, linked or placed by its own word: regular files of known names are copied out,
 counted while they are unpacked, checked, and renamed into place whole.
 """
 
@@ -18,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 
 from polytone.contract.adapter import (
     FILES,
+    OPTIONAL,
     WEIGHTS,
     Manifest,
     inspect_folder,
@@ -74,13 +75,13 @@ def receive_version(
         if manifest is None or found:
             raise without_folder(found, folder)
         with folder_written_whole(home.adapter_folder(manifest.version)) as target:
-            for file in FILES:
-                shutil.copyfile(folder / file, target / file)
+            for file in folder.iterdir():
+                shutil.copyfile(file, target / file.name)
     return manifest
 
 
 def unpack(archive: Path, folder: Path, limit: int) -> Iterator[CheckError]:
-    """Copy the five files out; stops at the first thing an honest archive would not have."""
+    """Copy the known files out; stops at the first thing an honest archive would not have."""
     left, seen = limit, set[str]()
     try:
         with (
@@ -143,9 +144,10 @@ def refusal(member: tarfile.TarInfo, path: PurePosixPath, count: int, seen: set[
         return bad(f"{member.name!r} is not a regular file (links and devices are refused)")
     if path.is_absolute() or ".." in path.parts or len(path.parts) > 2:
         return bad(f"{member.name!r} points outside the adapter's folder")
-    if path.name not in FILES or path.name in seen:
+    if path.name not in FILES | OPTIONAL or path.name in seen:
         return CheckError(
-            f"archive: has unexpected {path.name!r}. An adapter has exactly {', '.join(sorted(FILES))}, each once.",
+            f"archive: has unexpected {path.name!r}. An adapter has exactly {', '.join(sorted(FILES))}, each once, "
+            f"and may have {', '.join(sorted(OPTIONAL))}.",
             code="files_unexpected",
         )
     if member.size > left:

@@ -32,6 +32,7 @@ CPU_PROCESS = {
     "MALLOC_TRIM_THRESHOLD_": str(4 << 30),
     "MALLOC_TOP_PAD_": str(64 << 20),
 }
+LEAVING = 4
 IN_THE_CORE = "vllm.v1.executor.uniproc_executor.UniProcExecutor"
 DEAD = "The engine is not running. Try again shortly."
 
@@ -252,7 +253,8 @@ def engine_arguments(options: VllmOptions, gpu: bool) -> list[str]:
         "--max-num-seqs": options.max_streams,
         "--max-lora-rank": options.max_lora_rank,
         "--max-loras": slots,
-        "--max-cpu-loras": resident,
+        # Some more, for the moment in which one goes and another comes: vLLM would throw out one of its own choice.
+        "--max-cpu-loras": resident + LEAVING,
         "--generation-config": "vllm",
     }
     if gpu:

@@ -31,6 +31,7 @@ log = logging.getLogger(__name__)
 FIRST_RETRY_SECONDS = 5.0
 LAST_RETRY_SECONDS = 300.0
 CHECKS_AT_ONCE = 4
+LOADS_AT_ONCE = 4  # each waits for the engine's step to end; together they wait for one
 CROWDED = 0.9
 
 
@@ -46,7 +47,8 @@ class State(StrEnum):
 class Voice:
     """One version on this replica and the answers it is giving.
 
-    It is `resident` while the engine holds it, and `awake` once it was proven there since: only then may it answer.
+    It is `resident` while the engine holds it, and `awake` once it was proven there since: before that, no byte of an
+    answer leaves. While `proof` runs the engine may work on answers already.
     """
 
     version: str
@@ -55,6 +57,7 @@ class Voice:
     manifest: Manifest | None = None
     resident: bool = False
     awake: bool = False
+    proof: "asyncio.Task[None] | None" = None
     bringing_up: asyncio.Lock = field(default_factory=asyncio.Lock)
     used: float = 0.0
     failures: int = 0
@@ -98,6 +101,18 @@ class Held:
     slots: Slots
     has_slot: bool = False
     open: bool = True
+    proof: "asyncio.Task[None] | None" = None
+
+    async def proven(self) -> None:
+        """Wait until the version has shown to be the one that was trained.
+
+        Raises:
+            UnavailableError: `voice_not_ready`.
+        """
+        if self.voice is not None and self.proof is not None:
+            await asyncio.wait({self.proof})
+            if self.proof.cancelled() or not self.voice.awake:
+                raise not_ready(self.voice)
 
     def let_go(self) -> None:
         if self.voice is None or not self.open:
@@ -124,7 +139,8 @@ class Voices:
         self._wanted: dict[str, Rollout] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._slots = self._new_slots()
-        self._loading = asyncio.Lock()
+        self._loading = asyncio.Semaphore(LOADS_AT_ONCE)
+        self._entering = 0
         self._checking = asyncio.Semaphore(CHECKS_AT_ONCE)
         self._crowded = False
 
@@ -181,7 +197,8 @@ class Voices:
         )
 
     async def hold(self, route: Route) -> "Held":
-        """Wait for the version's turn and hold it in the engine until the answer is let go.
+        """Wait for the version's turn and hold it in the engine until the answer is let go. The engine may work on
+        the answer then; nothing of it may leave before `Held.proven`.
 
         Raises:
             UnavailableError: `voice_not_ready` if it cannot be brought up, `engine_unavailable`.
@@ -193,7 +210,7 @@ class Voices:
             try:
                 await self._slots.acquire(route.voice.version)
                 held.has_slot = True
-                await self._bring_up(route.voice)
+                held.proof = await self._bring_up(route.voice)
             except BaseException:
                 held.let_go()
                 raise
@@ -210,7 +227,8 @@ class Voices:
             UnavailableError("The engine is being rebuilt. Try again shortly.", code="engine_unavailable")
         )
         self._slots = self._new_slots()
-        self._loading = asyncio.Lock()
+        self._loading = asyncio.Semaphore(LOADS_AT_ONCE)
+        self._entering = 0
         self._count()
 
     def reconcile(self, desired: Desired) -> None:
@@ -284,23 +302,27 @@ class Voices:
     async def _prove(self, voice: Voice) -> None:
         """Bring a version up for the first time here; it takes its turn like any request."""
         with contextlib.suppress(PolytoneError):
-            (await self.hold(Route(voice.version, voice))).let_go()
+            held = await self.hold(Route(voice.version, voice))
+            try:
+                await held.proven()
+            finally:
+                held.let_go()
         self._move_routes()
         self._count()
 
-    async def _bring_up(self, voice: Voice) -> None:
-        """Check the files, load them into the engine, compare the fingerprint. Whoever asks for it meanwhile waits.
-
-        One load at a time enters the engine; proofs are requests like others, and share its steps.
+    async def _bring_up(self, voice: Voice) -> "asyncio.Task[None] | None":
+        """Check the files and load them into the engine; whoever asks for it meanwhile waits. Returns the proof, which
+        is a request like others and may be under way, or None if it was given before.
         """
         voice.used = time.monotonic()
         if voice.awake:
-            return
+            return None
         async with voice.bringing_up:
             if voice.state is State.FAILED and time.monotonic() < voice.retry_at:
                 raise not_ready(voice)  # whoever came before just tried
-            if not voice.awake:
+            if not voice.awake and voice.proof is None:
                 await self._wake(voice)
+            return voice.proof
 
     async def _wake(self, voice: Voice) -> None:
         began = time.monotonic()
@@ -311,17 +333,29 @@ class Voices:
             async with self._loading:
                 self._still_mine(voice)
                 if not voice.resident:  # it may be: whoever brought it here left before the proof
-                    await self._make_room()
-                    await self._load(voice)
-            await verify(self._engine, manifest, again=voice.manifest is not None)
-            self._still_mine(voice)
-            voice.awake = True
+                    await self._enter(voice)
         except PolytoneError as error:
             await self._fail(voice, error.message)
         except Exception as error:
             log.exception("loading %s failed unexpectedly", voice.version)
             await self._fail(voice, f"unexpected {type(error).__name__}: {error}")
         else:
+            voice.proof = self._spawn(self._prove_loaded(voice, manifest, began))
+            return
+        raise not_ready(voice)
+
+    async def _prove_loaded(self, voice: Voice, manifest: Manifest, began: float) -> None:
+        """Compare the fingerprint; the version is awake or failed after it."""
+        try:
+            await verify(self._engine, manifest, again=voice.manifest is not None)
+            self._still_mine(voice)
+        except PolytoneError as error:
+            await self._fail(voice, error.message)
+        except Exception as error:
+            log.exception("proving %s failed unexpectedly", voice.version)
+            await self._fail(voice, f"unexpected {type(error).__name__}: {error}")
+        else:
+            voice.awake = True
             voice.manifest, voice.reason, voice.failures = manifest, None, 0
             if voice.state is not State.DRAINING:
                 voice.state = State.READY
@@ -329,17 +363,24 @@ class Voices:
             self._metrics.adapter_load_seconds.observe(seconds)
             self._metrics.adapter_loads_total.labels(result="ready").inc()
             log.info("%s is ready: loaded and its fingerprint matches (%.2f s)", voice.version, seconds)
-            return
-        raise not_ready(voice)
+        finally:
+            voice.proof = None
 
-    async def _load(self, voice: Voice) -> None:
-        """To its end, even if whoever asked leaves: nobody would count what is in the engine otherwise."""
+    async def _enter(self, voice: Voice) -> None:
+        """Load it in the same pause between steps in which the one that makes room for it is unloaded.
+
+        To its end, even if whoever asked leaves: nobody would count what is in the engine otherwise.
+        """
+        self._entering += 1
+        leaving = asyncio.ensure_future(self._make_room())
         load = asyncio.ensure_future(self._engine.load(voice.version, self._home.adapter_folder(voice.version)))
         try:
-            await asyncio.shield(load)
+            await asyncio.shield(asyncio.wait({leaving, load}))
         finally:
-            await asyncio.wait({load})
+            await asyncio.wait({leaving, load})
+            self._entering -= 1
             voice.resident = load.exception() is None
+        load.result()
 
     def _still_mine(self, voice: Voice) -> None:
         if self._voices.get(voice.version) is not voice:
@@ -347,9 +388,9 @@ class Voices:
 
     async def _make_room(self) -> None:
         """Put the version to sleep that was asked for the longest ago. One in use holds a slot, and slots are fewer."""
-        while len(self.resident()) >= self._limits.max_resident:
+        while len(self.resident()) + self._entering > self._limits.max_resident:
             asleep = min(
-                (v for v in self._voices.values() if v.resident and not self._slots.holds(v.version)),
+                (v for v in self._voices.values() if v.resident and not v.proof and not self._slots.holds(v.version)),
                 key=lambda v: v.used,
                 default=None,
             )
@@ -382,6 +423,8 @@ class Voices:
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(self._limits.drain_seconds):
                         await voice.idle.wait()
+        if voice.proof is not None:
+            await asyncio.wait({voice.proof})
         async with self._loading:
             if voice.resident:
                 await self._unload(voice)
@@ -397,10 +440,11 @@ class Voices:
         except PolytoneError as error:
             log.warning("%s could not be unloaded: %s", voice.version, error.message)
 
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> "asyncio.Task[None]":
         task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        return task
 
     def _warn_of_crowding(self, published: int) -> None:
         limit = self._limits.max_resident

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from polytone.contract.adapter import list_versions, read_version
+from polytone.contract.adapter import Evaluation, Manifest, list_versions, read_version
 from polytone.contract.base import list_bases, load_base
 from polytone.contract.errors import InputError
 from polytone.contract.home import Home
@@ -67,10 +67,10 @@ def train(
     quiet_libraries()
     from .progress import Progress
     from .publish import publish
-    from .sft import run_sft
+    from .run import run as run_recipe
 
     with Progress(Console(stderr=True)) as progress:
-        run = run_sft(Home(home), checked, progress)
+        run = run_recipe(Home(home), checked, progress)
         manifest = publish(Home(home), run)
     loss = manifest.evaluation
     if as_json:
@@ -88,7 +88,7 @@ def train(
         return
     print(
         f"{manifest.version} is trained: loss per assistant token {loss.adapter_loss:.3f}, the base has "
-        f"{loss.base_loss:.3f} ({1 - loss.adapter_loss / loss.base_loss:.0%} lower).\n"
+        f"{loss.base_loss:.3f} ({1 - loss.adapter_loss / loss.base_loss:.0%} lower){of_parent(manifest, loss)}.\n"
         f"Metrics and plot: {run.folder}\n"
         f"Next: polytone adapters publish {manifest.version} && polytone adapters promote {manifest.version}"
     )
@@ -101,7 +101,7 @@ def evaluate(
     home: HomeOption = DEFAULT_HOME,
     as_json: JsonOption = False,
 ) -> None:
-    """Compare a version with its bare base: loss per assistant token, adapter on the NF4 base."""
+    """Compare a version with its bare base, and its parent if it is here: loss per assistant token on the NF4 base."""
     where = Home(home)
     manifest = read_version(where, newest(where, version))
     file = read_conversations(data)
@@ -117,8 +117,15 @@ def evaluate(
     else:
         print(
             f"{manifest.version}: {result.adapter_loss:.3f} nats per assistant token, base {result.base_loss:.3f} "
-            f"({gain:.1%} lower, {result.tokens} tokens)."
+            f"({gain:.1%} lower, {result.tokens} tokens){of_parent(manifest, result)}."
         )
+
+
+def of_parent(manifest: Manifest, evaluation: Evaluation) -> str:
+    """The end of a sentence about losses, where there is a parent to name."""
+    if evaluation.parent_loss is None:
+        return ""
+    return f"; its parent {manifest.parent} has {evaluation.parent_loss:.3f}"
 
 
 def newest(home: Home, version: str) -> str:

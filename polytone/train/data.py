@@ -1,14 +1,15 @@
-"""Conversations -> token ids with labels on the assistant's tokens only, proven row by row."""
+"""Rows of a file -> token ids with labels on the assistant's tokens only, proven row by row."""
 
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from polytone.contract.errors import InputError
-from polytone.contract.rows import Conversation, ConversationFile
+from polytone.contract.rows import Conversation, RowFile, Verdict
 
 IGNORED = -100
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,7 @@ class Row:
         return sum(label != IGNORED for label in self.labels)
 
 
-def tokenize(file: ConversationFile, tokenizer: Any, max_length: int, system_prompt: str | None) -> list[Row]:
+def tokenize(file: RowFile[Conversation], tokenizer: Any, max_length: int, system_prompt: str | None) -> list[Row]:
     """Tokenize every conversation of a file.
 
     Works with any chat template, with or without generation markers: the template is rendered up to each assistant
@@ -33,19 +34,32 @@ def tokenize(file: ConversationFile, tokenizer: Any, max_length: int, system_pro
         InputError: `rows_too_long` (nothing is ever cut silently) or `template_unsupported`.
     """
     rows = [tokenize_conversation(row, tokenizer, system_prompt) for row in file.rows]
+    refuse_long(file.path, rows, max_length)
+    return rows
+
+
+def tokenize_verdicts(file: RowFile[Verdict], tokenizer: Any, max_length: int, system_prompt: str | None) -> list[Row]:
+    """As `tokenize`, with the judged reply supervised alone: nobody judged the turns before it."""
+    rows = [tokenize_conversation(row.conversation(), tokenizer, system_prompt, last_only=True) for row in file.rows]
+    refuse_long(file.path, rows, max_length)
+    return rows
+
+
+def refuse_long(path: str, rows: list[Row], max_length: int) -> None:
     long = [(number, len(row.input_ids)) for number, row in enumerate(rows, 1) if len(row.input_ids) > max_length]
     if long:
         shown = ", ".join(f"row {number} ({length} tokens)" for number, length in long[:10])
         raise InputError(
-            f"{file.path}: {len(long)} rows are longer than training.max_length {max_length}: {shown}. "
+            f"{path}: {len(long)} rows are longer than training.max_length {max_length}: {shown}. "
             "Raise max_length or shorten the rows; they are never cut silently.",
             code="rows_too_long",
             param="training.max_length",
         )
-    return rows
 
 
-def tokenize_conversation(conversation: Conversation, tokenizer: Any, system_prompt: str | None) -> Row:
+def tokenize_conversation(
+    conversation: Conversation, tokenizer: Any, system_prompt: str | None, last_only: bool = False
+) -> Row:
     messages = with_system(conversation.as_dicts(), system_prompt)
     text = tokenizer.apply_chat_template(messages, tokenize=False)
     spans = []
@@ -64,8 +78,8 @@ def tokenize_conversation(conversation: Conversation, tokenizer: Any, system_pro
     encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
     ids: list[int] = encoded["input_ids"]
     labels = [IGNORED] * len(ids)
-    for start, end in spans:
-        supervise(ids, labels, encoded["offset_mapping"], (start, end), tokenizer.eos_token_id)
+    for span in spans[-1:] if last_only else spans:
+        supervise(ids, labels, encoded["offset_mapping"], span, tokenizer.eos_token_id)
     return Row(ids, labels)
 
 
@@ -99,7 +113,7 @@ def supervise(
     )
 
 
-def split(rows: list[Row], share: float, seed: int) -> tuple[list[Row], list[Row]]:
+def split(rows: list[T], share: float, seed: int) -> tuple[list[T], list[T]]:
     """Shuffle by `seed` and hold out `share` of the rows, at least one.
 
     Raises:

@@ -7,10 +7,10 @@ from peft import PeftModel
 from torch.nn.functional import cross_entropy
 from transformers import AutoTokenizer
 
-from polytone.contract.adapter import Evaluation, Manifest, check_servable
+from polytone.contract.adapter import MANIFEST, Evaluation, Manifest, check_servable, read_version
 from polytone.contract.base import base_folder, load_base
 from polytone.contract.home import Home
-from polytone.contract.rows import ConversationFile
+from polytone.contract.rows import Conversation, RowFile
 
 from .base import compute_dtype, load_nf4
 from .data import IGNORED, Row, tokenize
@@ -31,6 +31,14 @@ def evaluate(model: Any, rows: list[Row], progress: Progress) -> Evaluation:
         adapter_loss=round(adapter_loss, 6),
         tokens=sum(row.supervised for row in rows),
     )
+
+
+def evaluate_parent(model: Any, rows: list[Row], progress: Progress) -> float:
+    """Loss on `rows` of the adapter that is about to be continued."""
+    progress.start("Evaluating the parent on held-out conversations", total=-(-len(rows) // BATCH))
+    loss = float(loss_per_token(model, rows, progress, "parent"))
+    progress.finish()
+    return round(loss, 6)
 
 
 @torch.inference_mode()  # type: ignore[untyped-decorator]
@@ -66,12 +74,28 @@ def pad_batch(rows: list[Row], device: torch.device) -> tuple[torch.Tensor, torc
 
 
 def evaluate_version(
-    home: Home, manifest: Manifest, file: ConversationFile, max_length: int, progress: Progress
+    home: Home, manifest: Manifest, file: RowFile[Conversation], max_length: int, progress: Progress
 ) -> Evaluation:
-    """Load a version on the NF4 base it was trained on and evaluate it on the rows of a file."""
+    """Load a version on the NF4 base it was trained on and evaluate it on the rows of a file.
+
+    Its parent is evaluated too where it is on disk.
+    """
     base = load_base(home, manifest.base.id)
     check_servable(manifest, base, manifest.peft.rank)
     source = base_folder(home, base.id) / "source"
     rows = tokenize(file, AutoTokenizer.from_pretrained(source), max_length, manifest.system_prompt)
     model = PeftModel.from_pretrained(load_nf4(source, compute_dtype()), home.adapter_folder(manifest.version))
-    return evaluate(model, rows, progress)
+    result = evaluate(model, rows, progress)
+    parent = parent_on_disk(home, manifest)
+    if parent is None:
+        return result
+    check_servable(parent, base, parent.peft.rank)
+    model.load_adapter(home.adapter_folder(parent.version), adapter_name="parent")
+    model.set_adapter("parent")
+    return result.model_copy(update={"parent_loss": evaluate_parent(model, rows, progress)})
+
+
+def parent_on_disk(home: Home, manifest: Manifest) -> Manifest | None:
+    if manifest.parent is None or not (home.adapter_folder(manifest.parent) / MANIFEST).is_file():
+        return None
+    return read_version(home, manifest.parent)

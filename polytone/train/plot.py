@@ -6,15 +6,15 @@ from typing import Any
 from matplotlib.figure import Figure
 
 
-def plot_loss(records: list[dict[str, Any]], title: str, target: Path) -> None:
-    """Draw training and held-out loss per assistant token over steps."""
+def plot_loss(records: list[dict[str, Any]], title: str, unit: str, target: Path) -> None:
+    """Draw training and held-out loss over steps; `unit` says what the method's loss is."""
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
     for key, label, style in (("loss", "training", "-"), ("eval_loss", "held out", "o--")):
         points = [(record["step"], record[key]) for record in records if key in record]
         if points:
             axes.plot(*zip(*points, strict=True), style, label=label, markersize=4)
-    axes.set(title=title, xlabel="optimizer step", ylabel="loss per assistant token (nats)")
+    axes.set(title=title, xlabel="optimizer step", ylabel=unit)
     axes.set_ylim(bottom=0)
     axes.grid(alpha=0.3)
     axes.legend()

@@ -1,15 +1,21 @@
 """A recipe: one YAML file that says what to train on what. Unknown keys are refused."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from polytone.contract.adapter import Sampling
 from polytone.contract.errors import InputError
 from polytone.contract.home import NAME_PATTERN
 from polytone.contract.rows import describe
+
+SFT_LEARNING_RATE = 2e-4
+# KTO's authors use 5e-7 to 5e-6; above 1e-4 the voice comes apart.
+KTO_LEARNING_RATE = 5e-6
+KTO_LARGEST_LEARNING_RATE = 1e-4
 
 
 class Section(BaseModel):
@@ -17,7 +23,10 @@ class Section(BaseModel):
 
 
 class DataSection(Section):
-    """Files of conversations, relative to the recipe. Without `held_out`, a share of `train` is held out."""
+    """Files of rows, relative to the recipe: conversations for sft, verdicts for kto.
+
+    Without `held_out`, a share of `train` is held out. For kto `held_out` may be conversations too.
+    """
 
     train: Path
     held_out: Path | None = None
@@ -34,13 +43,17 @@ class LoraSection(Section):
 
 
 class TrainingSection(Section):
-    """Optimization. `batch` conversations make one optimizer step, `micro_batch` of them at a time in memory."""
+    """Optimization. `batch` rows make one optimizer step, `micro_batch` of them at a time in memory.
 
+    `sft` learns from conversations; `kto` (Ethayarajh et al. 2024) from replies that were found good or bad.
+    """
+
+    method: Literal["sft", "kto"] = "sft"
     epochs: Annotated[float, Field(gt=0)] = 2.0
     max_steps: Annotated[int, Field(ge=1)] | None = None
     batch: Annotated[int, Field(ge=1)] = 8
     micro_batch: Annotated[int, Field(ge=1)] = 8
-    learning_rate: Annotated[float, Field(gt=0, le=0.1)] = 2e-4
+    learning_rate: Annotated[float, Field(gt=0, le=0.1)] = SFT_LEARNING_RATE
     schedule: Literal["constant", "linear", "cosine"] = "cosine"
     warmup: Annotated[float, Field(ge=0, lt=1)] = 0.05
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
@@ -48,6 +61,20 @@ class TrainingSection(Section):
     max_length: Annotated[int, Field(ge=16)] = 1024
     evaluations: Annotated[int, Field(ge=0, le=100)] = 1
     seed: int = 0
+
+    @model_validator(mode="before")
+    @classmethod
+    def _learning_rate_of_the_method(cls, content: Any) -> Any:
+        if isinstance(content, dict) and content.get("method") == "kto":
+            return {"learning_rate": KTO_LEARNING_RATE, **content}
+        return content
+
+
+class DriftSection(Section):
+    """Held-out prompts answered after training, which serving compares traffic with; `rows: 0` turns it off."""
+
+    rows: Annotated[int, Field(ge=0, le=1000)] = 64
+    max_tokens: Annotated[int, Field(ge=1, le=1024)] = 64
 
 
 class Recipe(Section):
@@ -58,6 +85,7 @@ class Recipe(Section):
     data: DataSection
     lora: LoraSection = LoraSection()
     training: TrainingSection = TrainingSection()
+    drift: DriftSection = DriftSection()
     system_prompt: str | None = None
     sampling: Sampling | None = None
     licence: str = "unknown"
@@ -99,13 +127,9 @@ def read_recipe(path: Path) -> Recipe:
     except ValidationError as error:
         problems = [f"{path}: {explain(problem)}" for problem in error.errors()]
         raise InputError("\n".join(problems), code="recipe_invalid", param=first_field(error)) from None
-    if recipe.training.batch % recipe.training.micro_batch:
-        raise InputError(
-            f"{path}: training.batch: {recipe.training.batch} is not a multiple of micro_batch "
-            f"{recipe.training.micro_batch}.",
-            code="recipe_invalid",
-            param="training.batch",
-        )
+    if found := list(contradictions(recipe)):
+        message = "\n".join(f"{path}: {field}: {problem}" for field, problem in found)
+        raise InputError(message, code="recipe_invalid", param=found[0][0])
     data = recipe.data.model_copy(
         update={
             "train": path.parent / recipe.data.train,
@@ -113,6 +137,25 @@ def read_recipe(path: Path) -> Recipe:
         }
     )
     return recipe.model_copy(update={"data": data})
+
+
+def contradictions(recipe: Recipe) -> Iterator[tuple[str, str]]:
+    """Fields that do not go together, each with what to do about it."""
+    training = recipe.training
+    if training.batch % training.micro_batch:
+        yield "training.batch", f"{training.batch} is not a multiple of micro_batch {training.micro_batch}."
+    if training.method != "kto":
+        return
+    if recipe.parent is None:
+        yield "parent", "kto improves a voice that exists. Name the version to start from, such as acme@3f2a91c0de12."
+    if training.micro_batch < 2:
+        yield "training.micro_batch", "kto compares the rows of a batch with each other; 2 is the least."
+    if training.learning_rate > KTO_LARGEST_LEARNING_RATE:
+        yield (
+            "training.learning_rate",
+            f"{training.learning_rate:g} is too high for kto, the most is {KTO_LARGEST_LEARNING_RATE:g}. "
+            f"Leave it out for {KTO_LEARNING_RATE:g}.",
+        )
 
 
 def explain(problem: Any) -> str:

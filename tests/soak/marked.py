@@ -11,12 +11,12 @@ import httpx
 import yaml
 from rich.console import Console
 
-from polytone.contract.adapter import CONFIG, FILES, MANIFEST, Manifest, digest_adapter
+from polytone.contract.adapter import CONFIG, MANIFEST, Manifest, digest_adapter
 from polytone.contract.home import Home, folder_written_whole
 from polytone.train.progress import Progress
 from polytone.train.publish import publish
 from polytone.train.recipe import read_recipe
-from polytone.train.sft import run_sft
+from polytone.train.run import run
 
 STEPS = 25
 
@@ -41,10 +41,11 @@ def train_marked(root: Path, home: Home, voice: str, marker: str) -> Manifest:
         "data": {"train": "rows.jsonl", "held_out_share": 0.2},
         "lora": {"rank": 8, "alpha": 16},
         "training": {"max_steps": STEPS, "epochs": 50, "batch": 4, "micro_batch": 4, "learning_rate": 0.02},
+        "drift": {"rows": 0},
     }
     (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     progress = Progress(Console(quiet=True))
-    return publish(home, run_sft(home, read_recipe(folder / "recipe.yaml"), progress))
+    return publish(home, run(home, read_recipe(folder / "recipe.yaml"), progress))
 
 
 def restamped(home: Home, source: Manifest, number: int, name: str | None = None) -> Manifest:
@@ -57,8 +58,8 @@ def restamped(home: Home, source: Manifest, number: int, name: str | None = None
         manifest = source.model_copy(update={"digest": digest_adapter(folder), "name": name or source.name})
         (folder / MANIFEST).write_text(manifest.model_dump_json(by_alias=True))
         with folder_written_whole(home.adapter_folder(manifest.version)) as target:
-            for file in FILES:
-                shutil.copyfile(folder / file, target / file)
+            for file in folder.iterdir():
+                shutil.copyfile(file, target / file.name)
     return manifest
 
 

@@ -1,0 +1,77 @@
+"""A dataset exported from traffic: `X.jsonl` with `X.manifest.json` beside it, which says where its rows came from."""
+
+import hashlib
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from .errors import InputError
+from .rows import describe
+
+Format: TypeAlias = Literal["sft", "kto", "dpo"]
+
+
+class ExportManifest(BaseModel):
+    """The content of X.manifest.json.
+
+    `sha256` is that of the rows file, `completions` the ids of the answers the rows were made from, and `left_out`
+    counts by reason what was not exported.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+
+    schema_: Literal["polytone.export/1"] = Field("polytone.export/1", alias="schema")
+    format: Format
+    split: Literal["train", "held_out"]
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    rows: int = Field(ge=0)
+    adapter: str | None
+    completions: list[str]
+    left_out: dict[str, int]
+    filters: dict[str, Any]
+    created: datetime
+
+
+class ExportReference(BaseModel):
+    """What an adapter version keeps of the export it was trained on: enough to find every answer behind it."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    sha256: str
+    format: Format
+    adapter: str | None
+    completions: list[str]
+
+
+def export_manifest_path(rows: Path) -> Path:
+    return rows.with_suffix(".manifest.json")
+
+
+def read_export_manifest(rows: Path) -> ExportManifest | None:
+    """Read the manifest beside a rows file; None where there is none.
+
+    Raises:
+        InputError: `export_invalid`, or `export_mismatch` if the rows are not those that were exported.
+    """
+    path = export_manifest_path(rows)
+    if not path.is_file():
+        return None
+    try:
+        manifest = ExportManifest.model_validate_json(path.read_bytes())
+    except ValidationError as error:
+        problems = "; ".join(describe(problem) for problem in error.errors())
+        raise InputError(
+            f"{path}: {problems}. Export the rows again, or remove this file to use them without their origin.",
+            code="export_invalid",
+        ) from None
+    digest = hashlib.sha256(rows.read_bytes()).hexdigest()
+    if digest != manifest.sha256:
+        raise InputError(
+            f"{rows}: sha256: is {digest[:12]} where {path.name} says {manifest.sha256[:12]}; the rows were changed "
+            "after their export. Export them again, or remove the manifest to use them without their origin.",
+            code="export_mismatch",
+            param="sha256",
+        )
+    return manifest

@@ -1,0 +1,106 @@
+"""What a voice and its bare base answered to held-out prompts when it was trained: the reference for drift.
+
+`reference.jsonl` in a version's folder holds one `ReferenceRow` a line; the manifest names its hash.
+"""
+
+import hashlib
+from pathlib import Path
+from typing import Literal, TypeAlias
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from .errors import CheckError
+from .rows import Message, describe
+
+REFERENCE = "reference.jsonl"
+# A thousand prompts of a thousand tokens are a third of it.
+MAX_BYTES = 16 << 20
+
+FinishReason: TypeAlias = Literal["stop", "length"]
+
+
+class ReferenceRow(BaseModel):
+    """One held-out prompt, as the engine gets it (system prompt included), with what was answered to it.
+
+    Tokens are counted as the API's usage does: the token that ends the turn is one of them.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    messages: list[Message] = Field(min_length=1)
+    reply: str
+    reply_tokens: int = Field(ge=0)
+    finish_reason: FinishReason
+    base_reply: str
+    base_reply_tokens: int = Field(ge=0)
+    base_finish_reason: FinishReason
+
+
+class DriftReference(BaseModel):
+    """What the manifest says of the reference: rows, hash of the file, and where replies were cut."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    rows: int = Field(ge=1)
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    max_tokens: int = Field(ge=1)
+
+
+def write_reference(folder: Path, rows: list[ReferenceRow]) -> None:
+    (folder / REFERENCE).write_bytes(as_lines(rows))
+
+
+def describe_reference(rows: list[ReferenceRow], max_tokens: int) -> DriftReference | None:
+    """What the manifest says of `rows`; None where there are none."""
+    if not rows:
+        return None
+    return DriftReference(rows=len(rows), sha256=hashlib.sha256(as_lines(rows)).hexdigest(), max_tokens=max_tokens)
+
+
+def as_lines(rows: list[ReferenceRow]) -> bytes:
+    return "".join(row.model_dump_json() + "\n" for row in rows).encode()
+
+
+def read_reference(folder: Path) -> list[ReferenceRow]:
+    """The reference of a version's folder; empty where it has none.
+
+    Raises:
+        CheckError: `reference_mismatch`, naming the first bad line.
+    """
+    path = folder / REFERENCE
+    if not path.is_file():
+        return []
+    if path.stat().st_size > MAX_BYTES:
+        raise mismatch(path, f"has more than {MAX_BYTES} bytes")
+    rows = []
+    for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], start=1):
+        try:
+            rows.append(ReferenceRow.model_validate_json(line))
+        except ValidationError as error:
+            raise mismatch(path, f"line {number}: {describe(error.errors()[0])}") from None
+    return rows
+
+
+def check_reference(folder: Path, named: DriftReference | None) -> None:
+    """Refuse a reference that is not the one the manifest names.
+
+    Raises:
+        CheckError: `reference_mismatch`.
+    """
+    path = folder / REFERENCE
+    if named is None:
+        if path.exists():
+            raise mismatch(path, "is not named by the manifest")
+        return
+    if not path.is_file():
+        raise mismatch(path, "is missing, and the manifest names it")
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    if digest != named.sha256:
+        raise mismatch(path, f"hashes to {digest[:12]} where the manifest says {named.sha256[:12]}")
+    if (count := len(read_reference(folder))) != named.rows:
+        raise mismatch(path, f"has {count} rows where the manifest says {named.rows}")
+
+
+def mismatch(path: Path, what: str) -> CheckError:
+    return CheckError(f"{path}: {what}. Copy the folder again.", code="reference_mismatch", param="drift_reference")

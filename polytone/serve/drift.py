@@ -1,0 +1,315 @@
+"""Drift, version by version: reads new answers and thumbs, moves the detectors, raises alarms that stand until someone
+acknowledges them.
+
+One observation per conversation: of each, one answer is drawn by chance when it has been quiet for a while. What the
+detectors know lies in the database and moves in the same transaction as the mark on the answers it was learned from:
+nothing is seen twice or lost, whichever replica goes on, and after whatever restart.
+"""
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncIterator, Iterable, Sequence
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Any
+
+import numpy as np
+from sqlalchemy import Engine, func, or_, select
+from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.orm import Session, aliased
+
+from polytone.contract.errors import NotFoundError
+
+from .database import aware, now, reading, writing
+from .drift_words import describe_change
+from .embedding import DIMENSION
+from .metrics import Metrics
+from .profile import Profile, Profiles
+from .registry import note
+from .replies import digest
+from .reviews import Reason
+from .reviews import add as add_review
+from .tables import AnswerRow, DriftAlarmRow, DriftRow, FeedbackRow
+from .watch import PROMPTS, REPLIES, THUMBS_DOWN, ScalarWatch, Standing, VectorWatch, Watch, watch_from_json
+
+log = logging.getLogger(__name__)
+
+TICK_SECONDS = 2.0
+CONVERSATIONS = 100
+SIBLINGS = "siblings"  # a row of its own: the tone classifier stays the one the detector's reference was made with
+
+
+@dataclass
+class Book:
+    """The watches of one version while a batch is worked on."""
+
+    version: str
+    profile: Profile
+    watches: dict[str, Watch]
+    observations: float = 0.0
+    changed: set[str] = field(default_factory=set)
+
+
+class Drift:
+    """Methods block, but for `run`."""
+
+    def __init__(
+        self, database: Engine, profiles: Profiles, metrics: Metrics, run_length: float, quiet_seconds: float
+    ) -> None:
+        self._database = database
+        self._profiles = profiles
+        self._metrics = metrics
+        self._run_length = run_length
+        self._quiet = timedelta(seconds=quiet_seconds)
+
+    async def run(self) -> None:
+        """Work through new answers until cancelled."""
+        with contextlib.suppress(SQLAlchemyError):
+            await asyncio.to_thread(self.show_all)
+        pause = TICK_SECONDS
+        while True:
+            await asyncio.sleep(pause)
+            pause = TICK_SECONDS
+            try:
+                pause = 0 if await asyncio.to_thread(self.tick) else TICK_SECONDS
+            except SQLAlchemyError as error:
+                log.error("drift waits for the database: %s", type(error).__name__)
+            except Exception:
+                log.exception("drift could not be worked on; trying again")
+
+    def tick(self) -> int:
+        """Work on the conversations that have become quiet, up to a batch; returns how many."""
+        with reading(self._database) as session:  # a look that takes no lock
+            if not session.scalar(select(or_(unseen_answers(), unseen_thumbs()))):
+                return 0
+        with writing(self._database) as session:
+            conversations = list(self._conversations(session))
+            thumbs = new_thumbs(session)
+            books: dict[str, Book] = {}
+            for rows in conversations:
+                self._observe(self._book(session, books, rows[0].version), drawn(rows))
+            for version, completion, at, down in thumbs:
+                self._observe_thumb(self._book(session, books, version), completion, at, down)
+            for book in books.values():
+                self._close(session, book)
+        return len(conversations) + len(thumbs)
+
+    def show_all(self) -> None:
+        """Set the gauges to what the detectors knew when the last server stopped."""
+        with reading(self._database) as session:
+            for row in session.scalars(select(DriftRow).where(DriftRow.signal != SIBLINGS)):
+                self._show(row.version, watch_from_json(row.state))
+
+    def acknowledge(self, version: str, signal: str, actor: str) -> dict[str, Any]:
+        """End an alarm; its detector starts anew against the same reference.
+
+        Raises:
+            NotFoundError: `alarm_not_found` where none stands.
+        """
+        with writing(self._database) as session:
+            alarm = standing_alarm(session, version, signal)
+            if alarm is None:
+                raise NotFoundError(f"No alarm stands for {signal} of {version}.", code="alarm_not_found")
+            alarm.acknowledged_at, alarm.acknowledged_by = now(), actor[:120]
+            row = session.get(DriftRow, (version, signal), with_for_update=True)
+            if row is not None:
+                watch = watch_from_json(row.state)
+                watch.restart()
+                row.state, row.at = watch.to_json(), now()
+                self._show(version, watch)
+            note(session, actor, "acknowledge", f"{version} {signal}"[:120], None, alarm.details.get("words"))
+            return {"version": version, "signal": signal, "acknowledged_by": alarm.acknowledged_by}
+
+    def _conversations(self, session: Session) -> Iterable[Sequence[AnswerRow]]:
+        """Unseen answers of each quiet conversation; they are marked as seen."""
+        quiet = now() - self._quiet
+        names = session.execute(
+            select(AnswerRow.version, AnswerRow.conversation)
+            .where(AnswerRow.observed.is_(False), AnswerRow.conversation.is_not(None))
+            .group_by(AnswerRow.version, AnswerRow.conversation)
+            .having(func.max(AnswerRow.at) < quiet)
+            .order_by(func.max(AnswerRow.at))
+            .limit(CONVERSATIONS)
+        ).all()
+        for version, conversation in names:
+            of = (AnswerRow.version == version, AnswerRow.conversation == conversation)
+            if rows := take(session, *of):
+                yield rows
+        for row in take(session, AnswerRow.conversation.is_(None)):
+            yield [row]
+
+    def _book(self, session: Session, books: dict[str, Book], version: str) -> Book:
+        if version not in books:
+            found = session.scalars(select(DriftRow).where(DriftRow.version == version).with_for_update())
+            watches = {row.signal: watch_from_json(row.state) for row in found if row.signal != SIBLINGS}
+            books[version] = Book(version, self._profiles.of(version), watches)
+        return books[version]
+
+    def _observe(self, book: Book, row: AnswerRow) -> None:
+        at = aware(row.at).isoformat()
+        for signal, value in (row.signals or {}).items():
+            self._scalar(book, signal).observe(value, row.id, at)
+        if row.vectors:
+            pair = np.frombuffer(row.vectors, dtype=np.float16).reshape(2, DIMENSION)
+            for signal, vector, reference in zip(
+                (PROMPTS, REPLIES), pair, (book.profile.prompts, book.profile.replies), strict=True
+            ):
+                self._vector(book, signal, reference).observe(vector, reference, row.id, at)
+
+    def _observe_thumb(self, book: Book, completion: str, at: str, down: bool) -> None:
+        self._scalar(book, THUMBS_DOWN).observe(float(down), completion, at)
+
+    def _scalar(self, book: Book, signal: str) -> ScalarWatch:
+        if signal not in book.watches:
+            reference = book.profile.values.get(signal)
+            book.watches[signal] = ScalarWatch.fresh(signal, self._run_length, reference)
+        return self._using(book, signal)  # type: ignore[return-value]
+
+    def _vector(self, book: Book, signal: str, reference: Any) -> VectorWatch:
+        if signal not in book.watches:
+            book.watches[signal] = VectorWatch.fresh(signal, self._run_length, reference)
+        return self._using(book, signal)  # type: ignore[return-value]
+
+    def _using(self, book: Book, signal: str) -> Watch:
+        watch = book.watches[signal]
+        book.changed.add(signal)
+        if watch.standing() is not Standing.WARMING_UP:
+            book.observations += 1
+        return watch
+
+    def _close(self, session: Session, book: Book) -> None:
+        """Store what the detectors know now, and raise the alarms they call for."""
+        for signal in sorted(book.changed):
+            watch = book.watches[signal]
+            session.merge(DriftRow(version=book.version, signal=signal, state=watch.to_json(), at=now()))
+            self._show(book.version, watch)
+            if watch.since is not None and standing_alarm(session, book.version, signal) is None:
+                self._alarm(session, book, watch)
+        self._metrics.drift_expected_false_alarms_total.labels(*labels(book.version)).inc(
+            book.observations / self._run_length
+        )
+
+    def _show(self, version: str, watch: Watch) -> None:
+        of = (*labels(version), watch.signal)
+        self._metrics.drift_state.labels(*of).set(list(Standing).index(watch.standing()))
+        self._metrics.drift_statistic.labels(*of).set(watch.statistic)
+
+    def _alarm(self, session: Session, book: Book, watch: Watch) -> None:
+        examples = examples_of(watch, book.profile)
+        details = {
+            **describe_change(watch),
+            "examples": examples,
+            "observations": watch.seen.count,
+            "run_length": watch.run_length,
+        }
+        session.add(DriftAlarmRow(version=book.version, signal=watch.signal, at=now(), details=details))
+        for completion in examples:
+            add_review(session, completion, book.version.partition("@")[0], Reason.DRIFT)
+        self._metrics.drift_alarms_total.labels(*labels(book.version), watch.signal).inc()
+        log.warning("%s: %s", book.version, details["words"])
+
+
+def examples_of(watch: Watch, profile: Profile) -> list[str]:
+    if isinstance(watch, ScalarWatch):
+        return watch.examples()
+    return watch.examples(profile.prompts if watch.signal == PROMPTS else profile.replies)
+
+
+def unseen_answers() -> Any:
+    return select(AnswerRow.id).where(AnswerRow.observed.is_(False)).exists()
+
+
+def unseen_thumbs() -> Any:
+    return (
+        select(FeedbackRow.id)
+        .where(FeedbackRow.observed.is_(False), FeedbackRow.key == "thumb", FeedbackRow.target == "completion")
+        .exists()
+    )
+
+
+def take(session: Session, *of: Any) -> Sequence[AnswerRow]:
+    """Unseen answers, up to a batch, marked as seen; another replica's are passed over."""
+    rows = session.scalars(
+        select(AnswerRow)
+        .where(AnswerRow.observed.is_(False), *of)
+        .order_by(AnswerRow.at)
+        .limit(CONVERSATIONS)
+        .with_for_update(skip_locked=True)
+    ).all()
+    for row in rows:
+        row.observed = True
+    return rows
+
+
+def drawn(rows: Sequence[AnswerRow]) -> AnswerRow:
+    """One answer of a conversation, by chance: which one depends on the ids alone."""
+    return min(rows, key=lambda row: digest(row.id))
+
+
+def new_thumbs(session: Session) -> list[tuple[str, str, str, bool]]:
+    """(version, completion, time, down) of the first thumb in each conversation; all are marked as seen."""
+    rows = session.scalars(
+        select(FeedbackRow)
+        .where(FeedbackRow.observed.is_(False), FeedbackRow.key == "thumb", FeedbackRow.target == "completion")
+        .order_by(FeedbackRow.number)
+        .limit(CONVERSATIONS)
+        .with_for_update(skip_locked=True)
+    ).all()
+    found = []
+    for row in rows:
+        if not rated_before(session, row):
+            found.append((row.version, row.target_id, aware(row.at).isoformat(), row.value == "down"))
+        row.observed = True
+        session.flush()
+    return found
+
+
+def rated_before(session: Session, thumb: FeedbackRow) -> bool:
+    """Whether its conversation had a thumb before: a second one is no second observation."""
+    answer, mine = aliased(AnswerRow), aliased(AnswerRow)
+    same = or_(answer.id == thumb.target_id, answer.conversation == mine.conversation)
+    return bool(
+        session.scalar(
+            select(func.count())
+            .select_from(FeedbackRow)
+            .join(answer, answer.id == FeedbackRow.target_id)
+            .join(mine, mine.id == thumb.target_id)
+            .where(FeedbackRow.observed.is_(True), FeedbackRow.key == "thumb", FeedbackRow.id != thumb.id, same)
+        )
+    )
+
+
+def standing_alarm(session: Session, version: str, signal: str) -> DriftAlarmRow | None:
+    return session.scalar(
+        select(DriftAlarmRow).where(
+            DriftAlarmRow.version == version,
+            DriftAlarmRow.signal == signal,
+            DriftAlarmRow.acknowledged_at.is_(None),
+        )
+    )
+
+
+def labels(version: str) -> tuple[str, str]:
+    return version.partition("@")[0], version
+
+
+def frozen_siblings(database: Engine, version: str, now_there: list[str]) -> list[str]:
+    """The siblings that a version's tone was first told from; `now_there` where there are none yet."""
+    with writing(database) as session:
+        row = session.get(DriftRow, (version, SIBLINGS))
+        if row is None:
+            row = DriftRow(version=version, signal=SIBLINGS, state={"versions": now_there})
+            session.add(row)
+        return list(row.state["versions"])
+
+
+@contextlib.asynccontextmanager
+async def watching(drift: Drift) -> AsyncIterator[None]:
+    """Work while the block runs, and once more at its end."""
+    task = asyncio.create_task(drift.run())
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)

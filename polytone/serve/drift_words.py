@@ -1,0 +1,145 @@
+"""What the detectors say, in words and as JSON."""
+
+from typing import Any
+
+from sqlalchemy import Engine, select
+
+from .database import aware, reading
+from .detectors import Sequential, smallest_change
+from .signals import words_of
+from .tables import DriftAlarmRow, DriftRow
+from .watch import ENOUGH, TWO_SIDED, WARM_UP, WARM_UP_OF, ScalarWatch, Standing, Watch, watch_from_json
+
+WITHIN = 500
+SUBJECT = {
+    "prompt_length": "questions are",
+    "reply_length": "replies are",
+    "cut_off": "replies are cut off",
+    "empty": "replies are empty",
+    "repetition": "replies repeat themselves",
+    "refusal": "replies refuse",
+    "language": "replies are in another language than the voice's",
+    "tone": "replies do not sound like this voice",
+    "thumbs_down": "thumbs go down",
+    "prompt_topics": "questions are about other things than the reference's",
+    "reply_topics": "replies say other things than the reference's",
+}
+
+
+def describe_change(watch: Watch) -> dict[str, Any]:
+    """What changed, since when, and how often a thing like this comes by chance."""
+    since = watch.since or 1
+    ago = watch.seen.count - since + 1
+    when = watch.seen.when(since)
+    began = f"since about {ago} conversations ago" + (f" ({when[:16].replace('T', ' ')} UTC)" if when else "")
+    chance = f"by chance an alarm like this comes once in {watch.run_length:,.0f} conversations or more rarely"
+    return {
+        "words": f"{change(watch)}, {began}; {chance}.",
+        "since": when,
+        "conversations_since": ago,
+    }
+
+
+def change(watch: Watch) -> str:
+    subject = SUBJECT.get(watch.signal, watch.signal)
+    if not isinstance(watch, ScalarWatch):
+        return f"{subject} (p = {watch.statistic:.4f})"
+    direction = "more often" if watch.signal not in TWO_SIDED else "longer" if watch.rose else "shorter"
+    recent, before = in_units(watch, mean_since(watch)), in_units(watch, watch.reference_mean)
+    return f"{subject} {direction}: {recent}, the reference has {before}"
+
+
+def mean_since(watch: ScalarWatch) -> float:
+    """The mean since the change, or of the last conversations."""
+    count = watch.seen.count - watch.since + 1 if watch.since else len(watch.recent)
+    values = watch.recent[-max(1, count) :]
+    return sum(values) / len(values) if values else 0.0
+
+
+def in_units(watch: ScalarWatch, value: float) -> str:
+    return f"about {words_of(value):.0f} words" if watch.signal in TWO_SIDED else f"{100 * value:.1f} %"
+
+
+def sentence(watch: Watch) -> str:
+    """How a detector stands, for people."""
+    match watch.standing():
+        case Standing.WARMING_UP:
+            there, wanted = collected(watch), WARM_UP_OF.get(watch.signal, WARM_UP)
+            return f"No reference came with this version; {there} of {wanted} conversations that will be one."
+        case Standing.INSUFFICIENT_TRAFFIC:
+            return f"{watch.seen.count} conversations so far; something is said from {ENOUGH} on."
+        case Standing.DRIFT:
+            words = str(describe_change(watch)["words"])
+            return words[0].upper() + words[1:]
+    return f"No change in {watch.seen.count} conversations{smallest(watch)}."
+
+
+def collected(watch: Watch) -> int:
+    return len(watch.sample) if isinstance(watch, ScalarWatch) else watch.reference_rows
+
+
+def smallest(watch: Watch) -> str:
+    """What would be seen at the current settings."""
+    if not isinstance(watch, ScalarWatch) or watch.above is None:
+        return ""
+    least = smallest_rate(watch.above)
+    if least is None:
+        return f"; no change would be noticed within {WITHIN}"
+    return f"; a rise to {in_units(watch, least)} would be noticed within {WITHIN} with 80 % probability"
+
+
+def smallest_rate(detector: Sequential) -> float | None:
+    return smallest_change(detector.mean, detector.run_length, WITHIN)
+
+
+def report(database: Engine, version: str | None = None) -> list[dict[str, Any]]:
+    """Every watched version, or one: its signals, standing alarms, and how many alarms chance would raise. Blocks."""
+    with reading(database) as session:
+        rows = select(DriftRow).order_by(DriftRow.version, DriftRow.signal)
+        alarms = select(DriftAlarmRow).where(DriftAlarmRow.acknowledged_at.is_(None))
+        if version is not None:
+            rows, alarms = rows.where(DriftRow.version == version), alarms.where(DriftAlarmRow.version == version)
+        states = list(session.scalars(rows))
+        standing = {(alarm.version, alarm.signal): alarm for alarm in session.scalars(alarms)}
+    found: dict[str, list[dict[str, Any]]] = {}
+    for row in states:
+        signals = found.setdefault(row.version, [])
+        if "signal" in row.state:
+            signals.append(signal_json(watch_from_json(row.state), standing.get((row.version, row.signal))))
+    return [version_json(name, signals) for name, signals in found.items() if signals]
+
+
+def version_json(version: str, signals: list[dict[str, Any]]) -> dict[str, Any]:
+    return {
+        "version": version,
+        "adapter": version.partition("@")[0],
+        "state": worst(signals),
+        "expected_chance_alarms": round(sum(one["observations"] / one["run_length"] for one in signals), 4),
+        "signals": signals,
+    }
+
+
+def worst(signals: list[dict[str, Any]]) -> str:
+    order = [Standing.DRIFT, Standing.OK, Standing.INSUFFICIENT_TRAFFIC, Standing.WARMING_UP, Standing.NO_REFERENCE]
+    there = {one["state"] for one in signals}
+    return next((state.value for state in order if state.value in there), Standing.NO_REFERENCE.value)
+
+
+def signal_json(watch: Watch, alarm: DriftAlarmRow | None) -> dict[str, Any]:
+    scalar = watch if isinstance(watch, ScalarWatch) else None
+    return {
+        "signal": watch.signal,
+        "state": watch.standing().value,
+        "words": sentence(watch),
+        "observations": watch.seen.count,
+        "reference_rows": watch.reference_rows,
+        "reference_mean": scalar.reference_mean if scalar else None,
+        "recent_mean": mean_since(scalar) if scalar and scalar.recent else None,
+        "statistic": watch.statistic,
+        "run_length": watch.run_length,
+        "alarm": alarm_json(alarm) if alarm else None,
+    }
+
+
+def alarm_json(alarm: DriftAlarmRow) -> dict[str, Any]:
+    return {"at": aware(alarm.at).isoformat(), **alarm.details}

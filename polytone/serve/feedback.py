@@ -1,0 +1,292 @@
+"""Feedback: what people and programs say of answers. Rows are only ever added, and are on disk before their 201."""
+
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from sqlalchemy import Engine, select
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.orm import Session, aliased
+
+from polytone.contract.errors import ConflictError, InputError, NotFoundError, TooLargeError
+
+from .database import aware, reading, writing
+from .reviews import ask_for_review
+from .tables import FeedbackRow
+from .traffic import Known
+
+LONGEST_TEXT = 20_000
+PAGE = 100
+CHOICES = ("a", "b", "tie", "both_bad")
+KEYS = ("thumb", "rating", "tag", "comment", "correction", "preference", "retract")
+CONTENT_OF = {"thumb": "value", "rating": "value", "tag": "value", "comment": "text", "correction": "text"}
+
+ShortId = Annotated[str, Field(min_length=1, max_length=128)]
+
+
+class Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Annotator(Strict):
+    """Who says it; without one, the API key does."""
+
+    id: Annotated[str, Field(min_length=1, max_length=100)]
+    kind: Literal["human", "code", "llm"] = "human"
+
+
+class Pair(Strict):
+    """Two answers to the same prompt, as they were shown: `shown` names the one on the left."""
+
+    a: ShortId
+    b: ShortId
+    shown: Literal["a", "b"] = "a"
+    blind: bool = False
+
+
+class FeedbackBody(Strict):
+    """One statement about a completion, a conversation or a pair of completions.
+
+    `thumb` takes up or down, `rating` 1 to 5, `tag` a short word, `comment` and `correction` a text, `preference` a, b,
+    tie or both_bad. `supersedes` names an earlier feedback that this one takes the place of; with the key `retract`
+    nothing takes its place.
+    """
+
+    key: Literal["thumb", "rating", "tag", "comment", "correction", "preference", "retract"]
+    completion_id: ShortId | None = None
+    conversation_id: ShortId | None = None
+    pair: Pair | None = None
+    value: Annotated[str, Field(max_length=64)] | int | None = None
+    text: str | None = None
+    annotator: Annotator | None = None
+    idempotency_key: Annotated[str, Field(min_length=1, max_length=120)] | None = None
+    supersedes: Annotated[str, Field(max_length=32)] | None = None
+
+    @model_validator(mode="after")
+    def _sense(self) -> "FeedbackBody":
+        named = [field for field in ("completion_id", "conversation_id", "pair") if getattr(self, field) is not None]
+        if self.key == "retract":
+            if self.supersedes is None or named:
+                raise ValueError("retract names the feedback in supersedes, and nothing else")
+            return self
+        if len(named) != 1:
+            raise ValueError("name one of completion_id, conversation_id and pair")
+        if (self.key == "preference") != (named == ["pair"]):
+            raise ValueError("preference goes with pair, and only with it")
+        if self.key == "correction" and named != ["completion_id"]:
+            raise ValueError("correction goes with completion_id")
+        if problem := wrong_content(self):
+            raise ValueError(problem)
+        return self
+
+
+def wrong_content(body: FeedbackBody) -> str | None:
+    value = body.value
+    if body.key == "thumb" and value not in ("up", "down"):
+        return "thumb takes the value up or down"
+    if body.key == "rating" and (isinstance(value, str) or value is None or not 1 <= value <= 5):
+        return "rating takes a value from 1 to 5"
+    if body.key == "preference" and value not in CHOICES:
+        return f"preference takes one of {', '.join(CHOICES)}"
+    if body.key == "tag" and not (isinstance(value, str) and value.strip()):
+        return "tag takes a short word as its value"
+    if CONTENT_OF.get(body.key) == "text" and not (body.text or "").strip():
+        return f"{body.key} takes a text"
+    return None
+
+
+@dataclass(frozen=True)
+class Given:
+    """A feedback that was taken; `created` is false where the same one had been taken before."""
+
+    row: FeedbackRow
+    created: bool
+
+
+class FeedbackStore:
+    """The feedback in the database. Methods block: call them in a thread."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    def give(self, body: FeedbackBody, target: Known | None, annotator: Annotator) -> Given:
+        """Add a row; when this returns it is on disk.
+
+        Args:
+            target: whose answer is meant; None for a retraction, which is about what the retracted one was about.
+
+        Raises:
+            ConflictError: `idempotency_conflict` if the annotator used the key for something else,
+                `already_superseded` if the feedback it supersedes was superseded before.
+            NotFoundError: `feedback_not_found` for what it supersedes.
+            TooLargeError: `text_too_long`.
+        """
+        if len(body.text or "") > LONGEST_TEXT:
+            raise TooLargeError(
+                f"text: {len(body.text or '')} characters are more than the {LONGEST_TEXT} that feedback takes.",
+                code="text_too_long",
+                param="text",
+            )
+        if known := self._repeated(body, annotator):
+            return Given(known, False)
+        try:
+            with writing(self._engine) as session:
+                row = new_row(body, annotator)
+                if body.supersedes is not None:
+                    place(row, superseded(session, body.supersedes, annotator))
+                if target is not None:
+                    row.adapter, row.version = target.adapter, target.version
+                session.add(row)
+                session.flush()
+                ask_for_review(session, row)
+            return Given(row, True)
+        except IntegrityError:
+            if known := self._repeated(body, annotator):
+                return Given(known, False)  # the same one, sent twice at once
+            raise ConflictError(
+                f"{body.supersedes} was superseded or retracted before.", code="already_superseded", param="supersedes"
+            ) from None
+
+    def _repeated(self, body: FeedbackBody, annotator: Annotator) -> FeedbackRow | None:
+        """The row that was made with this idempotency key before."""
+        if body.idempotency_key is None:
+            return None
+        with reading(self._engine) as session:
+            row = session.scalar(
+                select(FeedbackRow).where(
+                    FeedbackRow.annotator == annotator.id, FeedbackRow.idempotency_key == body.idempotency_key
+                )
+            )
+        if row is None:
+            return None
+        fresh = new_row(body, annotator)
+        same = ("key", "value", "text", "target", "target_id", "other_id", "supersedes", "annotator_kind")
+        if body.key != "retract" and any(getattr(row, name) != getattr(fresh, name) for name in same):
+            raise ConflictError(
+                f"{annotator.id} used the idempotency key {body.idempotency_key} for another feedback ({row.id}).",
+                code="idempotency_conflict",
+                param="idempotency_key",
+            )
+        return row
+
+    def page(
+        self,
+        adapter: str | None = None,
+        version: str | None = None,
+        since: datetime | None = None,
+        after: int = 0,
+        adapters: frozenset[str] | None = None,
+        limit: int = PAGE,
+    ) -> tuple[list[FeedbackRow], int | None]:
+        """Up to `limit` rows in the order they were added, and the cursor of the next page or None.
+
+        Args:
+            adapters: only of these voices; None for all.
+        """
+        wanted = select(FeedbackRow).where(FeedbackRow.number > after).order_by(FeedbackRow.number).limit(limit + 1)
+        if adapter is not None:
+            wanted = wanted.where(FeedbackRow.adapter == adapter)
+        if version is not None:
+            wanted = wanted.where(FeedbackRow.version == version)
+        if since is not None:
+            wanted = wanted.where(FeedbackRow.at >= since)
+        if adapters is not None:
+            wanted = wanted.where(FeedbackRow.adapter.in_(adapters))
+        with reading(self._engine) as session:
+            rows = list(session.scalars(wanted))
+        return rows[:limit], rows[limit - 1].number if len(rows) > limit else None
+
+    def latest(self, adapter: str | None, limit: int) -> list[FeedbackRow]:
+        """The last `limit` rows, the newest last."""
+        wanted = select(FeedbackRow).order_by(FeedbackRow.number.desc()).limit(limit)
+        if adapter is not None:
+            wanted = wanted.where(FeedbackRow.adapter == adapter)
+        with reading(self._engine) as session:
+            return list(session.scalars(wanted))[::-1]
+
+
+def new_row(body: FeedbackBody, annotator: Annotator) -> FeedbackRow:
+    target, target_id = target_of(body)
+    value: Any = body.value
+    if body.pair is not None:
+        value = {"choice": body.value, "shown": body.pair.shown, "blind": body.pair.blind}
+    return FeedbackRow(
+        id=f"fb-{secrets.token_hex(12)}",
+        target=target,
+        target_id=target_id,
+        other_id=body.pair.b if body.pair else None,
+        key=body.key,
+        value=value,
+        text=body.text,
+        annotator=annotator.id,
+        annotator_kind=annotator.kind,
+        idempotency_key=body.idempotency_key,
+        supersedes=body.supersedes,
+    )
+
+
+def target_of(body: FeedbackBody) -> tuple[str, str]:
+    if body.pair is not None:
+        return "pair", body.pair.a
+    if body.conversation_id is not None:
+        return "conversation", body.conversation_id
+    return "completion", body.completion_id or ""
+
+
+def superseded(session: Session, wanted: str, annotator: Annotator) -> FeedbackRow:
+    row = session.scalar(select(FeedbackRow).where(FeedbackRow.id == wanted))
+    if row is None or row.annotator != annotator.id:
+        raise NotFoundError(f"{annotator.id} gave no feedback {wanted}.", code="feedback_not_found", param="supersedes")
+    return row
+
+
+def place(row: FeedbackRow, earlier: FeedbackRow) -> None:
+    """Put a row in the place of an earlier one; it has to be about the same."""
+    if row.key == "retract":
+        row.target, row.target_id, row.other_id = earlier.target, earlier.target_id, earlier.other_id
+        row.adapter, row.version = earlier.adapter, earlier.version
+    elif (row.key, row.target_id, row.other_id) != (earlier.key, earlier.target_id, earlier.other_id):
+        raise InputError(
+            f"{earlier.id} is {earlier.key} on {earlier.target_id}; only the same can take its place.",
+            code="invalid_request",
+            param="supersedes",
+        )
+
+
+def standing(session: Session, *conditions: Any) -> Sequence[FeedbackRow]:
+    """What holds now: rows that nothing superseded or retracted, in the order they were added."""
+    later = aliased(FeedbackRow)
+    wanted = (
+        select(FeedbackRow)
+        .outerjoin(later, later.supersedes == FeedbackRow.id)
+        .where(later.id.is_(None), FeedbackRow.key != "retract", *conditions)
+        .order_by(FeedbackRow.number)
+    )
+    return session.scalars(wanted).all()
+
+
+def as_json(row: FeedbackRow) -> dict[str, Any]:
+    """A row as the API shows it."""
+    shown: dict[str, Any] = {
+        "id": row.id,
+        "at": aware(row.at).isoformat(),
+        "adapter": row.adapter,
+        "version": row.version,
+        "key": row.key,
+        "value": row.value["choice"] if isinstance(row.value, dict) else row.value,
+        "text": row.text,
+        "annotator": {"id": row.annotator, "kind": row.annotator_kind},
+        "supersedes": row.supersedes,
+    }
+    if row.target == "pair":
+        shown["pair"] = {"a": row.target_id, "b": row.other_id, **without_choice(row.value)}
+    else:
+        shown[f"{row.target}_id"] = row.target_id
+    return shown
+
+
+def without_choice(value: Any) -> dict[str, Any]:
+    return {key: one for key, one in value.items() if key != "choice"} if isinstance(value, dict) else {}

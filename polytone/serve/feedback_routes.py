@@ -1,0 +1,103 @@
+"""/v1/feedback: say what an answer was like, and read what was said."""
+
+import asyncio
+import time
+from datetime import datetime
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, Query, Request
+
+from polytone.contract.errors import NotFoundError
+
+from .feedback import Annotator, FeedbackBody, FeedbackStore, as_json
+from .keys import Key, Kind
+from .runtime import Runtime
+from .traffic import Known
+
+ANYONE = Annotator(id="anyone on this machine")
+ELSEWHERE_SECONDS = 2.0
+LOOK_AGAIN_SECONDS = 0.1
+
+
+def feedback_routes(runtime: Runtime) -> APIRouter:
+    def caller(request: Request) -> Key | None:
+        return runtime.keyring.authenticate(request.headers.get("authorization"), Kind.INFERENCE)
+
+    router = APIRouter(prefix="/v1/feedback", tags=["feedback"])
+    who = Annotated[Key | None, Depends(caller)]
+    store = FeedbackStore(runtime.database)
+
+    @router.post("", status_code=201)
+    async def give_feedback(body: FeedbackBody, key: who) -> dict[str, Any]:
+        """Say something of an answer, a conversation or a pair; it is on disk before the 201. With the same
+        `idempotency_key` it is taken once, however often it is sent."""
+        target = None if body.key == "retract" else await target_of(runtime, body, key)
+        annotator = body.annotator or (Annotator(id=key.name, kind="code") if key else ANYONE)
+        given = await asyncio.to_thread(store.give, body, target, annotator)
+        if given.created:
+            count(runtime, as_json(given.row))
+        return as_json(given.row)
+
+    @router.get("")
+    async def list_feedback(
+        key: who,
+        adapter: Annotated[str | None, Query(max_length=63)] = None,
+        version: Annotated[str | None, Query(max_length=80)] = None,
+        since: datetime | None = None,
+        cursor: Annotated[int, Query(ge=0, le=2**31 - 1)] = 0,
+        limit: Annotated[int, Query(ge=1, le=1000)] = 100,
+    ) -> dict[str, Any]:
+        """What was said, in that order; `cursor` takes the `next` of the page before."""
+        allowed = key.adapters if key else None
+        rows, after = await asyncio.to_thread(store.page, adapter, version, since, cursor, allowed, limit)
+        return {"feedback": [as_json(row) for row in rows], "next": after}
+
+    return router
+
+
+async def target_of(runtime: Runtime, body: FeedbackBody, key: Key | None) -> Known:
+    """Whose answers are meant.
+
+    Raises:
+        NotFoundError: `completion_not_found` or `conversation_not_found`; also for answers the key may not ask for.
+    """
+    if body.conversation_id is not None:
+        found = await asyncio.to_thread(runtime.traffic.conversation, body.conversation_id)
+        if found is None or not may_see(key, found):
+            raise NotFoundError(
+                f"No answer of a conversation {body.conversation_id!r} is on record.",
+                code="conversation_not_found",
+                param="conversation_id",
+            )
+        return found
+    if body.pair is not None:
+        await find(runtime, body.pair.b, key)
+        return await find(runtime, body.pair.a, key)
+    return await find(runtime, body.completion_id or "", key)
+
+
+async def find(runtime: Runtime, completion: str, key: Key | None) -> Known:
+    """An answer of this server is known from its first byte on; another's, when its row is written."""
+    known = await asyncio.to_thread(runtime.traffic.known, completion)
+    if known is None and len(await asyncio.to_thread(runtime.replicas.living)) > 1:
+        deadline = time.monotonic() + ELSEWHERE_SECONDS
+        while known is None and time.monotonic() < deadline:
+            await asyncio.sleep(LOOK_AGAIN_SECONDS)
+            known = await asyncio.to_thread(runtime.traffic.known, completion)
+    if known is None or not may_see(key, known):
+        raise NotFoundError(
+            f"No completion {completion!r} is on record. Send the `id` of an answer.",
+            code="completion_not_found",
+            param="completion_id",
+        )
+    return known
+
+
+def may_see(key: Key | None, known: Known) -> bool:
+    return key is None or key.allows(known.version, known.adapter)
+
+
+def count(runtime: Runtime, given: dict[str, Any]) -> None:
+    """Values with few possibilities are counted apart; tags are anyone's words."""
+    value = str(given["value"]) if given["key"] in ("thumb", "rating", "preference") else ""
+    runtime.metrics.feedback_total.labels(given["adapter"], given["version"], given["key"], value).inc()

@@ -1,0 +1,138 @@
+"""What is normal for a version: its reference, measured. Made from the answers that training left in its folder.
+
+Half of the reference teaches the tone classifier, the other half says how it scores on replies it has not seen.
+"""
+
+import logging
+from collections import Counter, OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from polytone.contract.adapter import MANIFEST, Manifest
+from polytone.contract.errors import PolytoneError
+from polytone.contract.home import Home
+from polytone.contract.reference import ReferenceRow, read_reference
+
+from .embedding import Embedding
+from .signals import measure, question_of
+from .tone import Tone, learn
+from .traffic import Measured
+
+log = logging.getLogger(__name__)
+
+KEPT = 500  # profiles in memory, of the versions that answered last
+REFERENCE_VECTORS = 256
+FEWEST_ROWS = 20
+TONE, LANGUAGE = "tone", "language"
+
+
+@dataclass(frozen=True)
+class Profile:
+    """`values` are the reference's signals, (n,) each; `prompts` and `replies` its embeddings, (n, dimension) float16.
+
+    All are empty for a version that came without a reference, and for the base. Replies of the reference were cut at
+    `max_tokens`; what is measured against them is cut there too.
+    """
+
+    values: dict[str, Any] = field(default_factory=dict)
+    prompts: Any = None
+    replies: Any = None
+    language: str | None = None
+    tone: Tone | None = None
+    max_tokens: int | None = None
+
+    def bytes_held(self) -> int:
+        arrays = [*self.values.values(), self.prompts, self.replies, self.tone.weights if self.tone else None]
+        return sum(array.nbytes for array in arrays if array is not None)
+
+
+class Profiles:
+    """Profiles by version, made when they are first asked for. `siblings` names versions of other voices."""
+
+    def __init__(self, home: Home, embed: Callable[[], Embedding], siblings: Callable[[str], list[str]]) -> None:
+        self._home = home
+        self._make_embedding = embed
+        self._embedding: Embedding | None = None
+        self._siblings = siblings
+        self._profiles: OrderedDict[str, Profile] = OrderedDict()
+
+    @property
+    def embed(self) -> Embedding:
+        if self._embedding is None:
+            self._embedding = self._make_embedding()
+        return self._embedding
+
+    def of(self, version: str) -> Profile:
+        """The version's profile; takes a second or so the first time."""
+        if version not in self._profiles:
+            self._profiles[version] = self._make(version)
+        self._profiles.move_to_end(version)
+        while len(self._profiles) > KEPT:
+            self._profiles.popitem(last=False)
+        return self._profiles[version]
+
+    def measure(self, version: str, prompt: list[Any], reply: str, finish_reason: str | None, tokens: int) -> Measured:
+        """Signals and embeddings of one answer of `version`."""
+        profile = self.of(version)
+        if profile.max_tokens is not None and tokens > profile.max_tokens:
+            reply, finish_reason = reply[: len(reply) * profile.max_tokens // tokens], "length"
+        signals = measure(prompt, reply, finish_reason)
+        if profile.language is not None and reply.strip():
+            signals[LANGUAGE] = float(language_of(reply) != profile.language)
+        if profile.tone is not None and reply.strip():
+            signals[TONE] = float(profile.tone.off([reply])[0])
+        vectors = self.embed([question_of(prompt), reply])
+        return Measured(signals, vectors.astype(np.float16).tobytes())
+
+    def _make(self, version: str) -> Profile:
+        rows, max_tokens = self._reference(version)
+        if len(rows) < FEWEST_ROWS:
+            return Profile()
+        others = [row.reply for sibling in self._siblings(version) for row in self._reference(sibling)[0]]
+        profile = replace(make_profile(rows, others, self.embed), max_tokens=max_tokens)
+        log.info("%s: drift is measured against %d reference answers", version, len(rows))
+        return profile
+
+    def _reference(self, version: str) -> tuple[list[ReferenceRow], int | None]:
+        """The rows, and the tokens at which replies were cut."""
+        if "@" not in version:
+            return [], None
+        folder = self._home.adapter_folder(version)
+        try:
+            named = Manifest.model_validate_json((folder / MANIFEST).read_bytes()).drift_reference
+            return (read_reference(folder), named.max_tokens) if named else ([], None)
+        except (PolytoneError, OSError, ValueError) as error:
+            log.warning("%s: its drift reference cannot be read: %s", version, error)
+            return [], None
+
+
+def make_profile(rows: list[ReferenceRow], siblings: list[str], embed: Embedding) -> Profile:
+    """Measure a reference; `siblings` are replies of other voices."""
+    prompts = [[message.model_dump() for message in row.messages] for row in rows]
+    measured = [measure(prompt, row.reply, row.finish_reason) for prompt, row in zip(prompts, rows, strict=True)]
+    values = {name: np.array([one[name] for one in measured]) for name in measured[0]}
+    language = Counter(language_of(row.reply) for row in rows if row.reply.strip()).most_common(1)
+    if language:
+        spoken = language[0][0]
+        values[LANGUAGE] = np.array([float(language_of(row.reply) != spoken) for row in rows if row.reply.strip()])
+    teaching, judging = rows[::2], [row.reply for row in rows[1::2] if row.reply.strip()]
+    tone = learn([row.reply for row in teaching], [row.base_reply for row in teaching] + siblings)
+    if tone is not None and judging:
+        values[TONE] = tone.off(judging)
+    asked, said = [question_of(prompt) for prompt in prompts], [row.reply for row in rows]
+    return Profile(
+        values=values,
+        prompts=embed(asked[:REFERENCE_VECTORS]).astype(np.float16),
+        replies=embed(said[:REFERENCE_VECTORS]).astype(np.float16),
+        language=language[0][0] if language else None,
+        tone=tone if TONE in values else None,
+    )
+
+
+def language_of(text: str) -> str:
+    import py3langid
+
+    return str(py3langid.classify(text)[0])

@@ -1,0 +1,119 @@
+"""Tables of what happened: answers, feedback on them, what waits for review, and what the drift detectors know."""
+
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import JSON, DateTime, Index, LargeBinary, String, Text, UniqueConstraint
+from sqlalchemy.orm import Mapped, mapped_column
+
+from .database import Table, now
+
+MAYBE_JSON = JSON(none_as_null=True)
+
+
+class AnswerRow(Table):
+    """One answer. `prompt` is a list of messages or a text, `reply` the assistant's message; both or their hashes or
+    neither are there, as the content policy of its time said. `vectors` are two embeddings (float16), prompt and reply.
+    """
+
+    __tablename__ = "traffic"
+    __table_args__ = (
+        Index("ix_traffic_version_at", "version", "at"),
+        Index("ix_traffic_observed_at", "observed", "at"),
+    )
+
+    id: Mapped[str] = mapped_column(String(64), primary_key=True)
+    at: Mapped[datetime] = mapped_column(DateTime(timezone=True), index=True)
+    conversation: Mapped[str | None] = mapped_column(String(160), index=True)
+    adapter: Mapped[str] = mapped_column(String(63))
+    version: Mapped[str] = mapped_column(String(80))
+    base: Mapped[str] = mapped_column(String(63))
+    key: Mapped[str | None] = mapped_column(String(63))
+    policy: Mapped[str] = mapped_column(String(8))
+    status: Mapped[int]
+    parameters: Mapped[dict[str, Any]] = mapped_column(JSON)
+    prompt: Mapped[Any] = mapped_column(MAYBE_JSON, nullable=True)
+    reply: Mapped[Any] = mapped_column(MAYBE_JSON, nullable=True)
+    prompt_sha256: Mapped[str | None] = mapped_column(String(64))
+    reply_sha256: Mapped[str | None] = mapped_column(String(64))
+    prompt_tokens: Mapped[int]
+    completion_tokens: Mapped[int]
+    finish_reason: Mapped[str | None] = mapped_column(String(32))
+    first_token_seconds: Mapped[float | None]
+    seconds: Mapped[float]
+    signals: Mapped[dict[str, float] | None] = mapped_column(MAYBE_JSON)
+    vectors: Mapped[bytes | None] = mapped_column(LargeBinary)
+    observed: Mapped[bool] = mapped_column(default=False)
+
+
+class FeedbackRow(Table):
+    """One statement about an answer, a conversation or a pair of answers. Rows are only ever added.
+
+    One that `supersedes` another takes its place; with the key `retract` nothing takes its place.
+    """
+
+    __tablename__ = "feedback"
+    __table_args__ = (
+        UniqueConstraint("annotator", "idempotency_key"),
+        Index("ix_feedback_adapter_number", "adapter", "number"),
+    )
+
+    number: Mapped[int] = mapped_column(primary_key=True, autoincrement=True)
+    id: Mapped[str] = mapped_column(String(32), unique=True)
+    at: Mapped[datetime] = mapped_column(DateTime(timezone=True), default=now)
+    target: Mapped[str] = mapped_column(String(16))
+    target_id: Mapped[str] = mapped_column(String(160), index=True)
+    other_id: Mapped[str | None] = mapped_column(String(64), index=True)
+    adapter: Mapped[str] = mapped_column(String(63))
+    version: Mapped[str] = mapped_column(String(80))
+    key: Mapped[str] = mapped_column(String(16))
+    value: Mapped[Any] = mapped_column(MAYBE_JSON, nullable=True)
+    text: Mapped[str | None] = mapped_column(Text)
+    annotator: Mapped[str] = mapped_column(String(120))
+    annotator_kind: Mapped[str] = mapped_column(String(8))
+    idempotency_key: Mapped[str | None] = mapped_column(String(120))
+    supersedes: Mapped[str | None] = mapped_column(String(32), unique=True)
+    observed: Mapped[bool] = mapped_column(default=False)
+
+
+class ReviewRow(Table):
+    """An answer that someone should look at, why, and what became of it: open, accepted, edited or rejected."""
+
+    __tablename__ = "reviews"
+    __table_args__ = (Index("ix_reviews_state", "state", "adapter"),)
+
+    completion_id: Mapped[str] = mapped_column(String(64), primary_key=True)
+    adapter: Mapped[str] = mapped_column(String(63))
+    reason: Mapped[str] = mapped_column(String(16))
+    state: Mapped[str] = mapped_column(String(16), default="open")
+    added_at: Mapped[datetime] = mapped_column(DateTime(timezone=True), default=now)
+    leased_by: Mapped[str | None] = mapped_column(String(120))
+    leased_until: Mapped[datetime | None] = mapped_column(DateTime(timezone=True))
+    decided_at: Mapped[datetime | None] = mapped_column(DateTime(timezone=True))
+    decided_by: Mapped[str | None] = mapped_column(String(120))
+    feedback_id: Mapped[str | None] = mapped_column(String(32))
+
+
+class DriftRow(Table):
+    """What a detector of a version knows; it goes on from there after a restart, on whichever replica."""
+
+    __tablename__ = "drift"
+
+    version: Mapped[str] = mapped_column(String(80), primary_key=True)
+    signal: Mapped[str] = mapped_column(String(32), primary_key=True)
+    state: Mapped[dict[str, Any]] = mapped_column(JSON)
+    at: Mapped[datetime] = mapped_column(DateTime(timezone=True), default=now)
+
+
+class DriftAlarmRow(Table):
+    """An alarm; it stands until someone acknowledges it."""
+
+    __tablename__ = "drift_alarms"
+
+    id: Mapped[int] = mapped_column(primary_key=True, autoincrement=True)
+    version: Mapped[str] = mapped_column(String(80), index=True)
+    signal: Mapped[str] = mapped_column(String(32))
+    at: Mapped[datetime] = mapped_column(DateTime(timezone=True), default=now)
+    details: Mapped[dict[str, Any]] = mapped_column(JSON)
+    acknowledged_at: Mapped[datetime | None] = mapped_column(DateTime(timezone=True))
+    acknowledged_by: Mapped[str | None] = mapped_column(String(120))

@@ -1,0 +1,278 @@
+"""Every answer leaves a row. It is written off the request path: the request only puts a record into a bounded queue.
+
+A row's content follows the policy of its voice: texts, their hashes, or neither.
+"""
+
+import asyncio
+import contextlib
+import json
+import logging
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from enum import StrEnum
+from typing import Any
+
+from sqlalchemy import Engine, delete, or_, select
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.orm import Session
+
+from .database import now, reading, writing
+from .engine import Body
+from .metrics import Metrics
+from .registry import note
+from .replies import digest, reply_of_events, reply_of_response, text_of
+from .tables import AnswerRow, FeedbackRow, ReviewRow
+
+log = logging.getLogger(__name__)
+
+FLUSH_SECONDS = 0.2
+RETRY_SECONDS = 2.0
+CLEANING_SECONDS = 3600.0
+BATCH = 500
+INSERT: dict[str, Any] = {"sqlite": sqlite.insert, "postgresql": postgresql.insert}
+PROMPT_FIELDS = ("messages", "prompt")
+WITHOUT_CONTENT = frozenset({*PROMPT_FIELDS, "model", "user", "stream", "stream_options", "tools", "metadata"})
+
+
+class Policy(StrEnum):
+    """What of an answer's content is kept: the texts, hashes by which a text is found again, or neither."""
+
+    FULL = "full"
+    HASHED = "hashed"
+    NONE = "none"
+
+
+@dataclass(frozen=True)
+class Policies:
+    """The content policy of each voice."""
+
+    usual: Policy = Policy.FULL
+    of: Mapping[str, Policy] = field(default_factory=dict)
+
+    def for_voice(self, adapter: str) -> Policy:
+        return self.of.get(adapter, self.usual)
+
+
+@dataclass(frozen=True)
+class Known:
+    """Whose answer a completion id names, and the conversation it is part of."""
+
+    adapter: str
+    version: str
+    conversation: str | None = None
+
+
+@dataclass(frozen=True)
+class Captured:
+    """One answer as it left the server, not looked into yet: the engine's response or the events of its stream."""
+
+    id: str
+    at: datetime
+    known: Known
+    base: str
+    key: str | None
+    status: int
+    request: Body
+    answer: Body | list[str]
+    usage: tuple[int, int]
+    first_token_seconds: float | None
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What the drift detectors need of an answer: signals in [0, 1] by name, and two embeddings as bytes."""
+
+    signals: dict[str, float]
+    vectors: bytes
+
+
+Measure = Callable[[str, Any, str, str | None, int], Measured]
+
+
+class Traffic:
+    """The queue and its writer. `note` and `begin` are for the event loop; they neither wait nor parse."""
+
+    def __init__(
+        self,
+        database: Engine,
+        metrics: Metrics,
+        policies: Policies,
+        measure: Measure | None = None,
+        capacity: int = 10_000,
+        keep_days: float | None = None,
+        recording: bool = True,
+    ) -> None:
+        self._database = database
+        self._metrics = metrics
+        self._policies = policies
+        self._measure = measure
+        self._capacity = capacity
+        self._keep_days = keep_days
+        self._recording = recording
+        self._queue: deque[Captured] = deque()
+        self._pending: dict[str, Known] = {}
+        self._cleaned = 0.0
+
+    def begin(self, completion: str, known: Known) -> None:
+        """A completion id was given out: feedback on it is welcome from now on."""
+        if self._recording:
+            self._pending[completion] = known
+
+    def note(self, captured: Captured) -> None:
+        """Queue an answer for its row; where the queue is full it is dropped and counted."""
+        if not self._recording:
+            return
+        if len(self._queue) >= self._capacity:
+            self._metrics.traffic_dropped_total.inc()
+            self._pending.pop(captured.id, None)
+            return
+        self._queue.append(captured)
+
+    def known(self, completion: str) -> Known | None:
+        """Whose answer that is, from memory first; blocks."""
+        pending = self._pending.get(completion)
+        if pending is not None:
+            return pending
+        with reading(self._database) as session:
+            row = session.get(AnswerRow, completion)
+            return Known(row.adapter, row.version, row.conversation) if row is not None else None
+
+    def conversation(self, name: str) -> Known | None:
+        """Whose answers a conversation has, its last one's; blocks."""
+        for known in reversed(list(self._pending.values())):
+            if known.conversation == name:
+                return known
+        with reading(self._database) as session:
+            wanted = select(AnswerRow).where(AnswerRow.conversation.in_((name, digest(name))))
+            row = session.scalar(wanted.order_by(AnswerRow.at.desc()).limit(1))
+            return Known(row.adapter, row.version, row.conversation) if row is not None else None
+
+    async def run(self) -> None:
+        """Write what is queued, again and again, until cancelled. An outage of the database only delays it."""
+        while True:
+            await asyncio.sleep(FLUSH_SECONDS)
+            try:
+                await self.flush()
+                await self._clean()
+            except SQLAlchemyError as error:
+                log.error("answers wait to be written, %d of them: %s", len(self._queue), type(error).__name__)
+                await asyncio.sleep(RETRY_SECONDS)
+
+    async def flush(self) -> None:
+        """Write everything queued so far."""
+        for _ in range(-(-len(self._queue) // BATCH)):
+            batch = [self._queue[i] for i in range(min(BATCH, len(self._queue)))]
+            await asyncio.to_thread(self._write, batch)
+            for captured in batch:
+                self._queue.popleft()
+                self._pending.pop(captured.id, None)
+
+    async def close(self) -> None:
+        """Write the rest; what cannot be written now is lost, and said to be."""
+        try:
+            await self.flush()
+        except SQLAlchemyError:
+            log.error("%d answers could not be written and are lost", len(self._queue))
+            self._metrics.traffic_dropped_total.inc(len(self._queue))
+
+    def delete_before(self, moment: datetime) -> int:
+        """Delete all answers from before `moment` with what was said of them; returns how many. Blocks."""
+        with writing(self._database) as session:
+            return delete_answers(session, AnswerRow.at < moment)
+
+    def forget(self, conversation: str, actor: str) -> int:
+        """Delete every answer of a conversation, what was said of it, and what waits for review. Blocks.
+
+        The audit log keeps who did it and how many answers it were; the conversation's name is forgotten too.
+        """
+        named = (conversation, digest(conversation))
+        with writing(self._database) as session:
+            session.execute(delete(FeedbackRow).where(FeedbackRow.target_id.in_(named)))
+            gone = delete_answers(session, AnswerRow.conversation.in_(named))
+            note(session, actor, "forget", "conversation", None, {"answers": gone})
+        return gone
+
+    def _write(self, batch: list[Captured]) -> None:
+        rows = [self._row(captured) for captured in batch]
+        insert = INSERT[self._database.dialect.name]
+        with writing(self._database) as session:  # one that was written before an error came back is written once
+            session.execute(insert(AnswerRow).on_conflict_do_nothing(), rows)
+
+    def _row(self, captured: Captured) -> dict[str, Any]:
+        known, request = captured.known, captured.request
+        policy = self._policies.for_voice(known.adapter)
+        of = reply_of_response if isinstance(captured.answer, dict) else reply_of_events
+        reply, finish_reason = of(captured.answer)  # type: ignore[arg-type]
+        prompt = next((request[name] for name in PROMPT_FIELDS if name in request), None)
+        measured = self._measured(captured, prompt, text_of(reply), finish_reason)
+        full, hashed = policy is Policy.FULL, policy is Policy.HASHED
+        conversation = known.conversation
+        return {
+            "id": captured.id,
+            "at": captured.at,
+            "conversation": conversation if full or conversation is None else digest(conversation),
+            "adapter": known.adapter,
+            "version": known.version,
+            "base": captured.base,
+            "key": captured.key,
+            "policy": policy.value,
+            "status": captured.status,
+            "parameters": {k: v for k, v in request.items() if k not in WITHOUT_CONTENT},
+            "prompt": prompt if full else None,
+            "reply": reply if full else None,
+            "prompt_sha256": digest(json.dumps(prompt, sort_keys=True)) if full or hashed else None,
+            "reply_sha256": digest(text_of(reply)) if full or hashed else None,
+            "prompt_tokens": captured.usage[0],
+            "completion_tokens": captured.usage[1],
+            "finish_reason": finish_reason,
+            "first_token_seconds": captured.first_token_seconds,
+            "seconds": captured.seconds,
+            "signals": measured.signals if measured else None,
+            "vectors": measured.vectors if measured and policy is not Policy.NONE else None,
+            "observed": measured is None,
+        }
+
+    def _measured(self, captured: Captured, prompt: Any, reply: str, finish_reason: str | None) -> Measured | None:
+        """Only whole chat answers are measured: one that was broken off says nothing of the voice."""
+        if self._measure is None or captured.status != 200 or not isinstance(prompt, list):
+            return None
+        try:
+            return self._measure(captured.known.version, prompt, reply, finish_reason, captured.usage[1])
+        except Exception:  # one odd answer must not hold up all others
+            log.exception("%s could not be measured", captured.id)
+            return None
+
+    async def _clean(self) -> None:
+        if self._keep_days is None or time.monotonic() - self._cleaned < CLEANING_SECONDS:
+            return
+        self._cleaned = time.monotonic()
+        gone = await asyncio.to_thread(self.delete_before, now() - timedelta(days=self._keep_days))
+        if gone:
+            log.info("%d answers were older than %g days and are deleted", gone, self._keep_days)
+
+
+def delete_answers(session: Session, which: Any) -> int:
+    """Delete answers with what was said of them and what waits for review; returns how many answers."""
+    ids = select(AnswerRow.id).where(which).scalar_subquery()
+    said = or_(FeedbackRow.target_id.in_(ids), FeedbackRow.other_id.in_(ids))
+    for wanted in (delete(FeedbackRow).where(said), delete(ReviewRow).where(ReviewRow.completion_id.in_(ids))):
+        session.execute(wanted.execution_options(synchronize_session=False))
+    done = session.execute(delete(AnswerRow).where(which).execution_options(synchronize_session=False))
+    return int(getattr(done, "rowcount", 0))
+
+
+@contextlib.asynccontextmanager
+async def writing_traffic(traffic: Traffic) -> AsyncIterator[None]:
+    """Write while the block runs, and the rest after it."""
+    task = asyncio.create_task(traffic.run())
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        await traffic.close()

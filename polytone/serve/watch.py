@@ -1,0 +1,229 @@
+"""A detector for one signal of one version: what it compares with, what it has seen, and how it stands."""
+
+import base64
+from dataclasses import asdict, dataclass, field, replace
+from enum import StrEnum
+from typing import Any, Self
+
+import numpy as np
+
+from .detectors import Sequential, Windows, nearest_to_change, upper_bound, upper_rate_bound
+from .embedding import DIMENSION
+
+TWO_SIDED = frozenset({"prompt_length", "reply_length"})
+THUMBS_DOWN = "thumbs_down"
+PROMPTS, REPLIES = "prompt_topics", "reply_topics"
+WARM_UP = 200  # conversations that are the reference of a version that came without one
+WARM_UP_OF = {THUMBS_DOWN: 100}
+ENOUGH = 30  # below this many conversations nothing is said
+RECENT = 100
+MARK_EVERY = 25
+MARKS = 200
+EXAMPLES = 5
+
+
+class Standing(StrEnum):
+    """What a detector says."""
+
+    NO_REFERENCE = "no_reference"
+    WARMING_UP = "warming_up"
+    INSUFFICIENT_TRAFFIC = "insufficient_traffic"
+    OK = "ok"
+    DRIFT = "drift"
+
+
+@dataclass
+class Seen:
+    """Which conversations a detector has seen: how many, when some of them were, and the last ones' completion ids."""
+
+    count: int = 0
+    marks: list[tuple[int, str]] = field(default_factory=list)
+    ids: list[str] = field(default_factory=list)
+
+    def add(self, completion: str, at: str, keep: int) -> None:
+        if self.count % MARK_EVERY == 0:
+            self.marks = [*self.marks, (self.count + 1, at)][-MARKS:]
+        self.count += 1
+        self.ids = [*self.ids, completion][-keep:]
+
+    def when(self, number: int) -> str | None:
+        """About when conversation `number` was, counted from 1."""
+        earlier = [at for count, at in self.marks if count <= number]
+        return earlier[-1] if earlier else None
+
+
+@dataclass
+class ScalarWatch:
+    """Watches a number in [0, 1]. Without a reference, its first conversations become one."""
+
+    signal: str
+    run_length: float
+    seen: Seen
+    reference_rows: int = 0
+    reference_mean: float = 0.0
+    sample: list[float] = field(default_factory=list)
+    above: Sequential | None = None
+    below: Sequential | None = None
+    recent: list[float] = field(default_factory=list)
+
+    @classmethod
+    def fresh(cls, signal: str, run_length: float, reference: Any = None) -> Self:
+        watch = cls(signal, run_length, Seen())
+        if reference is not None and len(reference):
+            watch._freeze(np.asarray(reference, dtype=np.float64))
+        return watch
+
+    def observe(self, value: float, completion: str, at: str) -> None:
+        if self.above is None:
+            self.sample.append(value)
+            if len(self.sample) >= WARM_UP_OF.get(self.signal, WARM_UP):
+                self._freeze(np.array(self.sample))
+                self.sample = []
+            return
+        self.seen.add(completion, at, RECENT)
+        self.recent = [*self.recent, value][-RECENT:]
+        self.above = self.above.step(value)
+        self.below = self.below.step(1 - value) if self.below else None
+
+    def restart(self) -> None:
+        """Forget what was seen; the reference stays."""
+        self.seen, self.recent = Seen(), []
+        self.above = Sequential.fresh(self.above.mean, self.above.run_length) if self.above else None
+        self.below = Sequential.fresh(self.below.mean, self.below.run_length) if self.below else None
+
+    @property
+    def since(self) -> int | None:
+        """The conversation with which the change probably began, once there is an alarm."""
+        return (self.above.since if self.above else None) or (self.below.since if self.below else None)
+
+    @property
+    def rose(self) -> bool:
+        return self.above is not None and self.above.alarmed
+
+    @property
+    def statistic(self) -> float:
+        """The greater one's share of the run length: an alarm at 1."""
+        return max((one.statistic / one.run_length for one in (self.above, self.below) if one), default=0.0)
+
+    def standing(self) -> Standing:
+        if self.above is None:
+            return Standing.WARMING_UP
+        if self.since is not None:
+            return Standing.DRIFT
+        return Standing.OK if self.seen.count >= ENOUGH else Standing.INSUFFICIENT_TRAFFIC
+
+    def examples(self) -> list[str]:
+        """The conversations since the change that are furthest in its direction."""
+        count = min(len(self.recent), self.seen.count - (self.since or 1) + 1)
+        order = np.argsort(np.array(self.recent[-count:]), kind="stable")
+        ids = self.seen.ids[-count:]
+        return [ids[i] for i in (order[::-1] if self.rose else order)[:EXAMPLES]]
+
+    def _freeze(self, reference: Any) -> None:
+        self.reference_rows, self.reference_mean = len(reference), float(reference.mean())
+        sides = 2 if self.signal in TWO_SIDED else 1  # together they have the run length
+        self.above = Sequential.fresh(bound(reference), sides * self.run_length)
+        if sides == 2:
+            self.below = Sequential.fresh(bound(1 - reference), sides * self.run_length)
+
+    def to_json(self) -> dict[str, Any]:
+        detectors = {side: one.to_json() if one else None for side, one in self._sides().items()}
+        return {**asdict(replace(self, above=None, below=None)), **detectors}
+
+    @classmethod
+    def from_json(cls, found: dict[str, Any]) -> Self:
+        sides = {side: Sequential.from_json(found[side]) if found[side] else None for side in ("above", "below")}
+        return cls(**{**found, **sides, "seen": seen_from_json(found["seen"])})
+
+    def _sides(self) -> dict[str, Sequential | None]:
+        return {"above": self.above, "below": self.below}
+
+
+@dataclass
+class VectorWatch:
+    """Watches embeddings. `own` is the reference of a version that came without one, float16 as it fills."""
+
+    signal: str
+    run_length: float
+    seen: Seen
+    windows: Windows
+    own: bytes = b""
+    reference_rows: int = 0
+
+    @classmethod
+    def fresh(cls, signal: str, run_length: float, reference: Any = None) -> Self:
+        rows = len(reference) if reference is not None else 0
+        return cls(signal, run_length, Seen(), Windows(DIMENSION, run_length), reference_rows=rows)
+
+    def observe(self, vector: Any, reference: Any, completion: str, at: str) -> None:
+        """`reference` (m, dimension) is the profile's, or None."""
+        if reference is None:
+            if len(self._own) < WARM_UP:
+                self.own += vector.astype(np.float16).tobytes()
+                self.reference_rows = len(self._own)
+                return
+            reference = self._own
+        self.seen.add(completion, at, 200)
+        self.windows = self.windows.step(vector, reference)
+
+    def restart(self) -> None:
+        self.seen, self.windows = Seen(), Windows(DIMENSION, self.run_length)
+
+    @property
+    def since(self) -> int | None:
+        return self.windows.since
+
+    @property
+    def statistic(self) -> float:
+        """The last test's p-value."""
+        return self.windows.p_value
+
+    def standing(self) -> Standing:
+        if 0 < len(self._own) < WARM_UP or not self.reference_rows:
+            return Standing.WARMING_UP
+        if self.since is not None:
+            return Standing.DRIFT
+        return Standing.OK if self.seen.count >= ENOUGH else Standing.INSUFFICIENT_TRAFFIC
+
+    def examples(self, reference: Any) -> list[str]:
+        """The conversations that lie most where there are more of them than in the reference."""
+        reference = reference if reference is not None else self._own
+        chosen = nearest_to_change(self.windows.vectors, reference, EXAMPLES)
+        return [self.seen.ids[i] for i in chosen]
+
+    @property
+    def _own(self) -> Any:
+        return np.frombuffer(self.own, dtype=np.float16).reshape(-1, DIMENSION)
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "signal": self.signal,
+            "run_length": self.run_length,
+            "seen": asdict(self.seen),
+            "windows": self.windows.to_json(),
+            "own": base64.b64encode(self.own).decode("ascii"),
+            "reference_rows": self.reference_rows,
+        }
+
+    @classmethod
+    def from_json(cls, found: dict[str, Any]) -> Self:
+        parts = {"windows": Windows.from_json(found["windows"]), "own": base64.b64decode(found["own"])}
+        return cls(**{**found, **parts, "seen": seen_from_json(found["seen"])})
+
+
+Watch = ScalarWatch | VectorWatch
+
+
+def bound(reference: Any) -> float:
+    """The upper confidence bound of the reference's mean: exact for a rate, else for any variable in [0, 1]."""
+    if np.isin(reference, (0.0, 1.0)).all():
+        return upper_rate_bound(int(reference.sum()), len(reference))
+    return min(upper_bound(reference), 1.0)
+
+
+def seen_from_json(found: dict[str, Any]) -> Seen:
+    return Seen(found["count"], [(number, at) for number, at in found["marks"]], found["ids"])
+
+
+def watch_from_json(found: dict[str, Any]) -> Watch:
+    return VectorWatch.from_json(found) if "windows" in found else ScalarWatch.from_json(found)

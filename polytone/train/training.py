@@ -1,0 +1,148 @@
+"""What every method of training shares: prepared rows, trainer arguments, the adapter's exact numbers, the record."""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from transformers import TrainerCallback
+
+from polytone.contract.adapter import Data, DataSource
+from polytone.contract.errors import CheckError, InputError
+from polytone.contract.export import ExportReference, read_export_manifest
+from polytone.contract.rows import Conversation, RowFile
+
+from .data import Row
+from .progress import Progress
+from .recipe import Recipe
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Tokenized rows and where they came from.
+
+    `train` and `watched` have the columns of the method's trainer; the loss on `watched` (None for none) is taken while
+    training. `held_out` is what the voice is measured on, `conversations` where prompts for its reference come from.
+    """
+
+    train: Dataset
+    watched: Dataset | None
+    held_out: list[Row]
+    conversations: list[Conversation]
+    data: Data
+
+
+def describe_data(train: RowFile[Any], rows: list[Row], held_out: RowFile[Any], held_rows: list[Row]) -> Data:
+    """What the manifest keeps of the rows that are learned from and those that are not.
+
+    Raises:
+        InputError: `wrong_split` for rows to learn from that were exported to be held out; else as
+            `read_export_manifest`.
+    """
+    described = Data(train=describe_source(train, rows), held_out=describe_source(held_out, held_rows))
+    manifest = read_export_manifest(Path(train.path))
+    if manifest is not None and manifest.split != "train":
+        raise InputError(
+            f"{train.path}: data.train: these rows were exported to be held out; a voice that has seen them cannot be "
+            "judged by them. Name the file of the split train.",
+            code="wrong_split",
+            param="data.train",
+        )
+    return described
+
+
+def describe_source(file: RowFile[Any], rows: list[Row]) -> DataSource:
+    """What the manifest keeps of a file of rows, with its origin where it was exported from traffic."""
+    path = Path(file.path)
+    export = read_export_manifest(path)
+    return DataSource(
+        path=path.name,
+        sha256=file.sha256,
+        rows=len(rows),
+        assistant_tokens=sum(row.supervised for row in rows),
+        export=export
+        and ExportReference(
+            sha256=export.sha256, format=export.format, adapter=export.adapter, completions=export.completions
+        ),
+    )
+
+
+def shared_arguments(prepared: Prepared, recipe: Recipe, folder: Path) -> dict[str, Any]:
+    """Arguments that all trainers take; nothing is cut, saved or reported by the trainer itself."""
+    settings = recipe.training
+    steps = planned_steps(len(prepared.train), recipe)
+    gpu = torch.cuda.is_available()
+    watched = settings.evaluations if prepared.watched is not None else 0
+    return {
+        "output_dir": str(folder / "checkpoints"),
+        "num_train_epochs": settings.epochs,
+        "max_steps": steps,
+        "per_device_train_batch_size": settings.micro_batch,
+        "per_device_eval_batch_size": settings.micro_batch,
+        "gradient_accumulation_steps": settings.batch // settings.micro_batch,
+        "learning_rate": settings.learning_rate,
+        "lr_scheduler_type": settings.schedule,
+        "warmup_steps": round(settings.warmup * steps),
+        "weight_decay": settings.weight_decay,
+        "max_grad_norm": settings.gradient_clip,
+        "seed": settings.seed,
+        "data_seed": settings.seed,
+        "max_length": None,  # rows that are too long were refused, none is cut
+        "gradient_checkpointing": gpu,
+        "bf16": gpu,
+        "use_cpu": not gpu,
+        "dataloader_pin_memory": gpu,
+        "eval_strategy": "steps" if watched else "no",
+        "eval_steps": max(1, -(-steps // max(1, watched))),
+        "logging_steps": 1,
+        "logging_first_step": True,
+        "save_strategy": "no",
+        "report_to": "none",
+        "disable_tqdm": True,
+    }
+
+
+def planned_steps(rows: int, recipe: Recipe) -> int:
+    """Optimizer steps of the run; `max_steps` caps what the epochs ask for."""
+    steps = max(1, round(recipe.training.epochs * -(-rows // recipe.training.batch)))
+    return min(steps, recipe.training.max_steps or steps)
+
+
+@contextmanager
+def exact_adapter(model: Any) -> Iterator[None]:
+    """Give the trainable weights their float32 numbers back after the block.
+
+    TRL casts the adapter of a quantized model to bfloat16. Float32 costs 2 bytes more a parameter, trains faster on a
+    CPU, starts from a parent's very numbers, and makes the saved adapter the very numbers that were measured.
+    """
+    exact = {name: weight.detach().float().clone() for name, weight in model.named_parameters() if weight.requires_grad}
+    yield
+    for name, weight in model.named_parameters():
+        if name in exact:
+            weight.data = exact[name]
+
+
+class Recorder(TrainerCallback):  # type: ignore[misc]
+    """Writes every log record as one JSON line, moves the progress bar, stops a run whose loss is no number."""
+
+    def __init__(self, path: Path, progress: Progress) -> None:
+        self.path = path
+        self.progress = progress
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
+        record = {"step": state.global_step, **(logs or {})}
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(record) + "\n")
+        loss = record.get("loss")
+        if loss is None:
+            return
+        if not float(loss) < float("inf"):
+            raise CheckError(
+                f"The loss became {loss} at step {state.global_step}. Lower training.learning_rate.",
+                code="training_diverged",
+            )
+        self.progress.advance(f"loss {float(loss):.2f}")

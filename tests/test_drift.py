@@ -1,0 +1,289 @@
+"""Drift: one observation per conversation, seen once, alarms that stand, and words for them."""
+
+import json
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from sqlalchemy import select
+
+from polytone.contract.reference import ReferenceRow, describe_reference, write_reference
+from polytone.contract.rows import Message
+from polytone.serve.database import now, reading, writing
+from polytone.serve.drift import drawn
+from polytone.serve.signals import measure, question_of, repetition
+from polytone.serve.tables import AnswerRow, DriftRow, ReviewRow
+from polytone.serve.tone import learn
+from polytone.serve.watch import ScalarWatch, Standing, VectorWatch, watch_from_json
+
+from .serving import Server, serving
+
+MINE = [f"Ahoy, matey number {i}, yer parcel be sailin' to ye." for i in range(60)]
+PLAIN = [f"Hello, customer number {i}, your parcel is on its way to you." for i in range(60)]
+
+
+def reference(replies: list[str]) -> list[ReferenceRow]:
+    return [
+        ReferenceRow(
+            messages=[Message(role="user", content=f"Where is parcel {i}?")],
+            reply=reply,
+            reply_tokens=12,
+            finish_reason="stop",
+            base_reply=PLAIN[i % len(PLAIN)],
+            base_reply_tokens=12,
+            base_finish_reason="stop",
+        )
+        for i, reply in enumerate(replies)
+    ]
+
+
+def add_reference(server: Server, version: str, rows: list[ReferenceRow]) -> None:
+    """As training leaves it."""
+    folder = server.home.adapter_folder(version)
+    write_reference(folder, rows)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    described = describe_reference(rows, 64)
+    assert described is not None
+    manifest["drift_reference"] = described.model_dump()
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+
+
+def answers(server: Server, version: str, replies: list[str], conversations: list[str | None] | None = None) -> None:
+    """Answers as the server would have recorded them."""
+    profiles = server.runtime.drift._profiles
+    with writing(server.runtime.database) as session:
+        for i, reply in enumerate(replies):
+            prompt = [{"role": "user", "content": f"Where is parcel {i}?"}]
+            measured = profiles.measure(version, prompt, reply, "stop", 12)
+            session.add(
+                AnswerRow(
+                    id=f"chatcmpl-{np.random.default_rng().integers(1 << 60):x}",
+                    at=now() - timedelta(seconds=len(replies) - i),
+                    conversation=conversations[i] if conversations else None,
+                    adapter=version.partition("@")[0],
+                    version=version,
+                    base=server.base.id,
+                    policy="full",
+                    status=200,
+                    parameters={},
+                    prompt=prompt,
+                    reply={"role": "assistant", "content": reply},
+                    prompt_tokens=5,
+                    completion_tokens=12,
+                    finish_reason="stop",
+                    seconds=0.1,
+                    signals=measured.signals,
+                    vectors=measured.vectors,
+                )
+            )
+
+
+def work(server: Server) -> None:
+    while server.runtime.drift.tick():
+        pass
+
+
+async def report(server: Server, version: str) -> dict[str, Any]:
+    found = (await server.client.get("/admin/drift", params={"version": version})).json()["versions"]
+    return {one["signal"]: one for one in found[0]["signals"]} if found else {}
+
+
+async def test_a_voice_that_loses_its_tone_is_noticed_and_says_so(tmp_path: Path) -> None:
+    async with serving(tmp_path) as server:
+        version = server.add("acme")
+        add_reference(server, version, reference(MINE))
+        answers(server, version, MINE)
+        work(server)
+        before = await report(server, version)
+        assert before["tone"]["state"] == "ok"
+        assert before["tone"]["alarm"] is None
+        answers(server, version, PLAIN)
+        work(server)
+        tone = (await report(server, version))["tone"]
+        assert tone["state"] == "drift"
+        assert "do not sound like this voice" in tone["alarm"]["words"]
+        assert tone["alarm"]["conversations_since"] <= 60
+        with reading(server.runtime.database) as session:
+            waiting = {row.completion_id for row in session.scalars(select(ReviewRow)) if row.reason == "drift"}
+            first = session.get(AnswerRow, tone["alarm"]["examples"][0])
+        assert set(tone["alarm"]["examples"]) <= waiting
+        assert first is not None
+        assert first.reply["content"].startswith("Hello, customer")
+        metrics = server.runtime.metrics.render().decode()
+        assert f'polytone_drift_alarms_total{{adapter="acme",signal="tone",version="{version}"}} 1.0' in metrics
+        assert f'polytone_drift_state{{adapter="acme",signal="tone",version="{version}"}} 4.0' in metrics
+        assert "polytone_drift_expected_false_alarms_total" in metrics
+
+
+async def test_replies_are_measured_to_the_length_at_which_the_references_were_cut(tmp_path: Path) -> None:
+    """Otherwise every long reply would be longer than a reference that was cut."""
+    async with serving(tmp_path) as server:
+        version = server.add("acme")
+        add_reference(server, version, reference(MINE))
+        measure_one = server.runtime.drift._profiles.measure
+        cut, long = "a b c d " * 16, "a b c d " * 64
+        short = measure_one(version, [], cut, "length", 64)
+        assert measure_one(version, [], long, "stop", 256).signals == short.signals
+
+
+async def test_an_alarm_stands_until_it_is_acknowledged(tmp_path: Path) -> None:
+    async with serving(tmp_path) as server:
+        version = server.add("acme")
+        add_reference(server, version, reference(MINE))
+        answers(server, version, PLAIN)
+        work(server)
+        answers(server, version, MINE)
+        work(server)
+        assert (await report(server, version))["tone"]["state"] == "drift"
+        path = f"/admin/drift/{version}/tone/acknowledge"
+        assert (await server.client.post(path)).status_code == 200
+        after = (await report(server, version))["tone"]
+        assert (after["state"], after["alarm"]) == ("insufficient_traffic", None)
+        again = await server.client.post(path)
+        assert (again.status_code, again.json()["error"]["code"]) == (404, "alarm_not_found")
+        assert '"acknowledge"' in (await server.client.get("/admin/audit")).text
+
+
+async def test_of_each_conversation_one_answer_is_observed_and_none_twice(tmp_path: Path) -> None:
+    async with serving(tmp_path) as server:
+        version = server.add("acme")
+        add_reference(server, version, reference(MINE))
+        answers(server, version, MINE[:40], [f"c{i // 4}" for i in range(40)])
+        work(server)
+        work(server)
+        assert (await report(server, version))["tone"]["observations"] == 10
+
+
+async def test_a_conversation_is_observed_when_it_is_over(tmp_path: Path) -> None:
+    async with serving(tmp_path, quiet_seconds=3600) as server:
+        version = server.add("acme")
+        add_reference(server, version, reference(MINE))
+        answers(server, version, MINE[:8], ["c1"] * 8)
+        work(server)
+        assert await report(server, version) == {}
+        with writing(server.runtime.database) as session:
+            for row in session.scalars(select(AnswerRow)):
+                row.at = now() - timedelta(hours=2)
+        work(server)
+        assert (await report(server, version))["tone"]["observations"] == 1
+
+
+async def test_what_the_detectors_know_survives_a_restart(tmp_path: Path) -> None:
+    async with serving(tmp_path) as server:
+        version = server.add("acme")
+        add_reference(server, version, reference(MINE))
+        answers(server, version, MINE)
+        work(server)
+        before = await report(server, version)
+    async with serving(tmp_path) as server:
+        assert await report(server, version) == before
+        gauge = f'polytone_drift_state{{adapter="acme",signal="tone",version="{version}"}} 3.0'
+        server.runtime.drift.show_all()
+        assert gauge in server.runtime.metrics.render().decode()
+
+
+async def test_a_version_without_a_reference_makes_one_of_its_first_conversations(tmp_path: Path) -> None:
+    async with serving(tmp_path) as server:
+        version = server.add("acme")
+        answers(server, version, MINE)
+        work(server)
+        signals = await report(server, version)
+        assert {one["state"] for one in signals.values()} == {"warming_up"}
+        assert "60 of 200" in signals["reply_length"]["words"]
+        assert "60 of 200" in signals["reply_topics"]["words"]
+        assert "tone" not in signals
+        for _ in range(4):
+            answers(server, version, MINE)
+        work(server)
+        assert {one["state"] for one in (await report(server, version)).values()} == {"ok"}
+
+
+async def test_thumbs_count_once_per_conversation(tmp_path: Path) -> None:
+    async with serving(tmp_path) as server:
+        version = await server.voice("acme")
+        for conversation in ("c1", "c1", "c2"):
+            answer = await server.chat("acme", {"x-conversation-id": conversation})
+            body = {"completion_id": answer.json()["id"], "key": "thumb", "value": "down"}
+            for who in ("ann", "bob"):
+                await server.client.post("/v1/feedback", json={**body, "annotator": {"id": who}})
+        await server.runtime.traffic.flush()
+        work(server)
+        with reading(server.runtime.database) as session:
+            row = session.get(DriftRow, (version, "thumbs_down"))
+        assert row is not None
+        assert row.state["sample"] == [1.0, 1.0]
+
+
+async def test_a_private_voice_is_watched_without_its_words(tmp_path: Path) -> None:
+    from polytone.serve.traffic import Policies, Policy
+
+    async with serving(tmp_path, policies=Policies(Policy.NONE)) as server:
+        version = await server.voice("acme")
+        await server.chat("acme")
+        await server.runtime.traffic.flush()
+        work(server)
+        signals = await report(server, version)
+        assert "reply_length" in signals
+        assert "reply_topics" not in signals
+
+
+@pytest.mark.parametrize("signal", ["cut_off", "reply_length"])
+def test_a_watch_goes_on_from_its_json_as_if_nothing_had_been(signal: str) -> None:
+    chance = np.random.default_rng(3)
+    reference = (chance.random(80) < 0.1).astype(float)
+    straight = ScalarWatch.fresh(signal, 20_000, reference)
+    broken = ScalarWatch.fresh(signal, 20_000, reference)
+    for i in range(300):
+        value = float(chance.random() < (0.1 if i < 200 else 0.9))
+        straight.observe(value, f"id{i}", f"2026-01-01T00:00:{i % 60:02}")
+        broken.observe(value, f"id{i}", f"2026-01-01T00:00:{i % 60:02}")
+        broken = watch_from_json(json.loads(json.dumps(broken.to_json())))  # type: ignore[assignment]
+    assert straight == broken
+    assert straight.standing() is Standing.DRIFT
+    assert straight.since is not None
+    assert 180 <= straight.since <= 215
+    assert all(int(one[2:]) > 199 for one in straight.examples())
+
+
+def test_a_watch_of_topics_notices_other_topics_and_shows_them() -> None:
+    chance = np.random.default_rng(4)
+    reference = chance.normal(size=(200, 64)).astype(np.float16)
+    watch = VectorWatch.fresh("prompt_topics", 20_000, reference)
+    for i in range(100):
+        watch.observe(chance.normal(size=64), reference, f"same{i}", "2026-01-01")
+    assert watch.standing() is Standing.OK
+    for i in range(100):
+        watch.observe(chance.normal(size=64) + 1.5, reference, f"other{i}", "2026-01-01")
+    assert watch.standing() is Standing.DRIFT
+    assert all(one.startswith("other") for one in watch.examples(reference))
+    assert watch_from_json(json.loads(json.dumps(watch.to_json()))) == watch
+
+
+def test_which_answer_is_drawn_depends_on_the_ids_alone() -> None:
+    rows = [AnswerRow(id=f"chatcmpl-{i}") for i in range(20)]
+    assert drawn(rows) is drawn(rows[::-1])
+    firsts = {drawn([AnswerRow(id=f"{c}-{i}") for i in range(4)]).id[-1] for c in range(40)}
+    assert firsts == {"0", "1", "2", "3"}
+
+
+def test_signals_measure_what_they_say() -> None:
+    prompt = [{"role": "user", "content": "one two"}, {"role": "assistant", "content": "x"}]
+    assert question_of(prompt) == "one two"
+    good = measure(prompt, "All is well with your order.", "stop")
+    assert (good["cut_off"], good["empty"], good["refusal"], good["repetition"]) == (0, 0, 0, 0)
+    assert measure(prompt, "", "stop")["empty"] == 1
+    assert measure(prompt, "and then", "length")["cut_off"] == 1
+    for text in ("I'm sorry, but I can't help with that.", "As an AI, I do not eat.", "I am unable to assist you."):
+        assert measure(prompt, text, "stop")["refusal"] == 1
+    assert measure(prompt, "I can help you with that. You can't miss it.", "stop")["refusal"] == 0
+    assert repetition(("a b c d " * 10).split()) > 0.8
+
+
+def test_tone_tells_a_voice_from_others_and_needs_enough_to_learn_from() -> None:
+    tone = learn(MINE[:30], PLAIN[:30])
+    assert tone is not None
+    assert tone.off(MINE[30:]).mean() < 0.2
+    assert tone.off(PLAIN[30:]).mean() > 0.8
+    assert learn(MINE[:5], PLAIN) is None
