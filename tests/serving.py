@@ -16,7 +16,7 @@ from polytone.contract.home import Home
 from polytone.serve.admission import Admission
 from polytone.serve.app import create_app
 from polytone.serve.database import open_database
-from polytone.serve.drift import Drift
+from polytone.serve.drift import Drift, frozen_siblings
 from polytone.serve.embedding import DIMENSION
 from polytone.serve.keys import Keyring, KeyStore, Kind
 from polytone.serve.metrics import Metrics
@@ -111,7 +111,7 @@ async def serving(
     metrics = Metrics()
     database = open_database(home.database_url)
     keys = KeyStore(database)
-    profiles = Profiles(home, lambda: embed_by_letters, lambda _: [])
+    profiles = Profiles(home, lambda: embed_by_letters, lambda version: frozen_siblings(database, version, []))
     runtime = Runtime(
         engine=engine,
         database=database,

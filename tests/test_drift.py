@@ -12,10 +12,10 @@ from sqlalchemy import select
 from polytone.contract.reference import ReferenceRow, describe_reference, write_reference
 from polytone.contract.rows import Message
 from polytone.serve.database import now, reading, writing
-from polytone.serve.drift import drawn
 from polytone.serve.signals import measure, question_of, repetition
 from polytone.serve.tables import AnswerRow, DriftRow, ReviewRow
 from polytone.serve.tone import learn
+from polytone.serve.traffic import Captured, Known, Policies, Policy
 from polytone.serve.watch import ScalarWatch, Standing, VectorWatch, watch_from_json
 
 from .serving import Server, serving
@@ -184,6 +184,20 @@ async def test_what_the_detectors_know_survives_a_restart(tmp_path: Path) -> Non
         assert gauge in server.runtime.metrics.render().decode()
 
 
+async def test_a_profile_that_was_never_made_does_not_hold_up_the_detectors(tmp_path: Path) -> None:
+    """It writes which siblings it was told from; inside the detectors' own transaction that waited for itself."""
+    async with serving(tmp_path) as server:
+        version = server.add("acme")
+        add_reference(server, version, reference(MINE))
+        answers(server, version, MINE)
+        server.runtime.drift._profiles._profiles.clear()
+        with writing(server.runtime.database) as session:
+            for row in session.scalars(select(DriftRow)):
+                session.delete(row)
+        work(server)
+        assert (await report(server, version))["tone"]["observations"] == 60
+
+
 async def test_a_version_without_a_reference_makes_one_of_its_first_conversations(tmp_path: Path) -> None:
     async with serving(tmp_path) as server:
         version = server.add("acme")
@@ -216,9 +230,28 @@ async def test_thumbs_count_once_per_conversation(tmp_path: Path) -> None:
         assert row.state["sample"] == [1.0, 1.0]
 
 
-async def test_a_private_voice_is_watched_without_its_words(tmp_path: Path) -> None:
-    from polytone.serve.traffic import Policies, Policy
+async def test_a_call_of_a_tool_is_no_empty_reply(tmp_path: Path) -> None:
+    async with serving(tmp_path) as server:
+        await server.voice("acme")
+        traffic = server.runtime.traffic
+        captured = Captured(
+            id="c",
+            at=now(),
+            known=Known("acme", "acme"),
+            base="tiny",
+            key=None,
+            status=200,
+            request={"messages": [{"role": "user", "content": "hi"}]},
+            answer={"choices": [{"message": {"tool_calls": [{}]}, "finish_reason": "tool_calls"}]},
+            usage=(1, 1),
+            first_token_seconds=None,
+            seconds=0.1,
+        )
+        row = traffic._row(captured)
+        assert (row["signals"], row["observed"]) == (None, True)
 
+
+async def test_a_private_voice_is_watched_without_its_words(tmp_path: Path) -> None:
     async with serving(tmp_path, policies=Policies(Policy.NONE)) as server:
         version = await server.voice("acme")
         await server.chat("acme")
@@ -259,13 +292,6 @@ def test_a_watch_of_topics_notices_other_topics_and_shows_them() -> None:
     assert watch.standing() is Standing.DRIFT
     assert all(one.startswith("other") for one in watch.examples(reference))
     assert watch_from_json(json.loads(json.dumps(watch.to_json()))) == watch
-
-
-def test_which_answer_is_drawn_depends_on_the_ids_alone() -> None:
-    rows = [AnswerRow(id=f"chatcmpl-{i}") for i in range(20)]
-    assert drawn(rows) is drawn(rows[::-1])
-    firsts = {drawn([AnswerRow(id=f"{c}-{i}") for i in range(4)]).id[-1] for c in range(40)}
-    assert firsts == {"0", "1", "2", "3"}
 
 
 def test_signals_measure_what_they_say() -> None:

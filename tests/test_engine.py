@@ -105,6 +105,18 @@ async def test_base_and_voices_share_a_batch_and_none_answers_for_another(engine
     assert len(set(alone.values())) == 3
 
 
+async def test_seeds_repeat_answers_and_long_prompts_with_one_end_no_engine(engine: Engine, voices: list[str]) -> None:
+    """Sixteen prompts are more than a step reads, so that some are read in parts. With a seed that ended vLLM's engine
+    on a CPU."""
+    content = " ".join(f"word{number}" for number in range(20))
+    long = {"messages": [{"role": "user", "content": content}], "temperature": 1, "seed": 7, "max_tokens": 6}
+    together = await asyncio.gather(*(whole(engine, long, voices[i % 2]) for i in range(16)))
+    assert engine.healthy()
+    for i, response in enumerate(together):
+        again = await whole(engine, long, voices[i % 2])
+        assert again["choices"][0]["message"]["content"] == response["choices"][0]["message"]["content"]
+
+
 async def test_bad_parameters_are_refused_with_400_and_the_field(engine: Engine) -> None:
     for request in ({**HELLO, "temperature": -1}, {**HELLO, "messages": []}):
         with pytest.raises(EngineError) as caught:

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from sqlalchemy import select
 from polytone.serve.database import reading
 from polytone.serve.keys import Kind
 from polytone.serve.tables import FeedbackRow
+from polytone.serve.traffic import Policies, Policy
 
 from .serving import Server, eventually, serving
 
@@ -168,3 +170,50 @@ async def test_pages_follow_each_other(tmp_path: Path) -> None:
             seen += [one["id"] for one in page["feedback"]]
             cursor = page["next"]
         assert seen == ids
+
+
+async def test_a_used_idempotency_key_shows_and_retracts_nothing(tmp_path: Path) -> None:
+    """A retraction with a key that was used before once answered with the other feedback, text and all."""
+    async with serving(tmp_path) as server:
+        await server.voice("acme")
+        completion = await answered(server)
+        thumb = (await give(server, completion_id=completion, key="thumb", value="up")).json()["id"]
+        await give(server, completion_id=completion, key="comment", text="secret", idempotency_key="1")
+        again = await give(server, key="retract", supersedes=thumb, idempotency_key="1")
+        assert (again.status_code, again.json()["error"]["code"]) == (409, "idempotency_conflict")
+        assert "secret" not in again.text
+        for _ in range(2):
+            assert (await give(server, key="retract", supersedes=thumb, idempotency_key="2")).status_code == 201
+
+
+async def test_a_key_retracts_nothing_of_other_voices(tmp_path: Path) -> None:
+    async with serving(tmp_path) as server:
+        await server.voice("zest")
+        both = server.key(Kind.INFERENCE, "both")
+        only = server.key(Kind.INFERENCE, "only", adapters=frozenset({"acme"}))
+        theirs, kim = (await server.chat("zest", both)).json()["id"], {"id": "kim"}
+        body = {"completion_id": theirs, "key": "comment", "text": "x", "annotator": kim, "idempotency_key": "1"}
+        given = (await give(server, both, **body)).json()["id"]
+        assert (await give(server, only, key="retract", supersedes=given, annotator=kim)).status_code == 404
+
+
+async def test_moments_of_any_zone_are_understood(tmp_path: Path) -> None:
+    async with serving(tmp_path) as server:
+        await server.voice("acme")
+        await give(server, completion_id=await answered(server), key="thumb", value="up")
+        zone = timezone(timedelta(hours=5))
+        for ago, count in ((timedelta(minutes=5), 1), (-timedelta(minutes=5), 0)):
+            since = (datetime.now(zone) - ago).isoformat()
+            found = (await server.client.get("/v1/feedback", params={"since": since})).json()["feedback"]
+            assert len(found) == count
+
+
+async def test_a_private_conversation_is_not_named_by_feedback_either(tmp_path: Path) -> None:
+    async with serving(tmp_path, policies=Policies(Policy.HASHED)) as server:
+        await server.voice("acme")
+        await server.chat("acme", {"x-conversation-id": "Jo"})
+        for _ in range(2):  # from memory, then from its row
+            given = await give(server, conversation_id="Jo", key="rating", value=5, idempotency_key="k")
+            assert given.status_code == 201
+            assert "Jo" not in given.text
+            await server.runtime.traffic.flush()

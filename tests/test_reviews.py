@@ -95,3 +95,17 @@ async def test_a_decision_is_made_once(tmp_path: Path) -> None:
         assert len((await server.client.get("/v1/feedback")).json()["feedback"]) == 2
         unknown = await decide(server, "chatcmpl-none", "ann", "accept")
         assert (unknown.status_code, unknown.json()["error"]["code"]) == (404, "review_not_found")
+
+
+async def test_an_answer_that_is_not_written_yet_waits_for_its_row(tmp_path: Path, monkeypatch: Any) -> None:
+    """Its item was once deleted, and the next one hidden."""
+    monkeypatch.setattr("polytone.serve.traffic.FLUSH_SECONDS", 60)
+    async with serving(tmp_path) as server:
+        await server.voice("acme")
+        bad = await ask(server, "q")
+        await give(server, bad, "thumb", value="down")
+        assert await lease(server, "ann") is None
+        await server.runtime.traffic.flush()
+        item = await lease(server, "ann")
+        assert item
+        assert item["completion_id"] == bad

@@ -270,6 +270,18 @@ async def test_no_byte_leaves_before_the_proof_of_a_version_that_woke_up(tmp_pat
         assert all(version in answer.text for answer in answers)
 
 
+async def test_the_first_answer_of_a_voice_has_its_own_system_prompt(tmp_path: Path) -> None:
+    """It is worked on before the version's first proof is over, and once came without."""
+    async with serving(tmp_path, max_resident=1, max_batch=1) as server:
+        await server.voice("acme")
+        server.registry.promote("other", server.add("other", seed=2, system_prompt="Be brief."), "test")
+        await eventually(lambda: "other" in server.runtime.voices.rollouts)
+        server.engine.requests.clear()
+        assert (await server.chat("other")).status_code == 200
+        chats = [request["messages"] for request in server.engine.requests if "messages" in request]
+        assert [messages[0]["content"] for messages in chats] == ["Be brief."]
+
+
 async def test_nothing_is_answered_by_a_version_that_came_back_as_another(tmp_path: Path) -> None:
     async with serving(tmp_path, max_resident=1, max_batch=1) as server:
         version = await asleep(server)

@@ -159,3 +159,66 @@ def test_tool_calls_are_put_together_from_a_stream() -> None:
 def test_a_text_completion_is_a_reply_too() -> None:
     response = {"choices": [{"text": "so it goes", "finish_reason": "length"}]}
     assert reply_of_response(response) == ({"role": "assistant", "content": "so it goes"}, "length")
+
+
+async def test_two_flushes_at_once_write_every_row_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("polytone.serve.traffic.FLUSH_SECONDS", 60)
+    monkeypatch.setattr("polytone.serve.traffic.BATCH", 2)
+    async with serving(tmp_path) as server:
+        await server.voice("acme")
+        ids = {(await server.chat("acme")).json()["id"] for _ in range(7)}
+        await asyncio.gather(*(server.runtime.traffic.flush() for _ in range(4)))
+        assert {row.id for row in await rows(server)} == ids
+
+
+async def test_one_answer_that_cannot_be_written_takes_no_other_with_it(tmp_path: Path) -> None:
+    """A lone surrogate in a name once ended the writer for good."""
+    async with serving(tmp_path) as server:
+        await server.voice("acme")
+        refused = await server.client.post(
+            "/v1/chat/completions",
+            content=b'{"model":"acme","messages":[{"role":"user","content":"hi"}],"user":"\\ud800"}',
+        )
+        assert (refused.status_code, refused.json()["error"]["param"]) == (400, "user")
+        odd = await server.client.post(
+            "/v1/chat/completions", content=b'{"model":"acme","messages":[{"role":"user","content":"\\ud800"}]}'
+        )
+        assert odd.status_code == 200
+        good = (await server.chat("acme")).json()["id"]
+        assert good in {row.id for row in await rows(server)}
+        later = (await server.chat("acme")).json()["id"]
+        assert later in {row.id for row in await rows(server)}
+
+
+async def test_numbers_that_are_no_json_are_refused(tmp_path: Path) -> None:
+    async with serving(tmp_path) as server:
+        await server.voice("acme")
+        body = b'{"model":"acme","messages":[{"role":"user","content":"hi"}],"temperature":NaN}'
+        assert (await server.client.post("/v1/chat/completions", content=body)).status_code == 400
+
+
+async def test_a_private_voice_keeps_no_parameter_that_has_words(tmp_path: Path) -> None:
+    async with serving(tmp_path, policies=Policies(Policy.HASHED)) as server:
+        await server.voice("acme")
+        await server.chat("acme", stop=["Jo"], temperature=0.5)
+        (row,) = await rows(server)
+        assert row.parameters["temperature"] == 0.5
+        assert "Jo" not in str(row.parameters)
+
+
+async def test_answers_of_too_many_bytes_are_dropped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("polytone.serve.traffic.FLUSH_SECONDS", 60)
+    monkeypatch.setattr("polytone.serve.traffic.MOST_BYTES", 100)
+    async with serving(tmp_path) as server:
+        await server.voice("acme")
+        for _ in range(3):
+            await server.chat("acme")
+        assert len(await rows(server)) == 1
+        assert "polytone_traffic_dropped_total 2.0" in server.runtime.metrics.render().decode()
+
+
+async def test_a_body_without_end_is_refused_before_the_key_is_looked_at(tmp_path: Path) -> None:
+    async with serving(tmp_path, body_bytes=10_000) as server:
+        server.key(Kind.ADMIN)
+        refused = await server.client.post("/v1/feedback", content=b'{"text": "' + b"x" * 20_000 + b'"}')
+        assert refused.status_code == 413

@@ -40,7 +40,7 @@ def create_app(runtime: Runtime, origins: Iterable[str] = (), page: LatePage | N
     install_error_handlers(app)
     if page is not None:
         app.add_middleware(WithPage, page=page)
-    app.add_middleware(Guard, keyring=runtime.keyring, origins=tuple(origins))
+    app.add_middleware(Guard, keyring=runtime.keyring, origins=tuple(origins), body_bytes=runtime.limits.body_bytes)
     for routes in (chat_routes, model_routes, feedback_routes, admin_routes, data_routes, health_routes):
         app.include_router(routes(runtime))
     return app

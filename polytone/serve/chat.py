@@ -8,7 +8,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from polytone.contract.errors import DeniedError, PolytoneError, UnavailableError
+from polytone.contract.errors import DeniedError, InputError, PolytoneError, UnavailableError
 
 from .bodies import read_body
 from .description import CHAT, COMPLETION
@@ -48,7 +48,8 @@ async def respond(runtime: Runtime, request: Request, answer: Answer, fields: fr
     try:
         key = runtime.keyring.authenticate(request.headers.get("authorization"), Kind.INFERENCE)
         request.state.key = key.name if key else None
-        body = parse_body(await read_body(request, runtime.limits.body_bytes))
+        raw = await read_body(request, runtime.limits.body_bytes)
+        body = parse_body(raw)
         model = check_fields(body, fields, runtime.limits.request)
         if key is not None and not key.allows(model, model.partition("@")[0]):
             raise DeniedError(f"The key {key.name} may not use {model}.", code="model_not_allowed", status=403)
@@ -65,7 +66,7 @@ async def respond(runtime: Runtime, request: Request, answer: Answer, fields: fr
         error.headers = runtime.admission.headers(key)
         raise
     request.state.answered_by = route.version or route.model
-    return await exchange_answer(Exchange(runtime, route, key, request, conversation), body, answer)
+    return await exchange_answer(Exchange(runtime, route, key, request, conversation, len(raw)), body, answer)
 
 
 async def exchange_answer(exchange: Exchange, body: Body, answer: Answer) -> Response:
@@ -147,7 +148,13 @@ class EventStream(StreamingResponse):
 def conversation_of(request: Request, body: Body) -> str | None:
     """What names the conversation: its id, else the user; else the answer stands alone."""
     named = request.headers.get(CONVERSATION_HEADER) or body.get("user")
-    return named[:LONGEST_CONVERSATION_ID] if isinstance(named, str) and named else None
+    if not isinstance(named, str) or not named:
+        return None
+    if not named.isprintable():  # control characters and lone surrogates, which no database takes
+        raise InputError(
+            "user and x-conversation-id: only printable characters, please.", code="invalid_request", param="user"
+        )
+    return named[:LONGEST_CONVERSATION_ID]
 
 
 def sticky_by(conversation: str | None, key: Key | None) -> str | None:

@@ -17,8 +17,8 @@ LAYERS = "polytone.serve.cpu_lora_layers"
 
 
 def register() -> None:
-    """Let vLLM's CPU worker use the layers of this package, if the switch is on and they fit."""
-    if os.environ.get(SWITCH) != "1":
+    """Mend vLLM's CPU worker where Polytone runs it, and let it use the layers of this package if the switch is on."""
+    if os.environ.get(SWITCH) not in ("0", "1"):
         return
     from vllm.platforms import current_platform
 
@@ -34,10 +34,10 @@ def register() -> None:
             TESTED,
         )
         return
-    use_layers(type(current_platform))
+    use_layers(type(current_platform), kernels=os.environ[SWITCH] == "1")
 
 
-def use_layers(platform: Any) -> None:
+def use_layers(platform: Any, kernels: bool = True) -> None:
     """Install when the worker asks for its kernels, before it wraps the model: no other process pays for imports."""
     if getattr(platform.get_punica_wrapper, "is_polytone", False):
         return
@@ -45,6 +45,11 @@ def use_layers(platform: Any) -> None:
 
     def get_punica_wrapper(cls: Any) -> str:
         try:
+            from .cpu_seed import take_draws_back
+
+            take_draws_back()
+            if not kernels:
+                return str(original(cls))
             from .cpu_lora_layers import install
 
             install()

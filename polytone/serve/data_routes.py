@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from polytone.contract.errors import NotFoundError
 
 from .admin import admin_actor
+from .database import in_utc
 from .drift_words import report
 from .export import Format, Split, export
 from .feedback import Annotator, FeedbackBody, FeedbackStore, as_json
@@ -99,7 +100,8 @@ def data_routes(runtime: Runtime) -> APIRouter:
     ) -> Response:
         """Rows to train on as JSON lines, or their manifest; with the same `until` both are of the same rows."""
         kinds = frozenset(annotators or ["human"])
-        made = await asyncio.to_thread(export, runtime.database, format, adapter, split, until, kinds)
+        when = in_utc(until) if until else None
+        made = await asyncio.to_thread(export, runtime.database, format, adapter, split, when, kinds)
         said = {"x-polytone-export": made.manifest.sha256, "x-polytone-export-until": made.manifest.filters["until"]}
         if part == "manifest":
             return JSONResponse(made.manifest.model_dump(mode="json", by_alias=True), headers=said)

@@ -20,6 +20,7 @@ from sqlalchemy import (
     create_engine,
     event,
 )
+from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
 MIGRATIONS = Path(__file__).parent / "migrations"
@@ -157,6 +158,16 @@ def writing(engine: Engine) -> Iterator[Session]:
         yield session
 
 
+def insert_for(session: Session) -> Any:
+    """The database's own INSERT, which can pass over rows that are there already."""
+    return {"sqlite": sqlite.insert, "postgresql": postgresql.insert}[session.get_bind().dialect.name]
+
+
 def aware(moment: datetime) -> datetime:
     """SQLite forgets the time zone; what is stored is UTC."""
     return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+
+
+def in_utc(moment: datetime) -> datetime:
+    """A moment from outside as it is stored; one without a zone is taken for UTC."""
+    return aware(moment).astimezone(UTC)

@@ -15,13 +15,13 @@ from datetime import timedelta
 from typing import Any
 
 import numpy as np
-from sqlalchemy import Engine, func, or_, select
+from sqlalchemy import Engine, and_, func, or_, select, update
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session, aliased
 
 from polytone.contract.errors import NotFoundError
 
-from .database import aware, now, reading, writing
+from .database import aware, insert_for, now, reading, writing
 from .drift_words import describe_change
 from .embedding import DIMENSION
 from .metrics import Metrics
@@ -37,6 +37,8 @@ log = logging.getLogger(__name__)
 
 TICK_SECONDS = 2.0
 CONVERSATIONS = 100
+VERSIONS = 100
+LONGEST = timedelta(days=1)  # a conversation that never ends is observed once a day
 SIBLINGS = "siblings"  # a row of its own: the tone classifier stays the one the detector's reference was made with
 
 
@@ -81,19 +83,22 @@ class Drift:
     def tick(self) -> int:
         """Work on the conversations that have become quiet, up to a batch; returns how many."""
         with reading(self._database) as session:  # a look that takes no lock
-            if not session.scalar(select(or_(unseen_answers(), unseen_thumbs()))):
-                return 0
+            versions = self._waiting_versions(session)
+        for version in versions:  # a profile takes its time, and may write itself
+            self._profiles.of(version)
+        if not versions:
+            return 0
         with writing(self._database) as session:
-            conversations = list(self._conversations(session))
-            thumbs = new_thumbs(session)
+            rows = list(self._conversations(session, versions))
+            thumbs = new_thumbs(session, versions)
             books: dict[str, Book] = {}
-            for rows in conversations:
-                self._observe(self._book(session, books, rows[0].version), drawn(rows))
+            for row in rows:
+                self._observe(self._book(session, books, row.version), row)
             for version, completion, at, down in thumbs:
                 self._observe_thumb(self._book(session, books, version), completion, at, down)
             for book in books.values():
                 self._close(session, book)
-        return len(conversations) + len(thumbs)
+        return len(rows) + len(thumbs)
 
     def show_all(self) -> None:
         """Set the gauges to what the detectors knew when the last server stopped."""
@@ -121,23 +126,34 @@ class Drift:
             note(session, actor, "acknowledge", f"{version} {signal}"[:120], None, alarm.details.get("words"))
             return {"version": version, "signal": signal, "acknowledged_by": alarm.acknowledged_by}
 
-    def _conversations(self, session: Session) -> Iterable[Sequence[AnswerRow]]:
-        """Unseen answers of each quiet conversation; they are marked as seen."""
-        quiet = now() - self._quiet
-        names = session.execute(
+    def _conversations(self, session: Session, versions: list[str]) -> Iterable[AnswerRow]:
+        """One unseen answer of each conversation that is over; all of the conversation's are marked as seen."""
+        for version, conversation in session.execute(self._over(versions)).all():
+            of = (AnswerRow.version == version, AnswerRow.conversation == conversation)
+            if drawn_row := draw(session, *of):
+                yield drawn_row
+        yield from take(session, AnswerRow.conversation.is_(None), AnswerRow.version.in_(versions))
+
+    def _over(self, versions: list[str] | None = None) -> Any:
+        """Versions and conversations that have been quiet for a while, or have gone on for too long to wait."""
+        quiet, long = now() - self._quiet, now() - max(LONGEST, self._quiet)
+        wanted = (
             select(AnswerRow.version, AnswerRow.conversation)
             .where(AnswerRow.observed.is_(False), AnswerRow.conversation.is_not(None))
             .group_by(AnswerRow.version, AnswerRow.conversation)
-            .having(func.max(AnswerRow.at) < quiet)
-            .order_by(func.max(AnswerRow.at))
+            .having(or_(func.max(AnswerRow.at) < quiet, func.min(AnswerRow.at) < long))
+            .order_by(func.min(AnswerRow.at))
             .limit(CONVERSATIONS)
-        ).all()
-        for version, conversation in names:
-            of = (AnswerRow.version == version, AnswerRow.conversation == conversation)
-            if rows := take(session, *of):
-                yield rows
-        for row in take(session, AnswerRow.conversation.is_(None)):
-            yield [row]
+        )
+        return wanted if versions is None else wanted.where(AnswerRow.version.in_(versions))
+
+    def _waiting_versions(self, session: Session) -> list[str]:
+        """Versions with something to observe, some of them where they are many."""
+        alone = select(AnswerRow.version).where(AnswerRow.observed.is_(False), AnswerRow.conversation.is_(None))
+        thumbs = select(FeedbackRow.version).where(unseen_thumb())
+        over = {version for version, _ in session.execute(self._over())}
+        found = [set(session.scalars(one.distinct().limit(VERSIONS))) for one in (alone, thumbs)]
+        return sorted(over.union(*found))
 
     def _book(self, session: Session, books: dict[str, Book], version: str) -> Book:
         if version not in books:
@@ -216,16 +232,8 @@ def examples_of(watch: Watch, profile: Profile) -> list[str]:
     return watch.examples(profile.prompts if watch.signal == PROMPTS else profile.replies)
 
 
-def unseen_answers() -> Any:
-    return select(AnswerRow.id).where(AnswerRow.observed.is_(False)).exists()
-
-
-def unseen_thumbs() -> Any:
-    return (
-        select(FeedbackRow.id)
-        .where(FeedbackRow.observed.is_(False), FeedbackRow.key == "thumb", FeedbackRow.target == "completion")
-        .exists()
-    )
+def unseen_thumb() -> Any:
+    return and_(FeedbackRow.observed.is_(False), FeedbackRow.key == "thumb", FeedbackRow.target == "completion")
 
 
 def take(session: Session, *of: Any) -> Sequence[AnswerRow]:
@@ -242,16 +250,21 @@ def take(session: Session, *of: Any) -> Sequence[AnswerRow]:
     return rows
 
 
-def drawn(rows: Sequence[AnswerRow]) -> AnswerRow:
-    """One answer of a conversation, by chance: which one depends on the ids alone."""
-    return min(rows, key=lambda row: digest(row.id))
+def draw(session: Session, *of: Any) -> AnswerRow | None:
+    """One unseen answer of a conversation, by chance: which one depends on the ids alone. All are marked as seen."""
+    unseen = (AnswerRow.observed.is_(False), *of)
+    ids = session.scalars(select(AnswerRow.id).where(*unseen).with_for_update()).all()
+    if not ids:
+        return None  # another replica was faster
+    session.execute(update(AnswerRow).where(*unseen).values(observed=True).execution_options(synchronize_session=False))
+    return session.get_one(AnswerRow, min(ids, key=digest))
 
 
-def new_thumbs(session: Session) -> list[tuple[str, str, str, bool]]:
+def new_thumbs(session: Session, versions: list[str]) -> list[tuple[str, str, str, bool]]:
     """(version, completion, time, down) of the first thumb in each conversation; all are marked as seen."""
     rows = session.scalars(
         select(FeedbackRow)
-        .where(FeedbackRow.observed.is_(False), FeedbackRow.key == "thumb", FeedbackRow.target == "completion")
+        .where(unseen_thumb(), FeedbackRow.version.in_(versions))
         .order_by(FeedbackRow.number)
         .limit(CONVERSATIONS)
         .with_for_update(skip_locked=True)
@@ -275,7 +288,13 @@ def rated_before(session: Session, thumb: FeedbackRow) -> bool:
             .select_from(FeedbackRow)
             .join(answer, answer.id == FeedbackRow.target_id)
             .join(mine, mine.id == thumb.target_id)
-            .where(FeedbackRow.observed.is_(True), FeedbackRow.key == "thumb", FeedbackRow.id != thumb.id, same)
+            .where(
+                FeedbackRow.observed.is_(True),
+                FeedbackRow.key == "thumb",
+                FeedbackRow.version == thumb.version,
+                FeedbackRow.id != thumb.id,
+                same,
+            )
         )
     )
 
@@ -296,12 +315,14 @@ def labels(version: str) -> tuple[str, str]:
 
 def frozen_siblings(database: Engine, version: str, now_there: list[str]) -> list[str]:
     """The siblings that a version's tone was first told from; `now_there` where there are none yet."""
-    with writing(database) as session:
+    with reading(database) as session:
         row = session.get(DriftRow, (version, SIBLINGS))
-        if row is None:
-            row = DriftRow(version=version, signal=SIBLINGS, state={"versions": now_there})
-            session.add(row)
-        return list(row.state["versions"])
+    if row is None:
+        values = {"version": version, "signal": SIBLINGS, "state": {"versions": now_there}, "at": now()}
+        with writing(database) as session:
+            session.execute(insert_for(session)(DriftRow).values(**values).on_conflict_do_nothing())
+            row = session.get_one(DriftRow, (version, SIBLINGS))
+    return list(row.state["versions"])
 
 
 @contextlib.asynccontextmanager

@@ -25,13 +25,20 @@ class Exchange:
     """Made after `admission.enter`; `close` gives everything back and may be called again."""
 
     def __init__(
-        self, runtime: Runtime, route: Route, key: Key | None, request: Request, conversation: str | None = None
+        self,
+        runtime: Runtime,
+        route: Route,
+        key: Key | None,
+        request: Request,
+        conversation: str | None = None,
+        asked_bytes: int = 0,
     ) -> None:
         self.route = route
         self._runtime = runtime
         self._key = key
         self._request = request
         self._conversation = conversation
+        self._asked_bytes = asked_bytes
         self._at = now()
         self._began = time.monotonic()
         self._deadline = self._began + runtime.limits.answer_seconds
@@ -155,6 +162,8 @@ class Exchange:
     def _note(self, status: int, seconds: float) -> None:
         if self._completion is None or self._answer is None:
             return  # nothing was answered
+        events = self._answer if isinstance(self._answer, list) else ()
+        held = self._asked_bytes + sum(len(event) for event in events)
         self._runtime.traffic.note(
             Captured(
                 id=self._completion,
@@ -168,6 +177,7 @@ class Exchange:
                 usage=self._usage,
                 first_token_seconds=self._first_token,
                 seconds=seconds,
+                bytes=held,
             )
         )
 

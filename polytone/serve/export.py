@@ -22,11 +22,12 @@ from sqlalchemy.orm import Session
 from polytone.contract.export import ExportManifest, export_manifest_path
 from polytone.contract.rows import Conversation
 
-from .database import now, reading
+from .database import aware, now, reading
 from .feedback import standing
 from .replies import text_of
 from .tables import AnswerRow, FeedbackRow, ReviewRow
 
+VALUES_AT_ONCE = 5000
 HELD_OUT_OF = 10  # one first question in so many is held out
 Json = dict[str, Any]
 
@@ -60,6 +61,7 @@ class Material:
     answers: dict[str, AnswerRow]
     reviews: dict[str, str]
     firsts: dict[str, str]
+    mine: set[str] = field(default_factory=set)
     left_out: Counter[str] = field(default_factory=Counter)
 
 
@@ -110,21 +112,28 @@ def write_export(made: Export, folder: Path, name: str) -> Path:
 
 
 def gather(session: Session, adapter: str, until: datetime, kinds: frozenset[str]) -> Material:
-    about = (FeedbackRow.adapter == adapter, FeedbackRow.at <= until, FeedbackRow.annotator_kind.in_(kinds))
-    feedback = standing(session, *about)
-    reviews = {
-        row.completion_id: row.state
-        for row in session.scalars(select(ReviewRow).where(ReviewRow.adapter == adapter, ReviewRow.state != "open"))
-    }
-    wanted = {row.target_id for row in feedback} | {row.other_id for row in feedback if row.other_id} | set(reviews)
-    answers = {row.id: row for row in session.scalars(select(AnswerRow).where(AnswerRow.id.in_(wanted)))}
+    feedback = standing(session, until, FeedbackRow.adapter == adapter, FeedbackRow.annotator_kind.in_(kinds))
+    decided = session.scalars(select(ReviewRow).where(ReviewRow.state != "open", ReviewRow.decided_at <= until))
+    everyones = {row.completion_id: (row.adapter, row.state) for row in decided}
+    wanted = {row.target_id for row in feedback} | {row.other_id for row in feedback if row.other_id}
+    reviews = {one: state for one, (of, state) in everyones.items() if of == adapter or one in wanted}
+    answers = {row.id: row for row in in_chunks(session, AnswerRow.id, wanted | set(reviews))}
     conversations = {row.conversation for row in answers.values() if row.conversation}
-    firsts: dict[str, str] = {}
-    for row in session.scalars(
-        select(AnswerRow).where(AnswerRow.conversation.in_(conversations)).order_by(AnswerRow.at.desc())
-    ):
-        firsts[str(row.conversation)] = first_question(row.prompt)
-    return Material(feedback, answers, reviews, firsts)
+    rows = in_chunks(session, AnswerRow.conversation, conversations)
+    firsts = {str(row.conversation): first_question(row.prompt) for row in sorted(rows, key=newest_first)}
+    mine = {one for one, (of, _) in everyones.items() if of == adapter}
+    return Material(feedback, answers, reviews, firsts, mine)
+
+
+def in_chunks(session: Session, column: Any, values: set[str]) -> Iterator[AnswerRow]:
+    """Answers by `column`; a database takes only so many values in a query."""
+    ordered = sorted(values)
+    for start in range(0, len(ordered), VALUES_AT_ONCE):
+        yield from session.scalars(select(AnswerRow).where(column.in_(ordered[start : start + VALUES_AT_ONCE])))
+
+
+def newest_first(row: AnswerRow) -> float:
+    return -aware(row.at).timestamp()
 
 
 def sft_rows(material: Material) -> Iterator[Json]:
@@ -133,11 +142,11 @@ def sft_rows(material: Material) -> Iterator[Json]:
     material.left_out["another correction took its place"] += sum(
         row.key == "correction" and corrections[row.target_id] is not row for row in material.feedback
     )
-    for completion, correction in corrections.items():
-        yield from trying(material, completion, partial(corrected_row, material, correction))
+    for correction in corrections.values():
+        yield from trying(material, partial(corrected_row, material, correction))
     for completion, state in material.reviews.items():
-        if state == "accepted" and completion not in corrections:
-            yield from trying(material, completion, partial(accepted_row, material, completion))
+        if state == "accepted" and completion in material.mine and completion not in corrections:
+            yield from trying(material, partial(accepted_row, material, completion))
 
 
 def corrected_row(material: Material, given: FeedbackRow) -> Json:
@@ -158,7 +167,7 @@ def kto_rows(material: Material) -> Iterator[Json]:
         if row.key == "thumb" and row.target == "completion":
             thumbs.setdefault(row.target_id, []).append(row)
     for completion, given in thumbs.items():
-        yield from trying(material, completion, partial(kto_row, material, completion, given))
+        yield from trying(material, partial(kto_row, material, completion, given))
 
 
 def kto_row(material: Material, completion: str, given: list[FeedbackRow]) -> Json:
@@ -182,9 +191,9 @@ def dpo_rows(material: Material) -> Iterator[Json]:
     """A correction against what it corrects, and the winner of a vote against the loser."""
     for row in material.feedback:
         if row.key == "correction":
-            yield from trying(material, row.target_id, partial(corrected_pair, material, row))
+            yield from trying(material, partial(corrected_pair, material, row))
         elif row.key == "preference":
-            yield from trying(material, row.target_id, partial(voted_pair, material, row))
+            yield from trying(material, partial(voted_pair, material, row))
 
 
 def corrected_pair(material: Material, given: FeedbackRow) -> Json:
@@ -210,11 +219,9 @@ def pair(answer: AnswerRow, chosen: Json, rejected: Json, source: str, feedback:
     return {**lineage(answer, source, feedback), "prompt": answer.prompt, "chosen": [chosen], "rejected": [rejected]}
 
 
-def trying(material: Material, completion: str, make: Callable[[], Json]) -> Iterator[Json]:
+def trying(material: Material, make: Callable[[], Json]) -> Iterator[Json]:
     """The row, or a line in the count of what was left out."""
     try:
-        if material.reviews.get(completion) == "rejected":
-            raise LeftOutError("rejected in review")
         yield make()
     except LeftOutError as reason:
         material.left_out[str(reason)] += 1
@@ -222,6 +229,8 @@ def trying(material: Material, completion: str, make: Callable[[], Json]) -> Ite
 
 def usable(material: Material, completion: str) -> AnswerRow:
     answer = material.answers.get(completion)
+    if material.reviews.get(completion) == "rejected":
+        raise LeftOutError("rejected in review")
     if answer is None:
         raise LeftOutError("its answer was deleted or never recorded")
     if answer.prompt is None or answer.reply is None:

@@ -7,7 +7,7 @@ from datetime import datetime
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
-from sqlalchemy import Engine, select
+from sqlalchemy import Engine, and_, select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session, aliased
 
@@ -112,11 +112,18 @@ class FeedbackStore:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
 
-    def give(self, body: FeedbackBody, target: Known | None, annotator: Annotator) -> Given:
+    def give(
+        self,
+        body: FeedbackBody,
+        target: Known | None,
+        annotator: Annotator,
+        adapters: frozenset[str] | None = None,
+    ) -> Given:
         """Add a row; when this returns it is on disk.
 
         Args:
             target: whose answer is meant; None for a retraction, which is about what the retracted one was about.
+            adapters: the voices whose feedback the caller may see and supersede; None for all.
 
         Raises:
             ConflictError: `idempotency_conflict` if the annotator used the key for something else,
@@ -130,27 +137,27 @@ class FeedbackStore:
                 code="text_too_long",
                 param="text",
             )
-        if known := self._repeated(body, annotator):
+        if known := self._repeated(body, target, annotator, adapters):
             return Given(known, False)
         try:
             with writing(self._engine) as session:
-                row = new_row(body, annotator)
+                row = new_row(body, target, annotator)
                 if body.supersedes is not None:
-                    place(row, superseded(session, body.supersedes, annotator))
-                if target is not None:
-                    row.adapter, row.version = target.adapter, target.version
+                    place(row, superseded(session, body.supersedes, annotator, adapters))
                 session.add(row)
                 session.flush()
                 ask_for_review(session, row)
             return Given(row, True)
         except IntegrityError:
-            if known := self._repeated(body, annotator):
+            if known := self._repeated(body, target, annotator, adapters):
                 return Given(known, False)  # the same one, sent twice at once
             raise ConflictError(
                 f"{body.supersedes} was superseded or retracted before.", code="already_superseded", param="supersedes"
             ) from None
 
-    def _repeated(self, body: FeedbackBody, annotator: Annotator) -> FeedbackRow | None:
+    def _repeated(
+        self, body: FeedbackBody, target: Known | None, annotator: Annotator, adapters: frozenset[str] | None
+    ) -> FeedbackRow | None:
         """The row that was made with this idempotency key before."""
         if body.idempotency_key is None:
             return None
@@ -162,11 +169,14 @@ class FeedbackStore:
             )
         if row is None:
             return None
-        fresh = new_row(body, annotator)
-        same = ("key", "value", "text", "target", "target_id", "other_id", "supersedes", "annotator_kind")
-        if body.key != "retract" and any(getattr(row, name) != getattr(fresh, name) for name in same):
+        fresh = new_row(body, target, annotator)
+        same = ["key", "supersedes", "annotator_kind"]
+        if body.key != "retract":  # a retraction is about whatever the retracted one was about
+            same += ["value", "text", "target", "target_id", "other_id"]
+        foreign = adapters is not None and row.adapter not in adapters
+        if foreign or any(getattr(row, name) != getattr(fresh, name) for name in same):
             raise ConflictError(
-                f"{annotator.id} used the idempotency key {body.idempotency_key} for another feedback ({row.id}).",
+                f"{annotator.id} used the idempotency key {body.idempotency_key} for another feedback.",
                 code="idempotency_conflict",
                 param="idempotency_key",
             )
@@ -208,8 +218,10 @@ class FeedbackStore:
             return list(session.scalars(wanted))[::-1]
 
 
-def new_row(body: FeedbackBody, annotator: Annotator) -> FeedbackRow:
+def new_row(body: FeedbackBody, of: Known | None, annotator: Annotator) -> FeedbackRow:
     target, target_id = target_of(body)
+    if target == "conversation" and of is not None and of.conversation is not None:
+        target_id = of.conversation  # as the content policy keeps it
     value: Any = body.value
     if body.pair is not None:
         value = {"choice": body.value, "shown": body.pair.shown, "blind": body.pair.blind}
@@ -225,6 +237,8 @@ def new_row(body: FeedbackBody, annotator: Annotator) -> FeedbackRow:
         annotator_kind=annotator.kind,
         idempotency_key=body.idempotency_key,
         supersedes=body.supersedes,
+        adapter=of.adapter if of else None,
+        version=of.version if of else None,
     )
 
 
@@ -236,9 +250,9 @@ def target_of(body: FeedbackBody) -> tuple[str, str]:
     return "completion", body.completion_id or ""
 
 
-def superseded(session: Session, wanted: str, annotator: Annotator) -> FeedbackRow:
+def superseded(session: Session, wanted: str, annotator: Annotator, adapters: frozenset[str] | None) -> FeedbackRow:
     row = session.scalar(select(FeedbackRow).where(FeedbackRow.id == wanted))
-    if row is None or row.annotator != annotator.id:
+    if row is None or row.annotator != annotator.id or (adapters is not None and row.adapter not in adapters):
         raise NotFoundError(f"{annotator.id} gave no feedback {wanted}.", code="feedback_not_found", param="supersedes")
     return row
 
@@ -256,13 +270,13 @@ def place(row: FeedbackRow, earlier: FeedbackRow) -> None:
         )
 
 
-def standing(session: Session, *conditions: Any) -> Sequence[FeedbackRow]:
-    """What holds now: rows that nothing superseded or retracted, in the order they were added."""
+def standing(session: Session, until: datetime, *conditions: Any) -> Sequence[FeedbackRow]:
+    """What held at `until`: rows that nothing had superseded or retracted, in the order they were added."""
     later = aliased(FeedbackRow)
     wanted = (
         select(FeedbackRow)
-        .outerjoin(later, later.supersedes == FeedbackRow.id)
-        .where(later.id.is_(None), FeedbackRow.key != "retract", *conditions)
+        .outerjoin(later, and_(later.supersedes == FeedbackRow.id, later.at <= until))
+        .where(later.id.is_(None), FeedbackRow.key != "retract", FeedbackRow.at <= until, *conditions)
         .order_by(FeedbackRow.number)
     )
     return session.scalars(wanted).all()

@@ -9,6 +9,7 @@ from fastapi import APIRouter, Depends, Query, Request
 
 from polytone.contract.errors import NotFoundError
 
+from .database import in_utc
 from .feedback import Annotator, FeedbackBody, FeedbackStore, as_json
 from .keys import Key, Kind
 from .runtime import Runtime
@@ -33,7 +34,8 @@ def feedback_routes(runtime: Runtime) -> APIRouter:
         `idempotency_key` it is taken once, however often it is sent."""
         target = None if body.key == "retract" else await target_of(runtime, body, key)
         annotator = body.annotator or (Annotator(id=key.name, kind="code") if key else ANYONE)
-        given = await asyncio.to_thread(store.give, body, target, annotator)
+        allowed = key.adapters if key else None
+        given = await asyncio.to_thread(store.give, body, target, annotator, allowed)
         if given.created:
             count(runtime, as_json(given.row))
         return as_json(given.row)
@@ -49,7 +51,8 @@ def feedback_routes(runtime: Runtime) -> APIRouter:
     ) -> dict[str, Any]:
         """What was said, in that order; `cursor` takes the `next` of the page before."""
         allowed = key.adapters if key else None
-        rows, after = await asyncio.to_thread(store.page, adapter, version, since, cursor, allowed, limit)
+        began = in_utc(since) if since else None
+        rows, after = await asyncio.to_thread(store.page, adapter, version, began, cursor, allowed, limit)
         return {"feedback": [as_json(row) for row in rows], "next": after}
 
     return router
@@ -62,8 +65,9 @@ async def target_of(runtime: Runtime, body: FeedbackBody, key: Key | None) -> Kn
         NotFoundError: `completion_not_found` or `conversation_not_found`; also for answers the key may not ask for.
     """
     if body.conversation_id is not None:
-        found = await asyncio.to_thread(runtime.traffic.conversation, body.conversation_id)
-        if found is None or not may_see(key, found):
+        allowed = key.adapters if key else None
+        found = await asyncio.to_thread(runtime.traffic.conversation, body.conversation_id, allowed)
+        if found is None:
             raise NotFoundError(
                 f"No answer of a conversation {body.conversation_id!r} is on record.",
                 code="conversation_not_found",

@@ -10,6 +10,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from polytone.contract.errors import DeniedError, PolytoneError
@@ -22,6 +23,7 @@ log = logging.getLogger("polytone.requests")
 
 ID_HEADER = "x-request-id"
 GOOD_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
+LIMITED = re.compile(r"/v1/(chat/)?completions|/admin/adapters/[^/]+/versions")
 QUIET = ("/healthz", "/readyz", "/metrics", "/ui")
 SAFE = {
     "x-content-type-options": "nosniff",
@@ -35,8 +37,11 @@ API_POLICY = "default-src 'none'; frame-ancestors 'none'"
 class Guard:
     """Pure ASGI, so that streams pass through untouched."""
 
-    def __init__(self, app: ASGIApp, keyring: Keyring, origins: Iterable[str] = ()) -> None:
+    def __init__(
+        self, app: ASGIApp, keyring: Keyring, origins: Iterable[str] = (), body_bytes: int = 2_000_000
+    ) -> None:
         self._app = app
+        self._body_bytes = body_bytes
         self._keyring = keyring
         self._origins = frozenset(origins)
 
@@ -86,7 +91,23 @@ class Guard:
         if scope["method"] == "OPTIONS" and headers.get("origin") in self._origins:
             await preflight(scope, receive, send)
             return
+        if not LIMITED.fullmatch(scope["path"]):  # these look at the key first, and read up to a limit of their own
+            receive = self._limited(receive)
         await self._app(scope, receive, send)
+
+    def _limited(self, receive: Receive) -> Receive:
+        """FastAPI reads a whole body before it asks for the key; nobody shall fill the memory with one."""
+        size = 0
+
+        async def limited() -> Message:
+            nonlocal size
+            message = await receive()
+            size += len(message.get("body", b""))
+            if size > self._body_bytes:
+                raise HTTPException(413, f"The request's body is larger than the {self._body_bytes} bytes allowed.")
+            return message
+
+        return limited
 
     def _check_host(self, headers: Headers) -> None:
         """Without keys only this machine is served; a page that lets its own name point here is not this machine."""

@@ -40,12 +40,16 @@ class RequestLimits:
 def parse_body(raw: bytes) -> Body:
     """Raises InputError `invalid_json`."""
     try:
-        body = json.loads(raw)
+        body = json.loads(raw, parse_constant=refuse_constant)
     except (ValueError, RecursionError) as error:
         raise InputError(f"The request's body is not JSON: {error}", code="invalid_json") from None
     if not isinstance(body, dict):
         raise InputError("The request's body must be a JSON object.", code="invalid_json")
     return body
+
+
+def refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is no JSON")
 
 
 def check_fields(body: Body, offered: frozenset[str], limits: RequestLimits) -> str:

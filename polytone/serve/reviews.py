@@ -10,7 +10,7 @@ from sqlalchemy.orm import Session
 
 from polytone.contract.errors import ConflictError, NotFoundError
 
-from .database import aware, now, reading, writing
+from .database import aware, insert_for, now, reading, writing
 from .tables import AnswerRow, FeedbackRow, ReviewRow
 
 LEASE_SECONDS = 900
@@ -61,10 +61,7 @@ class Reviews:
             if row is None:
                 return None
             row.leased_by, row.leased_until = reviewer, now() + timedelta(seconds=seconds)
-            answer = session.get(AnswerRow, row.completion_id)
-            if answer is None:  # it was deleted meanwhile
-                session.delete(row)
-                return None
+            answer = session.get_one(AnswerRow, row.completion_id)
             said = session.scalars(
                 select(FeedbackRow).where(FeedbackRow.target_id == row.completion_id).order_by(FeedbackRow.number)
             )
@@ -111,7 +108,13 @@ def waiting(session: Session, reviewer: str, adapter: str | None) -> ReviewRow |
     urgency = case({reason.value: rank for rank, reason in enumerate(Reason)}, value=ReviewRow.reason, else_=9)
     mine = case((ReviewRow.leased_by == reviewer, 0), else_=1)
     free = or_(ReviewRow.leased_until.is_(None), ReviewRow.leased_until < now(), ReviewRow.leased_by == reviewer)
-    wanted = select(ReviewRow).where(ReviewRow.state == OPEN, free).order_by(mine, urgency, ReviewRow.added_at).limit(1)
+    written = ReviewRow.completion_id.in_(select(AnswerRow.id))  # feedback may come before the answer's row
+    wanted = (
+        select(ReviewRow)
+        .where(ReviewRow.state == OPEN, free, written)
+        .order_by(mine, urgency, ReviewRow.added_at)
+        .limit(1)
+    )
     if adapter is not None:
         wanted = wanted.where(ReviewRow.adapter == adapter)
     return session.scalar(wanted.with_for_update(skip_locked=True))
@@ -149,9 +152,9 @@ def ask_for_review(session: Session, given: FeedbackRow) -> None:
 
 
 def add(session: Session, completion: str, adapter: str, reason: Reason) -> None:
-    """Put an answer into the queue once."""
-    if session.get(ReviewRow, completion) is None:
-        session.add(ReviewRow(completion_id=completion, adapter=adapter, reason=reason.value, state=OPEN))
+    """Put an answer into the queue once, whoever else does it at the same time."""
+    values = {"completion_id": completion, "adapter": adapter, "reason": reason.value, "state": OPEN, "added_at": now()}
+    session.execute(insert_for(session)(ReviewRow).values(**values).on_conflict_do_nothing())
 
 
 def item_json(item: Item, feedback: list[dict[str, Any]]) -> dict[str, Any]:

@@ -56,7 +56,7 @@ class Settings(BaseSettings):
     traffic_days: float | None = Field(90, gt=0, description="Days after which answers are deleted; null keeps them.")
     drift: bool = Field(True, description="Whether answers are measured for drift.")
     drift_run_length: float = Field(
-        20_000, ge=100, le=1e9, description="Conversations until a detector's chance alarm, on average at least."
+        20_000, ge=100, le=1e6, description="Conversations until a detector's chance alarm, on average at least."
     )
     drift_quiet_seconds: float = Field(600, ge=0, description="A conversation this long without an answer is over.")
     origins: list[str] = Field([], description="Origins whose pages may call the API, as a JSON list.")

@@ -10,17 +10,16 @@ import logging
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Any
 
 from sqlalchemy import Engine, delete, or_, select
-from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import OperationalError, SQLAlchemyError
 from sqlalchemy.orm import Session
 
-from .database import now, reading, writing
+from .database import insert_for, now, reading, writing
 from .engine import Body
 from .metrics import Metrics
 from .registry import note
@@ -33,9 +32,13 @@ FLUSH_SECONDS = 0.2
 RETRY_SECONDS = 2.0
 CLEANING_SECONDS = 3600.0
 BATCH = 500
-INSERT: dict[str, Any] = {"sqlite": sqlite.insert, "postgresql": postgresql.insert}
 PROMPT_FIELDS = ("messages", "prompt")
-WITHOUT_CONTENT = frozenset({*PROMPT_FIELDS, "model", "user", "stream", "stream_options", "tools", "metadata"})
+CONTENT = frozenset({*PROMPT_FIELDS, "model", "user", "tools", "metadata"})
+NUMBERS = frozenset({
+    "temperature", "top_p", "top_k", "min_p", "seed", "n", "max_tokens", "max_completion_tokens", "min_tokens",
+    "presence_penalty", "frequency_penalty", "repetition_penalty", "stream", "ignore_eos",
+})  # fmt: skip
+MOST_BYTES = 256 << 20
 
 
 class Policy(StrEnum):
@@ -81,6 +84,7 @@ class Captured:
     usage: tuple[int, int]
     first_token_seconds: float | None
     seconds: float
+    bytes: int = 0
 
 
 @dataclass(frozen=True)
@@ -115,6 +119,8 @@ class Traffic:
         self._keep_days = keep_days
         self._recording = recording
         self._queue: deque[Captured] = deque()
+        self._queued_bytes = 0
+        self._flushing = asyncio.Lock()
         self._pending: dict[str, Known] = {}
         self._cleaned = 0.0
 
@@ -127,11 +133,12 @@ class Traffic:
         """Queue an answer for its row; where the queue is full it is dropped and counted."""
         if not self._recording:
             return
-        if len(self._queue) >= self._capacity:
+        if len(self._queue) >= self._capacity or self._queued_bytes + captured.bytes > MOST_BYTES:
             self._metrics.traffic_dropped_total.inc()
             self._pending.pop(captured.id, None)
             return
         self._queue.append(captured)
+        self._queued_bytes += captured.bytes
 
     def known(self, completion: str) -> Known | None:
         """Whose answer that is, from memory first; blocks."""
@@ -142,15 +149,22 @@ class Traffic:
             row = session.get(AnswerRow, completion)
             return Known(row.adapter, row.version, row.conversation) if row is not None else None
 
-    def conversation(self, name: str) -> Known | None:
-        """Whose answers a conversation has, its last one's; blocks."""
+    def conversation(self, name: str, adapters: frozenset[str] | None = None) -> Known | None:
+        """Whose answers a conversation has, the last one's of `adapters` (None: all), with its name as it is kept;
+        blocks."""
         for known in reversed(list(self._pending.values())):
-            if known.conversation == name:
-                return known
+            if known.conversation == name and (adapters is None or known.adapter in adapters):
+                return replace(known, conversation=self._name_kept(known))
         with reading(self._database) as session:
             wanted = select(AnswerRow).where(AnswerRow.conversation.in_((name, digest(name))))
+            if adapters is not None:
+                wanted = wanted.where(AnswerRow.adapter.in_(adapters))
             row = session.scalar(wanted.order_by(AnswerRow.at.desc()).limit(1))
             return Known(row.adapter, row.version, row.conversation) if row is not None else None
+
+    def _name_kept(self, known: Known) -> str | None:
+        full = self._policies.for_voice(known.adapter) is Policy.FULL
+        return known.conversation if full or known.conversation is None else digest(known.conversation)
 
     async def run(self) -> None:
         """Write what is queued, again and again, until cancelled. An outage of the database only delays it."""
@@ -159,18 +173,23 @@ class Traffic:
             try:
                 await self.flush()
                 await self._clean()
-            except SQLAlchemyError as error:
+            except OperationalError as error:
                 log.error("answers wait to be written, %d of them: %s", len(self._queue), type(error).__name__)
+                await asyncio.sleep(RETRY_SECONDS)
+            except Exception:
+                log.exception("writing answers failed; trying again")
                 await asyncio.sleep(RETRY_SECONDS)
 
     async def flush(self) -> None:
         """Write everything queued so far."""
-        for _ in range(-(-len(self._queue) // BATCH)):
-            batch = [self._queue[i] for i in range(min(BATCH, len(self._queue)))]
-            await asyncio.to_thread(self._write, batch)
-            for captured in batch:
-                self._queue.popleft()
-                self._pending.pop(captured.id, None)
+        async with self._flushing:
+            for _ in range(-(-len(self._queue) // BATCH)):
+                batch = [self._queue[i] for i in range(min(BATCH, len(self._queue)))]
+                await asyncio.to_thread(self._write, batch)
+                for captured in batch:
+                    self._queue.popleft()
+                    self._queued_bytes -= captured.bytes
+                    self._pending.pop(captured.id, None)
 
     async def close(self) -> None:
         """Write the rest; what cannot be written now is lost, and said to be."""
@@ -183,6 +202,8 @@ class Traffic:
     def delete_before(self, moment: datetime) -> int:
         """Delete all answers from before `moment` with what was said of them; returns how many. Blocks."""
         with writing(self._database) as session:
+            of_conversations = FeedbackRow.target == "conversation"
+            session.execute(delete(FeedbackRow).where(of_conversations, FeedbackRow.at < moment))
             return delete_answers(session, AnswerRow.at < moment)
 
     def forget(self, conversation: str, actor: str) -> int:
@@ -198,10 +219,22 @@ class Traffic:
         return gone
 
     def _write(self, batch: list[Captured]) -> None:
-        rows = [self._row(captured) for captured in batch]
-        insert = INSERT[self._database.dialect.name]
+        """All at once; if the database takes offence at one, each for itself, and that one is dropped."""
+        try:
+            self._insert([self._row(captured) for captured in batch])
+        except OperationalError:
+            raise
+        except Exception:
+            if len(batch) == 1:
+                log.exception("%s cannot be written and is dropped", batch[0].id)
+                self._metrics.traffic_dropped_total.inc()
+                return
+            for captured in batch:
+                self._write([captured])
+
+    def _insert(self, rows: list[dict[str, Any]]) -> None:
         with writing(self._database) as session:  # one that was written before an error came back is written once
-            session.execute(insert(AnswerRow).on_conflict_do_nothing(), rows)
+            session.execute(insert_for(session)(AnswerRow).on_conflict_do_nothing(), rows)
 
     def _row(self, captured: Captured) -> dict[str, Any]:
         known, request = captured.known, captured.request
@@ -211,18 +244,17 @@ class Traffic:
         prompt = next((request[name] for name in PROMPT_FIELDS if name in request), None)
         measured = self._measured(captured, prompt, text_of(reply), finish_reason)
         full, hashed = policy is Policy.FULL, policy is Policy.HASHED
-        conversation = known.conversation
         return {
             "id": captured.id,
             "at": captured.at,
-            "conversation": conversation if full or conversation is None else digest(conversation),
+            "conversation": self._name_kept(known),
             "adapter": known.adapter,
             "version": known.version,
             "base": captured.base,
             "key": captured.key,
             "policy": policy.value,
             "status": captured.status,
-            "parameters": {k: v for k, v in request.items() if k not in WITHOUT_CONTENT},
+            "parameters": {k: v for k, v in request.items() if (full and k not in CONTENT) or k in NUMBERS},
             "prompt": prompt if full else None,
             "reply": reply if full else None,
             "prompt_sha256": digest(json.dumps(prompt, sort_keys=True)) if full or hashed else None,
@@ -238,8 +270,12 @@ class Traffic:
         }
 
     def _measured(self, captured: Captured, prompt: Any, reply: str, finish_reason: str | None) -> Measured | None:
-        """Only whole chat answers are measured: one that was broken off says nothing of the voice."""
-        if self._measure is None or captured.status != 200 or not isinstance(prompt, list):
+        """Only whole chat answers in words are measured: one that was broken off says nothing of the voice, a call of a
+        tool has no words, and of several choices the tokens are not known apart."""
+        request = captured.request
+        if self._measure is None or captured.status != 200 or not isinstance(request.get("messages"), list):
+            return None
+        if finish_reason == "tool_calls" or request.get("n") not in (None, 1):
             return None
         try:
             return self._measure(captured.known.version, prompt, reply, finish_reason, captured.usage[1])

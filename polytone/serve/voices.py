@@ -140,7 +140,7 @@ class Voices:
         self._tasks: set[asyncio.Task[None]] = set()
         self._slots = self._new_slots()
         self._loading = asyncio.Semaphore(LOADS_AT_ONCE)
-        self._entering = 0
+        self._entering = set[str]()
         self._checking = asyncio.Semaphore(CHECKS_AT_ONCE)
         self._crowded = False
 
@@ -228,7 +228,7 @@ class Voices:
         )
         self._slots = self._new_slots()
         self._loading = asyncio.Semaphore(LOADS_AT_ONCE)
-        self._entering = 0
+        self._entering = set[str]()
         self._count()
 
     def reconcile(self, desired: Desired) -> None:
@@ -340,14 +340,16 @@ class Voices:
             log.exception("loading %s failed unexpectedly", voice.version)
             await self._fail(voice, f"unexpected {type(error).__name__}: {error}")
         else:
-            voice.proof = self._spawn(self._prove_loaded(voice, manifest, began))
+            again = voice.manifest is not None
+            voice.manifest = manifest  # answers that are worked on during the proof need the voice's own defaults
+            voice.proof = self._spawn(self._prove_loaded(voice, manifest, again, began))
             return
         raise not_ready(voice)
 
-    async def _prove_loaded(self, voice: Voice, manifest: Manifest, began: float) -> None:
+    async def _prove_loaded(self, voice: Voice, manifest: Manifest, again: bool, began: float) -> None:
         """Compare the fingerprint; the version is awake or failed after it."""
         try:
-            await verify(self._engine, manifest, again=voice.manifest is not None)
+            await verify(self._engine, manifest, again)
             self._still_mine(voice)
         except PolytoneError as error:
             await self._fail(voice, error.message)
@@ -356,7 +358,7 @@ class Voices:
             await self._fail(voice, f"unexpected {type(error).__name__}: {error}")
         else:
             voice.awake = True
-            voice.manifest, voice.reason, voice.failures = manifest, None, 0
+            voice.reason, voice.failures = None, 0
             if voice.state is not State.DRAINING:
                 voice.state = State.READY
             seconds = time.monotonic() - began
@@ -371,14 +373,15 @@ class Voices:
 
         To its end, even if whoever asked leaves: nobody would count what is in the engine otherwise.
         """
-        self._entering += 1
+        entering = self._entering  # another one after the engine is rebuilt
+        entering.add(voice.version)
         leaving = asyncio.ensure_future(self._make_room())
         load = asyncio.ensure_future(self._engine.load(voice.version, self._home.adapter_folder(voice.version)))
         try:
             await asyncio.shield(asyncio.wait({leaving, load}))
         finally:
             await asyncio.wait({leaving, load})
-            self._entering -= 1
+            entering.discard(voice.version)
             voice.resident = load.exception() is None
         load.result()
 
@@ -388,7 +391,7 @@ class Voices:
 
     async def _make_room(self) -> None:
         """Put the version to sleep that was asked for the longest ago. One in use holds a slot, and slots are fewer."""
-        while len(self.resident()) + self._entering > self._limits.max_resident:
+        while len(self.resident()) + len(self._entering) > self._limits.max_resident:
             asleep = min(
                 (v for v in self._voices.values() if v.resident and not v.proof and not self._slots.holds(v.version)),
                 key=lambda v: v.used,
@@ -402,6 +405,7 @@ class Voices:
 
     async def _fail(self, voice: Voice, reason: str) -> None:
         voice.failures += 1
+        voice.manifest = None  # the next proof is a whole one
         wait = min(FIRST_RETRY_SECONDS * 2 ** (voice.failures - 1), LAST_RETRY_SECONDS)
         voice.reason, voice.retry_at = reason, time.monotonic() + wait
         if voice.state is not State.DRAINING:
