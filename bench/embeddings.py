@@ -2,9 +2,9 @@
 
     python -m bench.embeddings --same same.jsonl --other other.jsonl [--minilm FOLDER] [--model2vec FOLDER]
 
-The reference is 150 questions of the same kind. Windows of 50 hold a share of questions of the other kind; printed is
-how many of them the test rejects at the runtime's level, and the time a text takes. FOLDERs hold a sentence encoder for
-transformers (mean pooling) and a model for model2vec.
+The reference is what users said in 150 conversations of the same kind. Windows of 50 hold a share of the other kind;
+printed is how many of them the test rejects at the runtime's level, and the time a text takes. FOLDERs hold a sentence
+encoder for transformers (mean pooling) and a model for model2vec.
 """
 
 import argparse
@@ -21,7 +21,7 @@ from bench.shift import prompts
 from polytone.contract.base import base_folder, list_bases
 from polytone.serve.detectors import BLOCK, RUN_LENGTH, level, mmd_p_value, permutations
 from polytone.serve.embedding import token_embedding
-from polytone.serve.signals import question_of
+from polytone.serve.signals import asked_of
 
 REFERENCE, TRIALS = 150, 60
 SHARES = (0.0, 0.1, 0.2, 0.4, 1.0)
@@ -82,7 +82,7 @@ def main() -> int:
     parser.add_argument("--minilm", type=Path)
     parser.add_argument("--model2vec", type=Path)
     options = parser.parse_args()
-    same, other = ([question_of(p) for p in prompts(path, 400)] for path in (options.same, options.other))
+    same, other = ([asked_of(p) for p in prompts(path, 400)] for path in (options.same, options.other))
     home = home_from_environment()
     embeddings: dict[str, Embed] = {
         "the base's token embeddings, 64 dimensions": token_embedding(base_folder(home, list_bases(home)[0]) / "source")

@@ -9,11 +9,8 @@ import sys
 import psutil
 
 from bench.load import WORDS
-from bench.running import home_from_environment
-from polytone.contract.base import base_folder, list_bases
 from polytone.contract.reference import ReferenceRow
 from polytone.contract.rows import Message
-from polytone.serve.embedding import token_embedding
 from polytone.serve.profile import Profile, make_profile
 
 VERSIONS, ROWS, LIMIT_MB = 500, 200, 150
@@ -40,14 +37,12 @@ def reference(seed: int) -> list[ReferenceRow]:
 
 
 def main() -> int:
-    home = home_from_environment()
-    embed = token_embedding(base_folder(home, list_bases(home)[0]) / "source")
-    make_profile(reference(0), [], embed)  # the libraries are imported, and their memory is not a version's
+    make_profile(reference(0), [])  # the libraries are imported, and their memory is not a version's
     process = psutil.Process()
     before = process.memory_info().rss
     profiles = list[Profile]()
     for number in range(VERSIONS):
-        profiles.append(make_profile(reference(number), [], embed))
+        profiles.append(make_profile(reference(number), []))
         if not (number + 1) % 100:
             print(f"{number + 1} profiles: {(process.memory_info().rss - before) / 1e6:.0f} MB", flush=True)
     held = sum(profile.bytes_held() for profile in profiles) / 1e6

@@ -4,7 +4,8 @@
 
 Each conversation is asked once, at a turn drawn by its content, of the voice and of its bare base. Then the detectors
 see, in five orders each: the same kind of conversations (no alarm wanted), those and then the other kind (an alarm
-within 150 wanted), and the voice and then its base in its place (the tone noticed within 60 wanted).
+within 150 wanted), and the voice and then its base in its place (the tone noticed within 60 wanted). The first 200
+conversations are the reference of the topics.
 """
 
 import argparse
@@ -65,17 +66,20 @@ def prompts(path: Path, most: int) -> list[list[dict[str, str]]]:
 
 
 async def answers(url: str, model: str, asked: Sequence[list[dict[str, str]]], tokens: int) -> list[dict[str, Any]]:
-    """Each prompt's answer, `STREAMS` at a time, sampled as the voice is by default."""
+    """Each prompt's answer, `STREAMS` at a time, sampled as the voice is by default.
+
+    Every one has a seed of its own: with one seed for all, the same draws would choose every reply's first words.
+    """
     gate = asyncio.Semaphore(STREAMS)
 
-    async def ask(client: httpx.AsyncClient, messages: list[dict[str, str]]) -> dict[str, Any]:
+    async def ask(client: httpx.AsyncClient, seed: int, messages: list[dict[str, str]]) -> dict[str, Any]:
         async with gate:
-            body = {"model": model, "messages": messages, "max_tokens": tokens, "seed": 1}
+            body = {"model": model, "messages": messages, "max_tokens": tokens, "seed": seed}
             response = await client.post(f"{url}/v1/chat/completions", json=body)
             return dict(response.raise_for_status().json())
 
     async with httpx.AsyncClient(timeout=900) as client:
-        return list(await asyncio.gather(*(ask(client, messages) for messages in asked)))
+        return list(await asyncio.gather(*(ask(client, *numbered) for numbered in enumerate(asked))))
 
 
 def measured(
@@ -92,17 +96,14 @@ def measured(
 def first_alarm(profile: Profile, before: list[Told], after: list[Told]) -> Noticed:
     """Run all detectors over one order of conversations."""
     scalars: dict[str, ScalarWatch] = {}
-    vectors = {
-        name: VectorWatch.fresh(name, RUN_LENGTH, reference)
-        for name, reference in ((PROMPTS, profile.prompts), (REPLIES, profile.replies))
-    }
+    vectors = {name: VectorWatch.fresh(name, RUN_LENGTH) for name in (PROMPTS, REPLIES)}
     for number, told in enumerate([*before, *after], start=1):
         for name, value in told.measured.signals.items():
             watch = scalars.setdefault(name, ScalarWatch.fresh(name, RUN_LENGTH, profile.values.get(name)))
             watch.observe(value, told.id, "")
         pair = np.frombuffer(told.measured.vectors, dtype=np.float16).reshape(2, -1)
-        for seen, vector, reference in zip(vectors.values(), pair, (profile.prompts, profile.replies), strict=True):
-            seen.observe(vector, reference, told.id, "")
+        for seen, vector in zip(vectors.values(), pair, strict=True):
+            seen.observe(vector, told.id, "")
         watches: list[ScalarWatch | VectorWatch] = [*scalars.values(), *vectors.values()]
         if alarmed := [one.signal for one in watches if one.since is not None]:
             return Noticed(number - len(before), ", ".join(alarmed))
@@ -154,14 +155,14 @@ def ask_all(
 
 def report(profile: Profile, same: list[Told], other: list[Told], base: list[Told]) -> int:
     """Print a table; 0 if every demand holds."""
-    print(f"| shuffle | the same kind, {len(same)} | the other kind after {BEFORE} | the base after {BEFORE} |")
+    print(f"| shuffle | the same kind, {len(same)} | then the other kind | the base after {BEFORE} |")
     print("|---|---|---|---|")
     holds = True
     for number in range(SHUFFLES):
         chance = random.Random(number)  # noqa: S311 - the same orders in every run
         orders = [chance.sample(kind, len(kind)) for kind in (same, other, base)]
         quiet = first_alarm(profile, orders[0], [])
-        topics = first_alarm(profile, orders[0][:BEFORE], orders[1])
+        topics = first_alarm(profile, orders[0], orders[1])
         tone = tone_alarm(profile, orders[0][:BEFORE], orders[2])
         holds &= quiet.after is None
         holds &= topics.after is not None and 0 < topics.after <= NEW_TOPICS_WITHIN

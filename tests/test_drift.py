@@ -12,7 +12,7 @@ from sqlalchemy import select
 from polytone.contract.reference import ReferenceRow, describe_reference, write_reference
 from polytone.contract.rows import Message
 from polytone.serve.database import now, reading, writing
-from polytone.serve.signals import measure, question_of, repetition
+from polytone.serve.signals import asked_of, measure, question_of, repetition
 from polytone.serve.tables import AnswerRow, DriftRow, ReviewRow
 from polytone.serve.tone import learn
 from polytone.serve.traffic import Captured, Known, Policies, Policy
@@ -205,8 +205,8 @@ async def test_a_version_without_a_reference_makes_one_of_its_first_conversation
         work(server)
         signals = await report(server, version)
         assert {one["state"] for one in signals.values()} == {"warming_up"}
-        assert "60 of 200" in signals["reply_length"]["words"]
-        assert "60 of 200" in signals["reply_topics"]["words"]
+        assert "60 of the 200" in signals["reply_length"]["words"]
+        assert "60 of the 200" in signals["reply_topics"]["words"]
         assert "tone" not in signals
         for _ in range(4):
             answers(server, version, MINE)
@@ -282,21 +282,22 @@ def test_a_watch_goes_on_from_its_json_as_if_nothing_had_been(signal: str) -> No
 
 def test_a_watch_of_topics_notices_other_topics_and_shows_them() -> None:
     chance = np.random.default_rng(4)
-    reference = chance.normal(size=(200, 64)).astype(np.float16)
-    watch = VectorWatch.fresh("prompt_topics", 20_000, reference)
-    for i in range(100):
-        watch.observe(chance.normal(size=64), reference, f"same{i}", "2026-01-01")
+    watch = VectorWatch.fresh("prompt_topics", 20_000)
+    for i in range(300):
+        watch.observe(chance.normal(size=64), f"same{i}", "2026-01-01")
     assert watch.standing() is Standing.OK
+    assert watch.seen.count == 100
     for i in range(100):
-        watch.observe(chance.normal(size=64) + 1.5, reference, f"other{i}", "2026-01-01")
+        watch.observe(chance.normal(size=64) + 1.5, f"other{i}", "2026-01-01")
     assert watch.standing() is Standing.DRIFT
-    assert all(one.startswith("other") for one in watch.examples(reference))
+    assert all(one.startswith("other") for one in watch.examples())
     assert watch_from_json(json.loads(json.dumps(watch.to_json()))) == watch
 
 
 def test_signals_measure_what_they_say() -> None:
     prompt = [{"role": "user", "content": "one two"}, {"role": "assistant", "content": "x"}]
-    assert question_of(prompt) == "one two"
+    assert question_of([{"role": "user", "content": "zero"}, *prompt]) == "one two"
+    assert asked_of([{"role": "user", "content": "zero"}, *prompt]) == "zero one two"
     good = measure(prompt, "All is well with your order.", "stop")
     assert (good["cut_off"], good["empty"], good["refusal"], good["repetition"]) == (0, 0, 0, 0)
     assert measure(prompt, "", "stop")["empty"] == 1

@@ -168,10 +168,8 @@ class Drift:
             self._scalar(book, signal).observe(value, row.id, at)
         if row.vectors:
             pair = np.frombuffer(row.vectors, dtype=np.float16).reshape(2, DIMENSION)
-            for signal, vector, reference in zip(
-                (PROMPTS, REPLIES), pair, (book.profile.prompts, book.profile.replies), strict=True
-            ):
-                self._vector(book, signal, reference).observe(vector, reference, row.id, at)
+            for signal, vector in zip((PROMPTS, REPLIES), pair, strict=True):
+                self._vector(book, signal).observe(vector, row.id, at)
 
     def _observe_thumb(self, book: Book, completion: str, at: str, down: bool) -> None:
         self._scalar(book, THUMBS_DOWN).observe(float(down), completion, at)
@@ -182,9 +180,9 @@ class Drift:
             book.watches[signal] = ScalarWatch.fresh(signal, self._run_length, reference)
         return self._using(book, signal)  # type: ignore[return-value]
 
-    def _vector(self, book: Book, signal: str, reference: Any) -> VectorWatch:
+    def _vector(self, book: Book, signal: str) -> VectorWatch:
         if signal not in book.watches:
-            book.watches[signal] = VectorWatch.fresh(signal, self._run_length, reference)
+            book.watches[signal] = VectorWatch.fresh(signal, self._run_length)
         return self._using(book, signal)  # type: ignore[return-value]
 
     def _using(self, book: Book, signal: str) -> Watch:
@@ -212,7 +210,7 @@ class Drift:
         self._metrics.drift_statistic.labels(*of).set(watch.statistic)
 
     def _alarm(self, session: Session, book: Book, watch: Watch) -> None:
-        examples = examples_of(watch, book.profile)
+        examples = watch.examples()
         details = {
             **describe_change(watch),
             "examples": examples,
@@ -224,12 +222,6 @@ class Drift:
             add_review(session, completion, book.version.partition("@")[0], Reason.DRIFT)
         self._metrics.drift_alarms_total.labels(*labels(book.version), watch.signal).inc()
         log.warning("%s: %s", book.version, details["words"])
-
-
-def examples_of(watch: Watch, profile: Profile) -> list[str]:
-    if isinstance(watch, ScalarWatch):
-        return watch.examples()
-    return watch.examples(profile.prompts if watch.signal == PROMPTS else profile.replies)
 
 
 def unseen_thumb() -> Any:

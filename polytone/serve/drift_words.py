@@ -21,8 +21,8 @@ SUBJECT = {
     "language": "replies are in another language than the voice's",
     "tone": "replies do not sound like this voice",
     "thumbs_down": "thumbs go down",
-    "prompt_topics": "questions are about other things than the reference's",
-    "reply_topics": "replies say other things than the reference's",
+    "prompt_topics": "questions are about other things than at first",
+    "reply_topics": "replies say other things than at first",
 }
 
 
@@ -65,7 +65,7 @@ def sentence(watch: Watch) -> str:
     match watch.standing():
         case Standing.WARMING_UP:
             there, wanted = collected(watch), WARM_UP_OF.get(watch.signal, WARM_UP)
-            return f"No reference came with this version; {there} of {wanted} conversations that will be one."
+            return f"{there} of the {wanted} conversations that will be its reference."
         case Standing.INSUFFICIENT_TRAFFIC:
             return f"{watch.seen.count} conversations so far; something is said from {ENOUGH} on."
         case Standing.DRIFT:

@@ -17,36 +17,33 @@ from polytone.contract.home import Home
 from polytone.contract.reference import ReferenceRow, read_reference
 
 from .embedding import Embedding
-from .signals import measure, question_of
+from .signals import asked_of, measure
 from .tone import Tone, learn
 from .traffic import Measured
 
 log = logging.getLogger(__name__)
 
 KEPT = 500  # profiles in memory, of the versions that answered last
-REFERENCE_VECTORS = 256
 FEWEST_ROWS = 20
 TONE, LANGUAGE = "tone", "language"
 
 
 @dataclass(frozen=True)
 class Profile:
-    """`values` are the reference's signals, (n,) each; `prompts` and `replies` its embeddings, (n, dimension) float16.
+    """`values` are the reference's signals, (n,) each.
 
-    All are empty for a version that came without a reference, and for the base. Replies of the reference were cut at
+    Empty for a version that came without a reference, and for the base. Replies of the reference were cut at
     `max_tokens`; what is measured against them is cut there too.
     """
 
     values: dict[str, Any] = field(default_factory=dict)
-    prompts: Any = None
-    replies: Any = None
     language: str | None = None
     tone: Tone | None = None
     max_tokens: int | None = None
 
     def bytes_held(self) -> int:
-        arrays = [*self.values.values(), self.prompts, self.replies, self.tone.weights if self.tone else None]
-        return sum(array.nbytes for array in arrays if array is not None)
+        weights = [self.tone.weights] if self.tone else []
+        return sum(int(array.nbytes) for array in (*self.values.values(), *weights))
 
 
 class Profiles:
@@ -84,7 +81,7 @@ class Profiles:
             signals[LANGUAGE] = float(language_of(reply) != profile.language)
         if profile.tone is not None and reply.strip():
             signals[TONE] = float(profile.tone.off([reply])[0])
-        vectors = self.embed([question_of(prompt), reply])
+        vectors = self.embed([asked_of(prompt), reply])
         return Measured(signals, vectors.astype(np.float16).tobytes())
 
     def _make(self, version: str) -> Profile:
@@ -92,7 +89,7 @@ class Profiles:
         if len(rows) < FEWEST_ROWS:
             return Profile()
         others = [row.reply for sibling in self._siblings(version) for row in self._reference(sibling)[0]]
-        profile = replace(make_profile(rows, others, self.embed), max_tokens=max_tokens)
+        profile = replace(make_profile(rows, others), max_tokens=max_tokens)
         log.info("%s: drift is measured against %d reference answers", version, len(rows))
         return profile
 
@@ -109,7 +106,7 @@ class Profiles:
             return [], None
 
 
-def make_profile(rows: list[ReferenceRow], siblings: list[str], embed: Embedding) -> Profile:
+def make_profile(rows: list[ReferenceRow], siblings: list[str]) -> Profile:
     """Measure a reference; `siblings` are replies of other voices."""
     prompts = [[message.model_dump() for message in row.messages] for row in rows]
     measured = [measure(prompt, row.reply, row.finish_reason) for prompt, row in zip(prompts, rows, strict=True)]
@@ -122,11 +119,8 @@ def make_profile(rows: list[ReferenceRow], siblings: list[str], embed: Embedding
     tone = learn([row.reply for row in teaching], [row.base_reply for row in teaching] + siblings)
     if tone is not None and judging:
         values[TONE] = tone.off(judging)
-    asked, said = [question_of(prompt) for prompt in prompts], [row.reply for row in rows]
     return Profile(
         values=values,
-        prompts=embed(asked[:REFERENCE_VECTORS]).astype(np.float16),
-        replies=embed(said[:REFERENCE_VECTORS]).astype(np.float16),
         language=language[0][0] if language else None,
         tone=tone if TONE in values else None,
     )

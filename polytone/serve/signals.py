@@ -41,6 +41,11 @@ def question_of(prompt: list[Any]) -> str:
     return next(spoken, "")
 
 
+def asked_of(prompt: list[Any]) -> str:
+    """Everything the user said in the conversation so far: what it is about is seldom in the last words alone."""
+    return " ".join(text_of(one) for one in prompt if isinstance(one, dict) and one.get("role") == "user")
+
+
 def length(words: int) -> float:
     return math.log1p(min(words, LONGEST)) / math.log1p(LONGEST)
 

@@ -7,7 +7,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from .detectors import Sequential, Windows, nearest_to_change, upper_bound, upper_rate_bound
+from .detectors import LONG, Sequential, Windows, nearest_to_change, upper_bound, upper_rate_bound
 from .embedding import DIMENSION
 
 TWO_SIDED = frozenset({"prompt_length", "reply_length"})
@@ -141,32 +141,31 @@ class ScalarWatch:
 
 @dataclass
 class VectorWatch:
-    """Watches embeddings. `own` is the reference of a version that came without one, float16 as it fills."""
+    """Watches embeddings against those of the version's own first conversations, `reference` (float16, as it fills).
+
+    Not against held-out prompts: the topics of a held-out file are seldom mixed as those of the traffic are, and a test
+    that notices other topics notices that too.
+    """
 
     signal: str
     run_length: float
     seen: Seen
     windows: Windows
-    own: bytes = b""
-    reference_rows: int = 0
+    reference: bytes = b""
 
     @classmethod
-    def fresh(cls, signal: str, run_length: float, reference: Any = None) -> Self:
-        rows = len(reference) if reference is not None else 0
-        return cls(signal, run_length, Seen(), Windows(DIMENSION, run_length), reference_rows=rows)
+    def fresh(cls, signal: str, run_length: float) -> Self:
+        return cls(signal, run_length, Seen(), Windows(DIMENSION, run_length))
 
-    def observe(self, vector: Any, reference: Any, completion: str, at: str) -> None:
-        """`reference` (m, dimension) is the profile's, or None."""
-        if reference is None:
-            if len(self._own) < WARM_UP:
-                self.own += vector.astype(np.float16).tobytes()
-                self.reference_rows = len(self._own)
-                return
-            reference = self._own
-        self.seen.add(completion, at, 200)
-        self.windows = self.windows.step(vector, reference)
+    def observe(self, vector: Any, completion: str, at: str) -> None:
+        if self.reference_rows < WARM_UP:
+            self.reference += vector.astype(np.float16).tobytes()
+            return
+        self.seen.add(completion, at, LONG)
+        self.windows = self.windows.step(vector, self._reference)
 
     def restart(self) -> None:
+        """Forget what was seen; the reference stays."""
         self.seen, self.windows = Seen(), Windows(DIMENSION, self.run_length)
 
     @property
@@ -178,22 +177,24 @@ class VectorWatch:
         """The last test's p-value."""
         return self.windows.p_value
 
+    @property
+    def reference_rows(self) -> int:
+        return len(self._reference)
+
     def standing(self) -> Standing:
-        if 0 < len(self._own) < WARM_UP or not self.reference_rows:
+        if self.reference_rows < WARM_UP:
             return Standing.WARMING_UP
         if self.since is not None:
             return Standing.DRIFT
         return Standing.OK if self.seen.count >= ENOUGH else Standing.INSUFFICIENT_TRAFFIC
 
-    def examples(self, reference: Any) -> list[str]:
+    def examples(self) -> list[str]:
         """The conversations that lie most where there are more of them than in the reference."""
-        reference = reference if reference is not None else self._own
-        chosen = nearest_to_change(self.windows.vectors, reference, EXAMPLES)
-        return [self.seen.ids[i] for i in chosen]
+        return [self.seen.ids[i] for i in nearest_to_change(self.windows.vectors, self._reference, EXAMPLES)]
 
     @property
-    def _own(self) -> Any:
-        return np.frombuffer(self.own, dtype=np.float16).reshape(-1, DIMENSION)
+    def _reference(self) -> Any:
+        return np.frombuffer(self.reference, dtype=np.float16).reshape(-1, DIMENSION)
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -201,13 +202,12 @@ class VectorWatch:
             "run_length": self.run_length,
             "seen": asdict(self.seen),
             "windows": self.windows.to_json(),
-            "own": base64.b64encode(self.own).decode("ascii"),
-            "reference_rows": self.reference_rows,
+            "reference": base64.b64encode(self.reference).decode("ascii"),
         }
 
     @classmethod
     def from_json(cls, found: dict[str, Any]) -> Self:
-        parts = {"windows": Windows.from_json(found["windows"]), "own": base64.b64decode(found["own"])}
+        parts = {"windows": Windows.from_json(found["windows"]), "reference": base64.b64decode(found["reference"])}
         return cls(**{**found, **parts, "seen": seen_from_json(found["seen"])})
 
 
