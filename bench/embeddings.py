@@ -85,7 +85,9 @@ def main() -> int:
     same, other = ([asked_of(p) for p in prompts(path, 400)] for path in (options.same, options.other))
     home = home_from_environment()
     embeddings: dict[str, Embed] = {
-        "the base's token embeddings, 64 dimensions": token_embedding(base_folder(home, list_bases(home)[0]) / "source")
+        "the base's token embeddings, whitened, 128 dimensions": token_embedding(
+            base_folder(home, list_bases(home)[0]) / "source"
+        )
     }
     if options.model2vec:
         embeddings["model2vec, distilled"] = model2vec(options.model2vec)

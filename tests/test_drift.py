@@ -3,6 +3,7 @@
 import json
 from datetime import timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from sqlalchemy import select
 from polytone.contract.reference import ReferenceRow, describe_reference, write_reference
 from polytone.contract.rows import Message
 from polytone.serve.database import now, reading, writing
+from polytone.serve.embedding import DIMENSION, TokenEmbedding, reduced
 from polytone.serve.signals import asked_of, measure, question_of, repetition
 from polytone.serve.tables import AnswerRow, DriftRow, ReviewRow
 from polytone.serve.tone import learn
@@ -284,11 +286,11 @@ def test_a_watch_of_topics_notices_other_topics_and_shows_them() -> None:
     chance = np.random.default_rng(4)
     watch = VectorWatch.fresh("prompt_topics", 20_000)
     for i in range(300):
-        watch.observe(chance.normal(size=64), f"same{i}", "2026-01-01")
+        watch.observe(chance.normal(size=DIMENSION), f"same{i}", "2026-01-01")
     assert watch.standing() is Standing.OK
     assert watch.seen.count == 100
     for i in range(100):
-        watch.observe(chance.normal(size=64) + 1.5, f"other{i}", "2026-01-01")
+        watch.observe(chance.normal(size=DIMENSION) + 1.5, f"other{i}", "2026-01-01")
     assert watch.standing() is Standing.DRIFT
     assert all(one.startswith("other") for one in watch.examples())
     assert watch_from_json(json.loads(json.dumps(watch.to_json()))) == watch
@@ -314,3 +316,24 @@ def test_tone_tells_a_voice_from_others_and_needs_enough_to_learn_from() -> None
     assert tone.off(MINE[30:]).mean() < 0.2
     assert tone.off(PLAIN[30:]).mean() > 0.8
     assert learn(MINE[:5], PLAIN) is None
+
+
+def test_texts_about_other_things_lie_apart() -> None:
+    """A table in which tokens of a kind share a direction under a greater one that all tokens share."""
+    chance = np.random.default_rng(5)
+    kinds = np.repeat(chance.normal(size=(2, 32)), 1000, axis=0)
+    table = 20 + kinds + 0.3 * chance.normal(size=(2000, 32))
+
+    class Words:
+        def encode(self, text: str, add_special_tokens: bool) -> Any:
+            return SimpleNamespace(ids=[int(word) for word in text.split()])
+
+    def text(kind: int) -> str:
+        return " ".join(str(token) for token in chance.integers(1000 * kind, 1000 * kind + 1000, 80))
+
+    embed = TokenEmbedding(Words(), reduced(table))
+    one, same, other = embed([text(0), text(0), text(1)])
+    assert one.shape == (DIMENSION,)
+    assert one @ same > 0.3
+    assert one @ other < -0.3
+    assert not embed([""]).any()

@@ -1,8 +1,8 @@
 """Texts as vectors, from the base's own table of token embeddings: no model of its own, and a tenth of a millisecond.
 
 A text is the weighted mean of its tokens' vectors, rare tokens weighing more (Arora et al. 2017, "A Simple but
-Tough-to-Beat Baseline for Sentence Embeddings"), on the table's first principal components. docs/monitoring.md compares
-it with sentence encoders.
+Tough-to-Beat Baseline for Sentence Embeddings"), on the whitened table. docs/monitoring.md compares it with sentence
+encoders.
 """
 
 from pathlib import Path
@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 Floats: TypeAlias = NDArray[np.floating[Any]]
 
-DIMENSION = 64
-COMMON = 1e-3  # a token's share of all text above which it weighs less
+DIMENSION = 128
+COMMON = 1e-4  # a token's share of all text above which it weighs less
 LONGEST = 1024  # tokens of a text that are looked at
 TABLES = ("model.embed_tokens.weight", "transformer.wte.weight", "embed_tokens.weight")
 
@@ -65,14 +65,16 @@ def read_table(weights: Path) -> Floats:
 
 
 def reduced(table: Floats) -> Floats:
-    """(vocabulary, dimension): principal components, each token weighed by how rare it is.
+    """(vocabulary, dimension): the table whitened, tokens of equal length, each weighed by how rare it is, projected.
 
-    Tokenizers number their tokens in the order they were merged, so that the number stands for the rank, and by Zipf's
-    law for the frequency.
+    Whitening keeps the few directions that all tokens share from drowning what tells them apart; a random projection
+    keeps distances (Johnson and Lindenstrauss 1984). Tokenizers number their tokens in the order they were merged, so
+    that the number stands for the rank, and by Zipf's law for the frequency.
     """
     centred = table - table.mean(axis=0)
-    values, axes = np.linalg.eigh(centred.T @ centred)
-    components = centred @ axes[:, np.argsort(values)[::-1][:DIMENSION]]
-    ranks = np.arange(len(table)) + 2.7
-    frequency = 1 / (ranks * np.log(len(table)))
-    return np.asarray(components * (COMMON / (COMMON + frequency))[:, None])
+    spread, axes = np.linalg.eigh(centred.T @ centred / len(table))
+    whitened = centred @ (axes / np.sqrt(np.maximum(spread, 1e-9)))
+    whitened /= np.linalg.norm(whitened, axis=1, keepdims=True).clip(1e-9)
+    frequency = 1 / ((np.arange(len(table)) + 2.7) * np.log(len(table)))
+    projection = np.random.default_rng(0).normal(size=(table.shape[1], DIMENSION)) / np.sqrt(DIMENSION)
+    return np.asarray(whitened * (COMMON / (COMMON + frequency))[:, None] @ projection)
