@@ -200,6 +200,26 @@ async def test_a_profile_that_was_never_made_does_not_hold_up_the_detectors(tmp_
         assert (await report(server, version))["tone"]["observations"] == 60
 
 
+async def test_what_another_version_of_polytone_wrote_begins_anew(tmp_path: Path) -> None:
+    """After an upgrade with other embeddings the command once ended with a traceback."""
+    async with serving(tmp_path) as server:
+        version = server.add("acme")
+        add_reference(server, version, reference(MINE))
+        with writing(server.runtime.database) as session:
+            old = {"signal": "reply_topics", "windows": {"dimension": 64}}
+            for signal, state in (("reply_topics", old), ("tone", {"signal": "tone", "above": 1}), ("empty", {})):
+                session.add(DriftRow(version=version, signal=signal, state=state))
+        answers(server, version, MINE[:5])
+        with writing(server.runtime.database) as session:
+            for row in session.scalars(select(AnswerRow)):
+                row.vectors = row.vectors[:20] if row.vectors else None
+        assert await report(server, version) == {}
+        server.runtime.drift.show_all()
+        work(server)
+        signals = await report(server, version)
+        assert {signals[one]["observations"] for one in ("tone", "empty")} == {5}
+
+
 async def test_a_version_without_a_reference_makes_one_of_its_first_conversations(tmp_path: Path) -> None:
     async with serving(tmp_path) as server:
         version = server.add("acme")

@@ -39,6 +39,7 @@ TICK_SECONDS = 2.0
 CONVERSATIONS = 100
 VERSIONS = 100
 LONGEST = timedelta(days=1)  # a conversation that never ends is observed once a day
+VECTOR_BYTES = 2 * DIMENSION * np.dtype(np.float16).itemsize
 SIBLINGS = "siblings"  # a row of its own: the tone classifier stays the one the detector's reference was made with
 
 
@@ -104,7 +105,8 @@ class Drift:
         """Set the gauges to what the detectors knew when the last server stopped."""
         with reading(self._database) as session:
             for row in session.scalars(select(DriftRow).where(DriftRow.signal != SIBLINGS)):
-                self._show(row.version, watch_from_json(row.state))
+                if (watch := watch_from_json(row.state)) is not None:
+                    self._show(row.version, watch)
 
     def acknowledge(self, version: str, signal: str, actor: str) -> dict[str, Any]:
         """End an alarm; its detector starts anew against the same reference.
@@ -118,8 +120,7 @@ class Drift:
                 raise NotFoundError(f"No alarm stands for {signal} of {version}.", code="alarm_not_found")
             alarm.acknowledged_at, alarm.acknowledged_by = now(), actor[:120]
             row = session.get(DriftRow, (version, signal), with_for_update=True)
-            if row is not None:
-                watch = watch_from_json(row.state)
+            if row is not None and (watch := watch_from_json(row.state)) is not None:
                 watch.restart()
                 row.state, row.at = watch.to_json(), now()
                 self._show(version, watch)
@@ -158,7 +159,8 @@ class Drift:
     def _book(self, session: Session, books: dict[str, Book], version: str) -> Book:
         if version not in books:
             found = session.scalars(select(DriftRow).where(DriftRow.version == version).with_for_update())
-            watches = {row.signal: watch_from_json(row.state) for row in found if row.signal != SIBLINGS}
+            read = {row.signal: watch_from_json(row.state) for row in found if row.signal != SIBLINGS}
+            watches = {signal: watch for signal, watch in read.items() if watch is not None}
             books[version] = Book(version, self._profiles.of(version), watches)
         return books[version]
 
@@ -166,7 +168,7 @@ class Drift:
         at = aware(row.at).isoformat()
         for signal, value in (row.signals or {}).items():
             self._scalar(book, signal).observe(value, row.id, at)
-        if row.vectors:
+        if row.vectors and len(row.vectors) == VECTOR_BYTES:  # another version of Polytone had shorter ones
             pair = np.frombuffer(row.vectors, dtype=np.float16).reshape(2, DIMENSION)
             for signal, vector in zip((PROMPTS, REPLIES), pair, strict=True):
                 self._vector(book, signal).observe(vector, row.id, at)

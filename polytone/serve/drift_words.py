@@ -104,8 +104,8 @@ def report(database: Engine, version: str | None = None) -> list[dict[str, Any]]
     found: dict[str, list[dict[str, Any]]] = {}
     for row in states:
         signals = found.setdefault(row.version, [])
-        if "signal" in row.state:
-            signals.append(signal_json(watch_from_json(row.state), standing.get((row.version, row.signal))))
+        if (watch := watch_from_json(row.state)) is not None:
+            signals.append(signal_json(watch, standing.get((row.version, row.signal))))
     return [version_json(name, signals) for name, signals in found.items() if signals]
 
 

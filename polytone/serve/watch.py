@@ -225,5 +225,10 @@ def seen_from_json(found: dict[str, Any]) -> Seen:
     return Seen(found["count"], [(number, at) for number, at in found["marks"]], found["ids"])
 
 
-def watch_from_json(found: dict[str, Any]) -> Watch:
-    return VectorWatch.from_json(found) if "windows" in found else ScalarWatch.from_json(found)
+def watch_from_json(found: dict[str, Any]) -> Watch | None:
+    """None where another version of Polytone wrote it: the detector starts anew then."""
+    try:
+        watch = VectorWatch.from_json(found) if "windows" in found else ScalarWatch.from_json(found)
+    except (KeyError, TypeError, ValueError):
+        return None
+    return None if isinstance(watch, VectorWatch) and watch.windows.dimension != DIMENSION else watch
