@@ -21,21 +21,18 @@ from numpy.random import Generator
 
 from polytone.serve.detectors import (
     BETS,
-    BLOCK,
-    LONG,
     RUN_LENGTH,
     Floats,
     advanced,
     bets,
     expected_chance_alarms,
     factors,
-    level,
     smallest_change,
     statistic,
     upper_bound,
     upper_rate_bound,
-    window_p_values,
 )
+from polytone.serve.windows import BLOCK, LONG, level, window_p_values
 
 Bound: TypeAlias = Callable[[Floats], float]
 Draw: TypeAlias = Callable[[Generator, tuple[int, int]], Floats]

@@ -26,9 +26,9 @@ import numpy as np
 from bench.running import base_of, home_from_environment, server
 from polytone.contract.base import base_folder
 from polytone.contract.rows import read_conversations
+from polytone.serve.capture import Measured
 from polytone.serve.embedding import token_embedding
 from polytone.serve.profile import Profile, Profiles
-from polytone.serve.traffic import Measured
 from polytone.serve.watch import PROMPTS, REPLIES, ScalarWatch, VectorWatch
 
 STREAMS = 32
@@ -99,8 +99,9 @@ def first_alarm(profile: Profile, before: list[Told], after: list[Told]) -> Noti
     vectors = {name: VectorWatch.fresh(name, RUN_LENGTH) for name in (PROMPTS, REPLIES)}
     for number, told in enumerate([*before, *after], start=1):
         for name, value in told.measured.signals.items():
-            watch = scalars.setdefault(name, ScalarWatch.fresh(name, RUN_LENGTH, profile.values.get(name)))
-            watch.observe(value, told.id, "")
+            if name not in scalars:
+                scalars[name] = ScalarWatch.fresh(name, RUN_LENGTH, profile.values.get(name))
+            scalars[name].observe(value, told.id, "")
         pair = np.frombuffer(told.measured.vectors, dtype=np.float16).reshape(2, -1)
         for seen, vector in zip(vectors.values(), pair, strict=True):
             seen.observe(vector, told.id, "")

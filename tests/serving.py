@@ -15,6 +15,7 @@ from polytone.contract.base import Base
 from polytone.contract.home import Home
 from polytone.serve.admission import Admission
 from polytone.serve.app import create_app
+from polytone.serve.capture import Policies
 from polytone.serve.database import open_database
 from polytone.serve.drift import Drift, frozen_siblings
 from polytone.serve.embedding import DIMENSION
@@ -25,7 +26,7 @@ from polytone.serve.profile import Profiles
 from polytone.serve.registry import Registry
 from polytone.serve.replicas import Replicas
 from polytone.serve.runtime import Runtime, ServerLimits, running
-from polytone.serve.traffic import Policies, Traffic
+from polytone.serve.traffic import Traffic
 from polytone.serve.voices import Limits, Voices
 
 from .adapters import make_base, make_version

@@ -12,12 +12,12 @@ from sqlalchemy import select
 
 from polytone.contract.reference import ReferenceRow, describe_reference, write_reference
 from polytone.contract.rows import Message
+from polytone.serve.capture import Captured, Known, Policies, Policy, row_of
 from polytone.serve.database import now, reading, writing
 from polytone.serve.embedding import DIMENSION, TokenEmbedding, reduced
 from polytone.serve.signals import asked_of, measure, question_of, repetition
 from polytone.serve.tables import AnswerRow, DriftRow, ReviewRow
 from polytone.serve.tone import learn
-from polytone.serve.traffic import Captured, Known, Policies, Policy
 from polytone.serve.watch import ScalarWatch, Standing, VectorWatch, watch_from_json
 
 from .serving import Server, serving
@@ -50,6 +50,13 @@ def add_reference(server: Server, version: str, rows: list[ReferenceRow]) -> Non
     assert described is not None
     manifest["drift_reference"] = described.model_dump()
     (folder / "manifest.json").write_text(json.dumps(manifest))
+
+
+def referenced(server: Server) -> str:
+    """A version that answered `MINE` to held-out prompts."""
+    version = server.add("acme")
+    add_reference(server, version, reference(MINE))
+    return version
 
 
 def answers(server: Server, version: str, replies: list[str], conversations: list[str | None] | None = None) -> None:
@@ -94,8 +101,7 @@ async def report(server: Server, version: str) -> dict[str, Any]:
 
 async def test_a_voice_that_loses_its_tone_is_noticed_and_says_so(tmp_path: Path) -> None:
     async with serving(tmp_path) as server:
-        version = server.add("acme")
-        add_reference(server, version, reference(MINE))
+        version = referenced(server)
         answers(server, version, MINE)
         work(server)
         before = await report(server, version)
@@ -122,8 +128,7 @@ async def test_a_voice_that_loses_its_tone_is_noticed_and_says_so(tmp_path: Path
 async def test_replies_are_measured_to_the_length_at_which_the_references_were_cut(tmp_path: Path) -> None:
     """Otherwise every long reply would be longer than a reference that was cut."""
     async with serving(tmp_path) as server:
-        version = server.add("acme")
-        add_reference(server, version, reference(MINE))
+        version = referenced(server)
         measure_one = server.runtime.drift._profiles.measure
         cut, long = "a b c d " * 16, "a b c d " * 64
         short = measure_one(version, [], cut, "length", 64)
@@ -132,8 +137,7 @@ async def test_replies_are_measured_to_the_length_at_which_the_references_were_c
 
 async def test_an_alarm_stands_until_it_is_acknowledged(tmp_path: Path) -> None:
     async with serving(tmp_path) as server:
-        version = server.add("acme")
-        add_reference(server, version, reference(MINE))
+        version = referenced(server)
         answers(server, version, PLAIN)
         work(server)
         answers(server, version, MINE)
@@ -150,8 +154,7 @@ async def test_an_alarm_stands_until_it_is_acknowledged(tmp_path: Path) -> None:
 
 async def test_of_each_conversation_one_answer_is_observed_and_none_twice(tmp_path: Path) -> None:
     async with serving(tmp_path) as server:
-        version = server.add("acme")
-        add_reference(server, version, reference(MINE))
+        version = referenced(server)
         answers(server, version, MINE[:40], [f"c{i // 4}" for i in range(40)])
         work(server)
         work(server)
@@ -160,8 +163,7 @@ async def test_of_each_conversation_one_answer_is_observed_and_none_twice(tmp_pa
 
 async def test_a_conversation_is_observed_when_it_is_over(tmp_path: Path) -> None:
     async with serving(tmp_path, quiet_seconds=3600) as server:
-        version = server.add("acme")
-        add_reference(server, version, reference(MINE))
+        version = referenced(server)
         answers(server, version, MINE[:8], ["c1"] * 8)
         work(server)
         assert await report(server, version) == {}
@@ -174,8 +176,7 @@ async def test_a_conversation_is_observed_when_it_is_over(tmp_path: Path) -> Non
 
 async def test_what_the_detectors_know_survives_a_restart(tmp_path: Path) -> None:
     async with serving(tmp_path) as server:
-        version = server.add("acme")
-        add_reference(server, version, reference(MINE))
+        version = referenced(server)
         answers(server, version, MINE)
         work(server)
         before = await report(server, version)
@@ -189,8 +190,7 @@ async def test_what_the_detectors_know_survives_a_restart(tmp_path: Path) -> Non
 async def test_a_profile_that_was_never_made_does_not_hold_up_the_detectors(tmp_path: Path) -> None:
     """It writes which siblings it was told from; inside the detectors' own transaction that waited for itself."""
     async with serving(tmp_path) as server:
-        version = server.add("acme")
-        add_reference(server, version, reference(MINE))
+        version = referenced(server)
         answers(server, version, MINE)
         server.runtime.drift._profiles._profiles.clear()
         with writing(server.runtime.database) as session:
@@ -203,8 +203,7 @@ async def test_a_profile_that_was_never_made_does_not_hold_up_the_detectors(tmp_
 async def test_what_another_version_of_polytone_wrote_begins_anew(tmp_path: Path) -> None:
     """After an upgrade with other embeddings the command once ended with a traceback."""
     async with serving(tmp_path) as server:
-        version = server.add("acme")
-        add_reference(server, version, reference(MINE))
+        version = referenced(server)
         with writing(server.runtime.database) as session:
             old = {"signal": "reply_topics", "windows": {"dimension": 64}}
             for signal, state in (("reply_topics", old), ("tone", {"signal": "tone", "above": 1}), ("empty", {})):
@@ -255,7 +254,6 @@ async def test_thumbs_count_once_per_conversation(tmp_path: Path) -> None:
 async def test_a_call_of_a_tool_is_no_empty_reply(tmp_path: Path) -> None:
     async with serving(tmp_path) as server:
         await server.voice("acme")
-        traffic = server.runtime.traffic
         captured = Captured(
             id="c",
             at=now(),
@@ -269,7 +267,7 @@ async def test_a_call_of_a_tool_is_no_empty_reply(tmp_path: Path) -> None:
             first_token_seconds=None,
             seconds=0.1,
         )
-        row = traffic._row(captured)
+        row = row_of(captured, Policy.FULL, server.runtime.drift._profiles.measure)
         assert (row["signals"], row["observed"]) == (None, True)
 
 

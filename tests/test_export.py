@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from polytone.contract.rows import Conversation
+from polytone.serve.capture import Policies, Policy
 from polytone.serve.export import Format, Material, Split, side_of
 from polytone.serve.tables import AnswerRow
-from polytone.serve.traffic import Policies, Policy
 
 from .serving import Server, serving
 

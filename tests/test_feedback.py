@@ -10,10 +10,10 @@ import httpx
 import pytest
 from sqlalchemy import select
 
+from polytone.serve.capture import Policies, Policy
 from polytone.serve.database import reading
 from polytone.serve.keys import Kind
 from polytone.serve.tables import FeedbackRow
-from polytone.serve.traffic import Policies, Policy
 
 from .serving import Server, eventually, serving
 

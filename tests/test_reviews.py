@@ -24,6 +24,13 @@ async def decide(server: Server, completion: str, reviewer: str, decision: str, 
     return await server.client.post(f"/admin/reviews/{completion}", json=body)
 
 
+async def rated_down(server: Server) -> str:
+    bad = await ask(server, "q")
+    await give(server, bad, "thumb", value="down")
+    await server.runtime.traffic.flush()
+    return bad
+
+
 async def test_thumbs_down_and_disagreements_come_first_and_to_one_reviewer(tmp_path: Path) -> None:
     async with serving(tmp_path) as server:
         await server.voice("acme")
@@ -50,9 +57,7 @@ async def test_thumbs_down_and_disagreements_come_first_and_to_one_reviewer(tmp_
 async def test_a_lease_runs_out(tmp_path: Path) -> None:
     async with serving(tmp_path) as server:
         await server.voice("acme")
-        bad = await ask(server, "q")
-        await give(server, bad, "thumb", value="down")
-        await server.runtime.traffic.flush()
+        bad = await rated_down(server)
         reviews = Reviews(server.runtime.database)
         assert reviews.lease("ann", seconds=-1)
         taken = await lease(server, "bob")
@@ -85,9 +90,7 @@ async def test_an_edit_becomes_a_correction_and_a_rejection_keeps_out(tmp_path: 
 async def test_a_decision_is_made_once(tmp_path: Path) -> None:
     async with serving(tmp_path) as server:
         await server.voice("acme")
-        bad = await ask(server, "q")
-        await give(server, bad, "thumb", value="down")
-        await server.runtime.traffic.flush()
+        bad = await rated_down(server)
         assert (await decide(server, bad, "ann", "edit")).status_code == 400
         assert (await decide(server, bad, "ann", "edit", text="Better.")).status_code == 200
         again = await decide(server, bad, "ann", "edit", text="Best.")

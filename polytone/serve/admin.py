@@ -9,13 +9,13 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Query, Request
 from fastapi.responses import JSONResponse
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from polytone.contract.base import base_folder, module_shapes
 from polytone.contract.errors import NotFoundError
 from polytone.contract.home import check_name
 
-from .bodies import limited
+from .bodies import Strict, limited
 from .database import now
 from .description import UPLOAD
 from .keys import Key, Kind
@@ -24,10 +24,6 @@ from .runtime import Runtime
 from .upload import receive_version
 
 NOBODY = "anyone on this machine"
-
-
-class Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid")
 
 
 class PartBody(Strict):

@@ -115,8 +115,9 @@ def forget(
     as_json: JsonOption = False,
 ) -> None:
     """Delete every answer of a conversation and what was said of it."""
+    from .capture import Policies
     from .metrics import Metrics
-    from .traffic import Policies, Traffic
+    from .traffic import Traffic
 
     gone = Traffic(open_data(home), Metrics(), Policies()).forget(conversation, actor())
     print(json.dumps({"deleted": gone}) if as_json else f"{gone} answers are deleted.")

@@ -6,26 +6,25 @@ from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends, Query
 from fastapi.responses import JSONResponse, Response
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
 from polytone.contract.errors import NotFoundError
 
 from .admin import admin_actor
+from .bodies import Strict
 from .database import in_utc
 from .drift_words import report
 from .export import Format, Split, export
-from .feedback import Annotator, FeedbackBody, FeedbackStore, as_json
+from .feedback import as_json, new_row
+from .feedback_body import Annotator, FeedbackBody
 from .reviews import LEASE_SECONDS, Decision, Item, Reviews, item_json
 from .runtime import Runtime
+from .tables import FeedbackRow
 
 ROWS = "application/x-ndjson"
 LINES: dict[int | str, dict[str, Any]] = {200: {"content": {ROWS: {"schema": {"type": "string"}}}}}
 ConversationId = Annotated[str, Query(min_length=1, max_length=128)]
 Name = Annotated[str, Field(min_length=1, max_length=100)]
-
-
-class Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid")
 
 
 class LeaseBody(Strict):
@@ -53,7 +52,7 @@ class DecisionBody(Strict):
 def data_routes(runtime: Runtime) -> APIRouter:
     router = APIRouter(prefix="/admin", tags=["data"])
     actor = Annotated[str, Depends(admin_actor(runtime))]
-    reviews, store = Reviews(runtime.database), FeedbackStore(runtime.database)
+    reviews = Reviews(runtime.database)
 
     @router.get("/reviews")
     async def count_reviews(_: actor) -> dict[str, Any]:
@@ -70,21 +69,12 @@ def data_routes(runtime: Runtime) -> APIRouter:
     @router.post("/reviews/{completion_id}")
     async def decide(completion_id: str, body: DecisionBody, _: actor) -> dict[str, Any]:
         """Close an item. An edit becomes a correction."""
-        given = None
+        correction = None
         if body.decision is Decision.EDIT:
-            known = await asyncio.to_thread(runtime.traffic.known, completion_id)
-            if known is None:
-                raise NotFoundError(f"No completion {completion_id!r} is on record.", code="completion_not_found")
-            await asyncio.to_thread(reviews.check, completion_id, body.reviewer)
-            correction = FeedbackBody(key="correction", completion_id=completion_id, text=body.text)
-            given = await asyncio.to_thread(store.give, correction, known, Annotator(id=body.reviewer))
-        feedback = given.row.id if given else None
-        row = await asyncio.to_thread(reviews.decide, completion_id, body.decision, body.reviewer, feedback)
-        return {
-            "completion_id": row.completion_id,
-            "state": row.state,
-            "feedback": as_json(given.row) if given else None,
-        }
+            correction = await correct(runtime, completion_id, body)
+        row = await asyncio.to_thread(reviews.decide, completion_id, body.decision, body.reviewer, correction)
+        feedback = as_json(correction) if correction else None
+        return {"completion_id": row.completion_id, "state": row.state, "feedback": feedback}
 
     @router.get(
         "/feedback/export", response_model=None, responses={200: {"content": {ROWS: {"schema": {"type": "string"}}}}}
@@ -126,6 +116,15 @@ def data_routes(runtime: Runtime) -> APIRouter:
         return {"deleted": await asyncio.to_thread(runtime.traffic.forget, conversation_id, who)}
 
     return router
+
+
+async def correct(runtime: Runtime, completion: str, decision: DecisionBody) -> FeedbackRow:
+    """The correction that an edit is; it is added with the decision."""
+    known = await asyncio.to_thread(runtime.traffic.known, completion)
+    if known is None:
+        raise NotFoundError(f"No completion {completion!r} is on record.", code="completion_not_found")
+    body = FeedbackBody(key="correction", completion_id=completion, text=decision.text)
+    return new_row(body, known, Annotator(id=decision.reviewer))
 
 
 def shown(item: Item) -> dict[str, Any]:

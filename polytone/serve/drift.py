@@ -9,7 +9,7 @@ nothing is seen twice or lost, whichever replica goes on, and after whatever res
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
@@ -22,14 +22,14 @@ from sqlalchemy.orm import Session, aliased
 from polytone.contract.errors import NotFoundError
 
 from .database import aware, insert_for, now, reading, writing
+from .detectors import expected_chance_alarms
 from .drift_words import describe_change
 from .embedding import DIMENSION
 from .metrics import Metrics
 from .profile import Profile, Profiles
 from .registry import note
 from .replies import digest
-from .reviews import Reason
-from .reviews import add as add_review
+from .reviews import Reason, queue_for_review
 from .tables import AnswerRow, DriftAlarmRow, DriftRow, FeedbackRow
 from .watch import PROMPTS, REPLIES, THUMBS_DOWN, ScalarWatch, Standing, VectorWatch, Watch, watch_from_json
 
@@ -203,7 +203,7 @@ class Drift:
             if watch.since is not None and standing_alarm(session, book.version, signal) is None:
                 self._alarm(session, book, watch)
         self._metrics.drift_expected_false_alarms_total.labels(*labels(book.version)).inc(
-            book.observations / self._run_length
+            expected_chance_alarms(book.observations, self._run_length)
         )
 
     def _show(self, version: str, watch: Watch) -> None:
@@ -221,7 +221,7 @@ class Drift:
         }
         session.add(DriftAlarmRow(version=book.version, signal=watch.signal, at=now(), details=details))
         for completion in examples:
-            add_review(session, completion, book.version.partition("@")[0], Reason.DRIFT)
+            queue_for_review(session, completion, book.version.partition("@")[0], Reason.DRIFT)
         self._metrics.drift_alarms_total.labels(*labels(book.version), watch.signal).inc()
         log.warning("%s: %s", book.version, details["words"])
 
@@ -317,14 +317,3 @@ def frozen_siblings(database: Engine, version: str, now_there: list[str]) -> lis
             session.execute(insert_for(session)(DriftRow).values(**values).on_conflict_do_nothing())
             row = session.get_one(DriftRow, (version, SIBLINGS))
     return list(row.state["versions"])
-
-
-@contextlib.asynccontextmanager
-async def watching(drift: Drift) -> AsyncIterator[None]:
-    """Work while the block runs, and once more at its end."""
-    task = asyncio.create_task(drift.run())
-    try:
-        yield
-    finally:
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)

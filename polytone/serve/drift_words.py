@@ -5,7 +5,7 @@ from typing import Any
 from sqlalchemy import Engine, select
 
 from .database import aware, reading
-from .detectors import Sequential, smallest_change
+from .detectors import Sequential, expected_chance_alarms, smallest_change
 from .signals import words_of
 from .tables import DriftAlarmRow, DriftRow
 from .watch import ENOUGH, TWO_SIDED, WARM_UP, WARM_UP_OF, ScalarWatch, Standing, Watch, watch_from_json
@@ -110,11 +110,12 @@ def report(database: Engine, version: str | None = None) -> list[dict[str, Any]]
 
 
 def version_json(version: str, signals: list[dict[str, Any]]) -> dict[str, Any]:
+    by_chance = sum(expected_chance_alarms(one["observations"], one["run_length"]) for one in signals)
     return {
         "version": version,
         "adapter": version.partition("@")[0],
         "state": worst(signals),
-        "expected_chance_alarms": round(sum(one["observations"] / one["run_length"] for one in signals), 4),
+        "expected_chance_alarms": round(by_chance, 4),
         "signals": signals,
     }
 

@@ -7,13 +7,13 @@ from typing import Any, TypeVar
 
 from fastapi import Request
 
+from .capture import Captured, Known
 from .database import now
 from .engine import Body, EngineError
 from .keys import Key
 from .openai_request import RequestLimits
 from .replies import completion_id
 from .runtime import Runtime
-from .traffic import Captured, Known
 from .voices import Held, Route
 
 CLIENT_LEFT = 499

@@ -9,11 +9,12 @@ from fastapi import APIRouter, Depends, Query, Request
 
 from polytone.contract.errors import NotFoundError
 
+from .capture import Known
 from .database import in_utc
-from .feedback import Annotator, FeedbackBody, FeedbackStore, as_json
+from .feedback import FeedbackStore, as_json
+from .feedback_body import Annotator, FeedbackBody
 from .keys import Key, Kind
 from .runtime import Runtime
-from .traffic import Known
 
 ANYONE = Annotator(id="anyone on this machine")
 ELSEWHERE_SECONDS = 2.0

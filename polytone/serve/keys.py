@@ -15,8 +15,9 @@ from sqlalchemy.exc import IntegrityError
 from polytone.contract.errors import ConflictError, DeniedError, NotFoundError
 from polytone.contract.home import check_name
 
-from .database import KeyRow, aware, now, reading, writing
+from .database import aware, now, reading, writing
 from .registry import note
+from .tables import KeyRow
 
 
 class Kind(StrEnum):

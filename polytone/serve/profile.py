@@ -16,10 +16,10 @@ from polytone.contract.errors import PolytoneError
 from polytone.contract.home import Home
 from polytone.contract.reference import ReferenceRow, read_reference
 
+from .capture import Measured
 from .embedding import Embedding
 from .signals import asked_of, measure
 from .tone import Tone, learn
-from .traffic import Measured
 
 log = logging.getLogger(__name__)
 

@@ -14,7 +14,8 @@ from sqlalchemy.orm import Session
 from polytone.contract.errors import CheckError, ConflictError, InputError, NotFoundError
 from polytone.contract.home import check_name, split_version
 
-from .database import AuditRow, RolloutRow, VersionRow, aware, reading, writing
+from .database import aware, reading, writing
+from .tables import AuditRow, RolloutRow, VersionRow
 
 PUBLISHED, RETIRED = "published", "retired"
 MAX_PARTS = 16

@@ -5,7 +5,8 @@ from datetime import timedelta
 
 from sqlalchemy import Engine, delete, select
 
-from .database import ReplicaRow, ResidencyRow, aware, now, reading, writing
+from .database import aware, now, reading, writing
+from .tables import ReplicaRow, ResidencyRow
 
 ALIVE = timedelta(seconds=30)
 FORGOTTEN = timedelta(hours=1)

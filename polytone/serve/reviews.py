@@ -67,8 +67,10 @@ class Reviews:
             )
             return Item(row, answer, tuple(said), row.leased_until)
 
-    def decide(self, completion: str, decision: Decision, reviewer: str, feedback: str | None = None) -> ReviewRow:
-        """Close an item.
+    def decide(
+        self, completion: str, decision: Decision, reviewer: str, correction: FeedbackRow | None = None
+    ) -> ReviewRow:
+        """Close an item, and add the correction that an edit is, in one.
 
         Raises:
             NotFoundError: `review_not_found`.
@@ -76,14 +78,11 @@ class Reviews:
         """
         with writing(self._engine) as session:
             row = decidable(session, completion, reviewer)
+            if correction is not None:
+                session.add(correction)
+                row.feedback_id = correction.id
             row.state, row.decided_at, row.decided_by = STATES[decision], now(), reviewer
-            row.feedback_id = feedback
             return row
-
-    def check(self, completion: str, reviewer: str) -> None:
-        """Whether `decide` would go through now; raises as it does."""
-        with reading(self._engine) as session:
-            decidable(session, completion, reviewer)
 
     def counts(self) -> dict[tuple[str, str], int]:
         """(state, reason) -> how many."""
@@ -148,10 +147,12 @@ def ask_for_review(session: Session, given: FeedbackRow) -> None:
     )
     disagree = any(value != given.value for value in others)
     if disagree or given.value == "down":
-        add(session, given.target_id, given.adapter, Reason.DISAGREEMENT if disagree else Reason.THUMBS_DOWN)
+        queue_for_review(
+            session, given.target_id, given.adapter, Reason.DISAGREEMENT if disagree else Reason.THUMBS_DOWN
+        )
 
 
-def add(session: Session, completion: str, adapter: str, reason: Reason) -> None:
+def queue_for_review(session: Session, completion: str, adapter: str, reason: Reason) -> None:
     """Put an answer into the queue once, whoever else does it at the same time."""
     values = {"completion_id": completion, "adapter": adapter, "reason": reason.value, "state": OPEN, "added_at": now()}
     session.execute(insert_for(session)(ReviewRow).values(**values).on_conflict_do_nothing())

@@ -17,14 +17,15 @@ from polytone.contract.errors import PolytoneError
 from polytone.contract.home import Home
 
 from .admission import Admission
-from .drift import Drift, watching
+from .background import stop_task, working
+from .drift import Drift
 from .engine import Engine
 from .keys import Keyring, KeyStore
 from .metrics import Metrics
 from .openai_request import RequestLimits
 from .registry import Registry
 from .replicas import Replicas
-from .traffic import Traffic, writing_traffic
+from .traffic import Traffic
 from .voices import Voices
 
 log = logging.getLogger(__name__)
@@ -169,19 +170,11 @@ class Runtime:
 @contextlib.asynccontextmanager
 async def running(runtime: Runtime) -> AsyncIterator[None]:
     """Run the runtime while the block does, and end everything it started after."""
-    task = asyncio.create_task(runtime.run())
     try:
-        async with writing_traffic(runtime.traffic), watching(runtime.drift):
+        async with working(runtime.run()), runtime.traffic.writing(), working(runtime.drift.run()):
             yield
     finally:
-        await stop_task(task)
         await runtime.close()
-
-
-async def stop_task(task: "asyncio.Task[None]") -> None:
-    """Cancel and wait. Who is cancelled while waiting here stays cancelled: suppressing that hung a shutdown."""
-    task.cancel()
-    await asyncio.gather(task, return_exceptions=True)
 
 
 def replica_name() -> str:

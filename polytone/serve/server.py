@@ -16,6 +16,7 @@ from polytone.contract.home import remove_leftovers
 
 from .admission import Admission
 from .app import create_app
+from .capture import Policies
 from .database import open_database
 from .drift import Drift, frozen_siblings
 from .embedding import token_embedding
@@ -29,7 +30,7 @@ from .registry import Registry
 from .replicas import Replicas
 from .runtime import Runtime, ServerLimits
 from .settings import Settings
-from .traffic import Policies, Traffic
+from .traffic import Traffic
 from .vllm_engine import VllmEngine, VllmOptions
 from .voices import Limits, Voices
 

@@ -1,14 +1,99 @@
-"""Tables of what happened: answers, feedback on them, what waits for review, and what the drift detectors know."""
+"""The tables: what should be served and what is, keys, answers, feedback, reviews, and the drift detectors' state."""
 
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import JSON, DateTime, Index, LargeBinary, String, Text, UniqueConstraint
-from sqlalchemy.orm import Mapped, mapped_column
+from sqlalchemy import JSON, DateTime, ForeignKey, Index, LargeBinary, String, Text, UniqueConstraint
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-from .database import Table, now
+from .database import now
 
 MAYBE_JSON = JSON(none_as_null=True)
+
+
+class Table(DeclarativeBase):
+    pass
+
+
+class VersionRow(Table):
+    """A version that replicas should hold (`published`) or let go (`retired`)."""
+
+    __tablename__ = "versions"
+
+    id: Mapped[str] = mapped_column(String(80), primary_key=True)
+    name: Mapped[str] = mapped_column(String(63), index=True)
+    state: Mapped[str] = mapped_column(String(16))
+    published_at: Mapped[datetime] = mapped_column(DateTime(timezone=True), default=now)
+
+
+class RolloutRow(Table):
+    """Who answers for a voice. The highest generation counts; no parts means nobody does.
+
+    `parts` is a list of [version, weight]; `previous` is the generation a rollback goes back to.
+    """
+
+    __tablename__ = "rollouts"
+    __table_args__ = (UniqueConstraint("voice", "generation"),)
+
+    id: Mapped[int] = mapped_column(primary_key=True, autoincrement=True)
+    voice: Mapped[str] = mapped_column(String(63))
+    generation: Mapped[int]
+    parts: Mapped[list[Any]] = mapped_column(JSON)
+    previous: Mapped[int | None]
+    created_at: Mapped[datetime] = mapped_column(DateTime(timezone=True), default=now)
+
+
+class AuditRow(Table):
+    """Who changed what, when, from what to what. Rows are only ever added."""
+
+    __tablename__ = "audit"
+
+    id: Mapped[int] = mapped_column(primary_key=True, autoincrement=True)
+    at: Mapped[datetime] = mapped_column(DateTime(timezone=True), default=now)
+    actor: Mapped[str] = mapped_column(String(120))
+    action: Mapped[str] = mapped_column(String(32))
+    target: Mapped[str] = mapped_column(String(120), index=True)
+    before: Mapped[Any] = mapped_column(JSON, nullable=True)
+    after: Mapped[Any] = mapped_column(JSON, nullable=True)
+
+
+class KeyRow(Table):
+    """An API key: only a hash of its secret is kept."""
+
+    __tablename__ = "keys"
+
+    id: Mapped[str] = mapped_column(String(16), primary_key=True)
+    name: Mapped[str] = mapped_column(String(63), unique=True)
+    kind: Mapped[str] = mapped_column(String(16))
+    secret_sha256: Mapped[str] = mapped_column(String(64))
+    adapters: Mapped[list[str] | None] = mapped_column(JSON)
+    requests_per_minute: Mapped[int | None]
+    tokens_per_minute: Mapped[int | None]
+    concurrent_requests: Mapped[int | None]
+    created_at: Mapped[datetime] = mapped_column(DateTime(timezone=True), default=now)
+    expires_at: Mapped[datetime | None] = mapped_column(DateTime(timezone=True))
+    revoked_at: Mapped[datetime | None] = mapped_column(DateTime(timezone=True))
+
+
+class ReplicaRow(Table):
+    """A running server, when it was last heard from, and the generation of the rollout it answers each voice with."""
+
+    __tablename__ = "replicas"
+
+    name: Mapped[str] = mapped_column(String(64), primary_key=True)
+    seen_at: Mapped[datetime] = mapped_column(DateTime(timezone=True), default=now)
+    routes: Mapped[dict[str, int]] = mapped_column(JSON, default=dict)
+
+
+class ResidencyRow(Table):
+    """What a replica says of a version: loading, ready, draining or failed, and why."""
+
+    __tablename__ = "residency"
+
+    replica: Mapped[str] = mapped_column(ForeignKey("replicas.name", ondelete="CASCADE"), primary_key=True)
+    version: Mapped[str] = mapped_column(String(80), primary_key=True)
+    state: Mapped[str] = mapped_column(String(16))
+    reason: Mapped[str | None] = mapped_column(Text)
 
 
 class AnswerRow(Table):

@@ -1,29 +1,25 @@
-"""Every answer leaves a row. It is written off the request path: the request only puts a record into a bounded queue.
-
-A row's content follows the policy of its voice: texts, their hashes, or neither.
-"""
+"""Every answer leaves a row, written off the request path: the request only puts a record into a bounded queue."""
 
 import asyncio
 import contextlib
-import json
 import logging
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import AsyncIterator
+from dataclasses import replace
 from datetime import datetime, timedelta
-from enum import StrEnum
 from typing import Any
 
 from sqlalchemy import Engine, delete, or_, select
 from sqlalchemy.exc import OperationalError, SQLAlchemyError
 from sqlalchemy.orm import Session
 
+from .background import working
+from .capture import Captured, Known, Measure, Policies, name_kept, row_of
 from .database import insert_for, now, reading, writing
-from .engine import Body
 from .metrics import Metrics
 from .registry import note
-from .replies import digest, reply_of_events, reply_of_response, text_of
+from .replies import digest
 from .tables import AnswerRow, FeedbackRow, ReviewRow
 
 log = logging.getLogger(__name__)
@@ -32,70 +28,7 @@ FLUSH_SECONDS = 0.2
 RETRY_SECONDS = 2.0
 CLEANING_SECONDS = 3600.0
 BATCH = 500
-PROMPT_FIELDS = ("messages", "prompt")
-CONTENT = frozenset({*PROMPT_FIELDS, "model", "user", "tools", "metadata"})
-NUMBERS = frozenset({
-    "temperature", "top_p", "top_k", "min_p", "seed", "n", "max_tokens", "max_completion_tokens", "min_tokens",
-    "presence_penalty", "frequency_penalty", "repetition_penalty", "stream", "ignore_eos",
-})  # fmt: skip
 MOST_BYTES = 256 << 20
-
-
-class Policy(StrEnum):
-    """What of an answer's content is kept: the texts, hashes by which a text is found again, or neither."""
-
-    FULL = "full"
-    HASHED = "hashed"
-    NONE = "none"
-
-
-@dataclass(frozen=True)
-class Policies:
-    """The content policy of each voice."""
-
-    usual: Policy = Policy.FULL
-    of: Mapping[str, Policy] = field(default_factory=dict)
-
-    def for_voice(self, adapter: str) -> Policy:
-        return self.of.get(adapter, self.usual)
-
-
-@dataclass(frozen=True)
-class Known:
-    """Whose answer a completion id names, and the conversation it is part of."""
-
-    adapter: str
-    version: str
-    conversation: str | None = None
-
-
-@dataclass(frozen=True)
-class Captured:
-    """One answer as it left the server, not looked into yet: the engine's response or the events of its stream."""
-
-    id: str
-    at: datetime
-    known: Known
-    base: str
-    key: str | None
-    status: int
-    request: Body
-    answer: Body | list[str]
-    usage: tuple[int, int]
-    first_token_seconds: float | None
-    seconds: float
-    bytes: int = 0
-
-
-@dataclass(frozen=True)
-class Measured:
-    """What the drift detectors need of an answer: signals in [0, 1] by name, and two embeddings as bytes."""
-
-    signals: dict[str, float]
-    vectors: bytes
-
-
-Measure = Callable[[str, Any, str, str | None, int], Measured]
 
 
 class Traffic:
@@ -154,7 +87,7 @@ class Traffic:
         blocks."""
         for known in reversed(list(self._pending.values())):
             if known.conversation == name and (adapters is None or known.adapter in adapters):
-                return replace(known, conversation=self._name_kept(known))
+                return replace(known, conversation=name_kept(name, self._policies.for_voice(known.adapter)))
         with reading(self._database) as session:
             wanted = select(AnswerRow).where(AnswerRow.conversation.in_((name, digest(name))))
             if adapters is not None:
@@ -162,9 +95,14 @@ class Traffic:
             row = session.scalar(wanted.order_by(AnswerRow.at.desc()).limit(1))
             return Known(row.adapter, row.version, row.conversation) if row is not None else None
 
-    def _name_kept(self, known: Known) -> str | None:
-        full = self._policies.for_voice(known.adapter) is Policy.FULL
-        return known.conversation if full or known.conversation is None else digest(known.conversation)
+    @contextlib.asynccontextmanager
+    async def writing(self) -> AsyncIterator[None]:
+        """Write while the block runs, and the rest after it."""
+        try:
+            async with working(self.run()):
+                yield
+        finally:
+            await self.close()
 
     async def run(self) -> None:
         """Write what is queued, again and again, until cancelled. An outage of the database only delays it."""
@@ -221,7 +159,8 @@ class Traffic:
     def _write(self, batch: list[Captured]) -> None:
         """All at once; if the database takes offence at one, each for itself, and that one is dropped."""
         try:
-            self._insert([self._row(captured) for captured in batch])
+            policies = (self._policies.for_voice(captured.known.adapter) for captured in batch)
+            self._insert([row_of(*one, self._measure) for one in zip(batch, policies, strict=True)])
         except OperationalError:
             raise
         except Exception:
@@ -235,53 +174,6 @@ class Traffic:
     def _insert(self, rows: list[dict[str, Any]]) -> None:
         with writing(self._database) as session:  # one that was written before an error came back is written once
             session.execute(insert_for(session)(AnswerRow).on_conflict_do_nothing(), rows)
-
-    def _row(self, captured: Captured) -> dict[str, Any]:
-        known, request = captured.known, captured.request
-        policy = self._policies.for_voice(known.adapter)
-        of = reply_of_response if isinstance(captured.answer, dict) else reply_of_events
-        reply, finish_reason = of(captured.answer)  # type: ignore[arg-type]
-        prompt = next((request[name] for name in PROMPT_FIELDS if name in request), None)
-        measured = self._measured(captured, prompt, text_of(reply), finish_reason)
-        full, hashed = policy is Policy.FULL, policy is Policy.HASHED
-        return {
-            "id": captured.id,
-            "at": captured.at,
-            "conversation": self._name_kept(known),
-            "adapter": known.adapter,
-            "version": known.version,
-            "base": captured.base,
-            "key": captured.key,
-            "policy": policy.value,
-            "status": captured.status,
-            "parameters": {k: v for k, v in request.items() if (full and k not in CONTENT) or k in NUMBERS},
-            "prompt": prompt if full else None,
-            "reply": reply if full else None,
-            "prompt_sha256": digest(json.dumps(prompt, sort_keys=True)) if full or hashed else None,
-            "reply_sha256": digest(text_of(reply)) if full or hashed else None,
-            "prompt_tokens": captured.usage[0],
-            "completion_tokens": captured.usage[1],
-            "finish_reason": finish_reason,
-            "first_token_seconds": captured.first_token_seconds,
-            "seconds": captured.seconds,
-            "signals": measured.signals if measured else None,
-            "vectors": measured.vectors if measured and policy is not Policy.NONE else None,
-            "observed": measured is None,
-        }
-
-    def _measured(self, captured: Captured, prompt: Any, reply: str, finish_reason: str | None) -> Measured | None:
-        """Only whole chat answers in words are measured: one that was broken off says nothing of the voice, a call of a
-        tool has no words, and of several choices the tokens are not known apart."""
-        request = captured.request
-        if self._measure is None or captured.status != 200 or not isinstance(request.get("messages"), list):
-            return None
-        if finish_reason == "tool_calls" or request.get("n") not in (None, 1):
-            return None
-        try:
-            return self._measure(captured.known.version, prompt, reply, finish_reason, captured.usage[1])
-        except Exception:  # one odd answer must not hold up all others
-            log.exception("%s could not be measured", captured.id)
-            return None
 
     async def _clean(self) -> None:
         if self._keep_days is None or time.monotonic() - self._cleaned < CLEANING_SECONDS:
@@ -300,15 +192,3 @@ def delete_answers(session: Session, which: Any) -> int:
         session.execute(wanted.execution_options(synchronize_session=False))
     done = session.execute(delete(AnswerRow).where(which).execution_options(synchronize_session=False))
     return int(getattr(done, "rowcount", 0))
-
-
-@contextlib.asynccontextmanager
-async def writing_traffic(traffic: Traffic) -> AsyncIterator[None]:
-    """Write while the block runs, and the rest after it."""
-    task = asyncio.create_task(traffic.run())
-    try:
-        yield
-    finally:
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
-        await traffic.close()

@@ -7,8 +7,9 @@ from typing import Any, Self
 
 import numpy as np
 
-from .detectors import LONG, Sequential, Windows, nearest_to_change, upper_bound, upper_rate_bound
+from .detectors import Sequential, upper_bound, upper_rate_bound
 from .embedding import DIMENSION
+from .windows import LONG, Windows, nearest_to_change
 
 TWO_SIDED = frozenset({"prompt_length", "reply_length"})
 THUMBS_DOWN = "thumbs_down"

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
-from transformers import PrinterCallback
 from trl import KTOConfig, KTOTrainer
 
 from polytone.contract.errors import InputError
@@ -18,7 +17,7 @@ from polytone.contract.rows import Conversation, RowFile, Verdict, read_conversa
 
 from .data import IGNORED, Row, split, tokenize, tokenize_verdicts
 from .recipe import Recipe
-from .training import Prepared, Recorder, describe_data, exact_adapter, shared_arguments
+from .training import Prepared, Recorder, build_trainer, describe_data, shared_arguments
 
 # Equation 8 of the paper: the weighted good rows to the weighted bad ones lie between 1 and 4/3.
 LEAST_BALANCE, LARGEST_BALANCE = 1.0, 4 / 3
@@ -161,17 +160,7 @@ def kto_trainer(model: Any, tokenizer: Any, prepared: Prepared, recipe: Recipe, 
         undesirable_weight=undesirable,
         train_sampling_strategy="sequential",
     )
-    with exact_adapter(model):
-        trainer = TokenizedKTOTrainer(
-            model=model,
-            args=config,
-            train_dataset=prepared.train,
-            eval_dataset=prepared.watched,
-            processing_class=tokenizer,
-            callbacks=[recorder],
-        )
-    trainer.remove_callback(PrinterCallback)
-    return trainer
+    return build_trainer(TokenizedKTOTrainer, model, config, tokenizer, prepared, recorder)
 
 
 def balance(good: int, bad: int) -> tuple[float, float]:

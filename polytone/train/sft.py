@@ -6,7 +6,6 @@ TRL's SFTTrainer with PEFT on a bitsandbytes NF4 base (QLoRA, Dettmers et al. 20
 from typing import Any
 
 from datasets import Dataset
-from transformers import PrinterCallback
 from trl import SFTConfig
 
 from polytone.contract.rows import read_conversations
@@ -14,7 +13,7 @@ from polytone.contract.rows import read_conversations
 from .cpu_loss import trainer_class
 from .data import Row, split, tokenize
 from .recipe import Recipe
-from .training import Prepared, Recorder, describe_data, exact_adapter, shared_arguments
+from .training import Prepared, Recorder, build_trainer, describe_data, shared_arguments
 
 
 def prepare_conversations(recipe: Recipe, tokenizer: Any) -> Prepared:
@@ -51,14 +50,4 @@ def sft_trainer(model: Any, tokenizer: Any, prepared: Prepared, recipe: Recipe, 
         packing=False,
         train_sampling_strategy="group_by_length",
     )
-    with exact_adapter(model):
-        trainer = trainer_class(model.config)(
-            model=model,
-            args=config,
-            train_dataset=prepared.train,
-            eval_dataset=prepared.watched,
-            processing_class=tokenizer,
-            callbacks=[recorder],
-        )
-    trainer.remove_callback(PrinterCallback)
-    return trainer
+    return build_trainer(trainer_class(model.config), model, config, tokenizer, prepared, recorder)

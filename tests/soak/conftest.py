@@ -1,11 +1,14 @@
 """A home of its own for every soak test: the tiny base and its voices, no database yet."""
 
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from polytone.contract.home import Home
+from polytone.serve.database import open_database
+from polytone.serve.registry import Registry
 
 from ..conftest import TinyHome
 
@@ -17,3 +20,11 @@ def mine(tiny: TinyHome, tmp_path: Path) -> TinyHome:
     home.bases.symlink_to(tiny.home.bases)
     shutil.copytree(tiny.home.adapters, home.adapters)
     return TinyHome(home, tiny.base, tiny.voices)
+
+
+@pytest.fixture
+def registry(mine: TinyHome) -> Iterator[Registry]:
+    """What an operator's commands change, beside the server."""
+    database = open_database(mine.home.database_url)
+    yield Registry(database)
+    database.dispose()

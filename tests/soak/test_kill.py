@@ -38,12 +38,10 @@ def process_named(server: Process, word: str) -> psutil.Process:
     raise AssertionError(f"no {word} among {[child.cmdline() for child in server.children()]}")
 
 
-async def test_a_killed_engine_takes_no_one_with_it(mine: TinyHome, tmp_path: Path) -> None:
+async def test_a_killed_engine_takes_no_one_with_it(mine: TinyHome, registry: Registry, tmp_path: Path) -> None:
     """Mid-stream and mid-load, ten times; what was ready before is ready again. On a CPU it is one process."""
     versions = [manifest.version for manifest in mine.voices.values()]
     extra = [restamped(mine.home, mine.voices["acme"], number, "extra").version for number in range(KILLS)]
-    database = open_database(mine.home.database_url)
-    registry = Registry(database)
     with served(mine.home.root, tmp_path / "log", POLYTONE_BASE="tiny") as server:
         server.until_ready()
         for version in versions:
@@ -72,7 +70,6 @@ async def test_a_killed_engine_takes_no_one_with_it(mine: TinyHome, tmp_path: Pa
             assert {voice: set(rollout.versions) for voice, rollout in desired.rollouts.items()} == {
                 version.partition("@")[0]: {version} for version in versions
             }
-    database.dispose()
 
 
 async def answers(client: httpx.AsyncClient, versions: list[str]) -> bool:
@@ -220,12 +217,12 @@ def check_whole(home: Home) -> None:
     database.dispose()
 
 
-async def test_a_promoted_version_answers_within_two_seconds(mine: TinyHome, tmp_path: Path) -> None:
+async def test_a_promoted_version_answers_within_two_seconds(
+    mine: TinyHome, registry: Registry, tmp_path: Path
+) -> None:
     """The replica's loop: from the change in the database to the first answer of the version that was promoted."""
     source = mine.voices["acme"]
     versions = [source.version, restamped(mine.home, source, 1).version]
-    database = open_database(mine.home.database_url)
-    registry = Registry(database)
     with served(mine.home.root, tmp_path / "log", POLYTONE_BASE="tiny") as server:
         server.until_ready()
         for version in versions:
@@ -242,4 +239,3 @@ async def test_a_promoted_version_answers_within_two_seconds(mine: TinyHome, tmp
                 slowest = max(slowest, time.monotonic() - began)
         print(f"the slowest of 10 promotes answered after {slowest:.2f} s")
         assert slowest <= 2
-    database.dispose()

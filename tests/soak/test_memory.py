@@ -9,6 +9,8 @@ import httpx
 import psutil
 import pytest
 
+from polytone.serve.registry import Registry
+
 from ..conftest import Process, TinyHome, polytone, served
 from .marked import ask, restamped, state_of, until
 
@@ -25,15 +27,12 @@ def engine_memory(server: Process) -> int:
     return sum(child.memory_full_info().uss for child in server.children())
 
 
-async def test_two_hundred_versions_come_and_go_and_leave_no_memory_behind(mine: TinyHome, tmp_path: Path) -> None:
-    from polytone.serve.database import open_database
-    from polytone.serve.registry import Registry
-
+async def test_two_hundred_versions_come_and_go_and_leave_no_memory_behind(
+    mine: TinyHome, registry: Registry, tmp_path: Path
+) -> None:
     made = [restamped(mine.home, mine.voices["acme"], number, "memo").version for number in range(VERSIONS + WARM)]
     with served(mine.home.root, tmp_path / "log", POLYTONE_BASE="tiny", POLYTONE_POLL_SECONDS="0.05") as server:
         server.until_ready()
-        database = open_database(mine.home.database_url)
-        registry = Registry(database)
         async with httpx.AsyncClient(base_url=server.url, timeout=60) as client:
 
             async def come_and_go(version: str) -> None:
@@ -54,7 +53,6 @@ async def test_two_hundred_versions_come_and_go_and_leave_no_memory_behind(mine:
             assert after <= before * 1.05
             text = (await client.get("/metrics")).text
             assert "polytone_adapters_resident 0.0" in text
-        database.dispose()
 
 
 async def is_(client: httpx.AsyncClient, version: str, state: str) -> bool:

@@ -2,7 +2,7 @@
 
 from alembic import context
 
-from polytone.serve.database import Table
+from polytone.serve.tables import Table
 
 context.configure(connection=context.config.attributes["connection"], target_metadata=Table.metadata)
 with context.begin_transaction():
