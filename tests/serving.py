@@ -1,6 +1,8 @@
 """A running app over the double, for the tests of the server."""
 
 import asyncio
+import hashlib
+import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -10,6 +12,7 @@ from typing import Any
 import httpx
 import numpy as np
 from fastapi import FastAPI
+from sqlalchemy import create_engine, text
 
 from polytone.contract.base import Base
 from polytone.contract.home import Home
@@ -88,6 +91,20 @@ async def eventually(condition: Any, seconds: float = 5.0) -> None:
             await asyncio.sleep(0.005)
 
 
+def database_url(home: Home) -> str:
+    """SQLite in the home; with `POLYTONE_TEST_POSTGRESQL`, a database of its own on that server."""
+    server = os.environ.get("POLYTONE_TEST_POSTGRESQL")
+    if server is None:
+        return home.database_url
+    name = f"polytone_{hashlib.sha256(str(home.root).encode()).hexdigest()[:16]}"
+    engine = create_engine(server, isolation_level="AUTOCOMMIT")
+    with engine.connect() as connection:
+        if not connection.scalar(text("SELECT count(*) FROM pg_database WHERE datname = :name"), {"name": name}):
+            connection.execute(text(f"CREATE DATABASE {name}"))
+    engine.dispose()
+    return engine.url.set(database=name).render_as_string(hide_password=False)
+
+
 def embed_by_letters(texts: list[str]) -> Any:
     """How often each letter comes: a real embedding, if a crude one, that needs no base."""
     counts = np.array([[text.lower().count(chr(97 + i % 26)) for i in range(DIMENSION)] for text in texts], float)
@@ -110,7 +127,7 @@ async def serving(
     base = make_base(home)
     engine = FakeEngine(base.id, step_seconds)
     metrics = Metrics()
-    database = open_database(home.database_url)
+    database = open_database(database_url(home))
     keys = KeyStore(database)
     profiles = Profiles(home, lambda: embed_by_letters, lambda version: frozen_siblings(database, version, []))
     runtime = Runtime(

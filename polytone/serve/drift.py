@@ -21,6 +21,7 @@ from sqlalchemy.orm import Session, aliased
 
 from polytone.contract.errors import NotFoundError
 
+from .background import in_thread
 from .database import aware, insert_for, now, reading, writing
 from .detectors import expected_chance_alarms
 from .drift_words import describe_change
@@ -69,13 +70,13 @@ class Drift:
     async def run(self) -> None:
         """Work through new answers until cancelled."""
         with contextlib.suppress(SQLAlchemyError):
-            await asyncio.to_thread(self.show_all)
+            await in_thread(self.show_all)
         pause = TICK_SECONDS
         while True:
             await asyncio.sleep(pause)
             pause = TICK_SECONDS
             try:
-                pause = 0 if await asyncio.to_thread(self.tick) else TICK_SECONDS
+                pause = 0 if await in_thread(self.tick) else TICK_SECONDS
             except SQLAlchemyError as error:
                 log.error("drift waits for the database: %s", type(error).__name__)
             except Exception:

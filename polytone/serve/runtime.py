@@ -17,7 +17,7 @@ from polytone.contract.errors import PolytoneError
 from polytone.contract.home import Home
 
 from .admission import Admission
-from .background import stop_task, working
+from .background import in_thread, stop_task, working
 from .drift import Drift
 from .engine import Engine
 from .keys import Keyring, KeyStore
@@ -137,8 +137,8 @@ class Runtime:
     async def _reconcile(self) -> str | None:
         """One step; returns what was wrong, if anything. What is in memory goes on without a database."""
         try:
-            desired = await asyncio.to_thread(self.registry.desired)
-            self.keyring.refresh(await asyncio.to_thread(self.keys.with_hashes))
+            desired = await in_thread(self.registry.desired)
+            self.keyring.refresh(await in_thread(self.keys.with_hashes))
             self.voices.reconcile(desired)
             await self._report()
         except SQLAlchemyError as error:
@@ -156,13 +156,13 @@ class Runtime:
         routes = {voice: rollout.generation for voice, rollout in self.voices.rollouts.items()}
         last, said = self._reported
         if (states, routes) != said or time.monotonic() - last > REPORT_SECONDS:
-            await asyncio.to_thread(self.replicas.report, replica_name(), states, routes)
+            await in_thread(self.replicas.report, replica_name(), states, routes)
             self._reported = (time.monotonic(), (states, routes))
 
     async def _report_while_starting(self) -> None:
         while True:
             with contextlib.suppress(SQLAlchemyError):
-                self.keyring.refresh(await asyncio.to_thread(self.keys.with_hashes))
+                self.keyring.refresh(await in_thread(self.keys.with_hashes))
                 await self._report()
             await asyncio.sleep(self.poll_seconds)
 

@@ -14,7 +14,7 @@ from sqlalchemy import Engine, delete, or_, select
 from sqlalchemy.exc import OperationalError, SQLAlchemyError
 from sqlalchemy.orm import Session
 
-from .background import working
+from .background import in_thread, working
 from .capture import Captured, Known, Measure, Policies, name_kept, row_of
 from .database import insert_for, now, reading, writing
 from .metrics import Metrics
@@ -123,7 +123,7 @@ class Traffic:
         async with self._flushing:
             for _ in range(-(-len(self._queue) // BATCH)):
                 batch = [self._queue[i] for i in range(min(BATCH, len(self._queue)))]
-                await asyncio.to_thread(self._write, batch)
+                await in_thread(self._write, batch)
                 for captured in batch:
                     self._queue.popleft()
                     self._queued_bytes -= captured.bytes
@@ -179,7 +179,7 @@ class Traffic:
         if self._keep_days is None or time.monotonic() - self._cleaned < CLEANING_SECONDS:
             return
         self._cleaned = time.monotonic()
-        gone = await asyncio.to_thread(self.delete_before, now() - timedelta(days=self._keep_days))
+        gone = await in_thread(self.delete_before, now() - timedelta(days=self._keep_days))
         if gone:
             log.info("%d answers were older than %g days and are deleted", gone, self._keep_days)
 
