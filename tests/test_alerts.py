@@ -55,7 +55,7 @@ def test_every_alert_says_what_to_do() -> None:
             assert set(rule["annotations"]) == {"summary", "description"}
 
 
-@pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool (Debian's package prometheus) is not installed")
+@pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not here (Debian: prometheus)")
 @pytest.mark.parametrize(
     "command", [("check", "rules", "rules.yaml"), ("test", "rules", "rules_test.yaml")], ids=" ".join
 )

@@ -171,7 +171,7 @@ class Runtime:
 async def running(runtime: Runtime) -> AsyncIterator[None]:
     """Run the runtime while the block does, and end everything it started after."""
     try:
-        async with working(runtime.run()), runtime.traffic.writing(), working(runtime.drift.run()):
+        async with working(runtime.run()), runtime.traffic.running(), working(runtime.drift.run()):
             yield
     finally:
         await runtime.close()

@@ -96,7 +96,7 @@ class Traffic:
             return Known(row.adapter, row.version, row.conversation) if row is not None else None
 
     @contextlib.asynccontextmanager
-    async def writing(self) -> AsyncIterator[None]:
+    async def running(self) -> AsyncIterator[None]:
         """Write while the block runs, and the rest after it."""
         try:
             async with working(self.run()):
