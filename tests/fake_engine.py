@@ -30,6 +30,8 @@ class FakeEngine:
         self.deaf = False  # one that hangs stays so for those who wait for it
         self.loads = 0
         self.load_seconds = 0.0
+        self.loads_in_order = True
+        self.refuses: str | None = None  # at the end of a load
         self.prove_seconds = 0.0
         self.proving: list[str] = []
         self.ids = count(1)
@@ -52,7 +54,12 @@ class FakeEngine:
         if not (folder / "adapter_model.safetensors").is_file():
             raise EngineError(f"{folder} is no adapter", code="adapter_refused", status=422)
         self.loads += 1
+        if self.loads_in_order:
+            self.loaded[version] = folder
         await asyncio.sleep(self.load_seconds)
+        if self.refuses is not None:
+            self.loaded.pop(version, None)
+            raise EngineError(self.refuses, code="adapter_refused", status=422)
         self.loaded[version] = folder
 
     async def unload(self, version: str) -> None:

@@ -61,11 +61,13 @@ def test_runs_cover_the_rows_of_adapters_and_no_others(adapters: list[int]) -> N
     rows=st.lists(st.tuples(st.integers(0, 3), st.integers(1, 90)), min_size=1, max_size=5),
     ranks=st.lists(st.integers(1, RANK), min_size=3, max_size=3),
     present=st.lists(st.booleans(), min_size=3, max_size=3),
+    halves=st.lists(st.booleans(), min_size=3, max_size=3),
 )
 def test_a_batch_gets_what_vllms_own_path_adds(
-    plans: Any, kernel: Any, rows: list[tuple[int, int]], ranks: list[int], present: list[bool]
+    plans: Any, kernel: Any, rows: list[tuple[int, int]], ranks: list[int], present: list[bool], halves: list[bool]
 ) -> None:
-    """Any order of adapters, with and without them, ranks of one to full, slices without a part.
+    """Any order of adapters, with and without them, ranks of one to full, slices without a part, and numbers that
+    bfloat16 holds beside such that it does not.
 
     vLLM's own path needs an empty slot at the end: it takes rows without an adapter for rows of the last slot's.
     """
@@ -78,16 +80,21 @@ def test_a_batch_gets_what_vllms_own_path_adds(
     a_stacked = tuple(torch.zeros(4, 1, RANK, INPUTS) for _ in OUTPUTS)
     b_stacked = tuple(torch.zeros(4, 1, columns, RANK) for columns in OUTPUTS)
     adapters = []
-    for slot, rank in enumerate(ranks):
-        parts_a: list[Any] = [torch.randn(rank, INPUTS) if there else None for there in present]
+    for slot, (rank, half) in enumerate(zip(ranks, halves, strict=True)):
+
+        def matrix(*shape: int, half: bool = half) -> Any:
+            return torch.randn(shape).bfloat16().float() if half else torch.randn(shape)
+
+        parts_a: list[Any] = [matrix(rank, INPUTS) if there else None for there in present]
         parts_b: list[Any] = [
-            torch.randn(columns, rank) if there else None for columns, there in zip(OUTPUTS, present, strict=True)
+            matrix(columns, rank) if there else None for columns, there in zip(OUTPUTS, present, strict=True)
         ]
         for number, (a, b) in enumerate(zip(parts_a, parts_b, strict=True)):
             if a is not None:
                 a_stacked[number][slot, 0, :rank] = a
                 b_stacked[number][slot, 0, :, :rank] = b
         adapters.append(plans.weights(parts_a, parts_b, OUTPUTS))
+        assert adapters[-1] is None or adapters[-1].a.dtype == (torch.bfloat16 if half else torch.float32)
     who = tuple(0 if number == 0 else 10 + number for number, count in rows for _ in range(count))
     mapping = LoRAMapping(who, who, is_prefill=True)
     x, y = torch.randn(len(who), INPUTS), torch.randn(len(who), sum(OUTPUTS))

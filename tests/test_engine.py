@@ -2,7 +2,9 @@
 
 import asyncio
 import json
+import shutil
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -115,6 +117,38 @@ async def test_seeds_repeat_answers_and_long_prompts_with_one_end_no_engine(engi
     for i, response in enumerate(together):
         again = await whole(engine, long, voices[i % 2])
         assert again["choices"][0]["message"]["content"] == response["choices"][0]["message"]["content"]
+
+
+async def test_what_is_asked_with_a_load_is_answered_by_it_or_ends_with_it(
+    engine: Engine, voices: list[str], tiny: TinyHome, tmp_path: Path
+) -> None:
+    """A load that failed within a step would end vLLM's engine; what was worked on then must not be found again in the
+    prefix cache when the version has been loaded after all."""
+    assert engine.loads_in_order
+    version, folder = voices[0], tiny.home.adapter_folder(voices[0])
+    words = " ".join(f"word{number}" for number in range(20))
+    question: Body = {"messages": [{"role": "user", "content": words}], "temperature": 0, "max_tokens": 12}
+    expected = (await whole(engine, question, version))["choices"][0]["message"]["content"]
+    await engine.unload(version)
+    broken = tmp_path / "broken"
+    shutil.copytree(folder, broken)
+    (broken / "adapter_model.safetensors").unlink()
+    for _ in range(2):
+        load, asked = await asked_with_load(engine, question, version, broken)
+        with pytest.raises(EngineError) as caught:
+            await load
+        assert caught.value.code == "adapter_refused"
+        await asyncio.gather(asked, return_exceptions=True)
+        assert engine.healthy()
+    load, asked = await asked_with_load(engine, question, version, folder)
+    assert (await asked)["choices"][0]["message"]["content"] == expected
+    await load
+
+
+async def asked_with_load(engine: Engine, request: Body, version: str, folder: Path) -> list[asyncio.Task[Any]]:
+    load = asyncio.create_task(engine.load(version, folder))
+    await asyncio.sleep(0)
+    return [load, asyncio.create_task(whole(engine, request, version))]
 
 
 async def test_bad_parameters_are_refused_with_400_and_the_field(engine: Engine) -> None:

@@ -293,6 +293,40 @@ async def test_nothing_is_answered_by_a_version_that_came_back_as_another(tmp_pa
         assert server.engine.running == 0
 
 
+async def test_an_answer_is_worked_on_with_the_load_and_leaves_after_the_proof(tmp_path: Path) -> None:
+    """A request for a sleeping voice once waited for a step of the engine more than it had to."""
+    async with serving(tmp_path, max_resident=1, max_batch=1) as server:
+        version = await asleep(server)
+        server.engine.load_seconds, server.engine.prove_seconds = 0.1, 0.4
+        server.engine.requests.clear()
+        asked = asyncio.create_task(server.chat("acme", stream=True))
+        await eventually(lambda: any("messages" in request for request in server.engine.requests))
+        assert server.runtime.voices.resident() == set()
+        await eventually(lambda: server.runtime.voices.resident() == {version})
+        assert not asked.done()
+        assert (await asked).headers["x-polytone-adapter"] == version
+
+
+async def test_an_engine_that_wants_to_be_waited_for_is_asked_after_the_load(tmp_path: Path) -> None:
+    async with serving(tmp_path, max_resident=1, max_batch=1) as server:
+        server.engine.loads_in_order = False
+        version = await asleep(server)
+        server.engine.load_seconds = 0.1
+        assert (await server.chat("acme")).json()["model"] == version
+
+
+async def test_an_answer_that_came_with_a_load_that_fails_never_leaves(tmp_path: Path) -> None:
+    async with serving(tmp_path, max_resident=1, max_batch=1) as server:
+        version = await asleep(server)
+        server.engine.load_seconds, server.engine.refuses = 0.1, "its disk failed"
+        answers = await asyncio.gather(*(server.chat("acme", stream=stream) for stream in (False, True)))
+        assert [answer.status_code for answer in answers] == [503, 503]
+        assert all("its disk failed" in answer.json()["error"]["message"] for answer in answers)
+        assert server.runtime.voices.resident() == set(server.engine.loaded) == set()
+        assert server.engine.running == 0
+        assert server.state(version) == "failed"
+
+
 async def test_a_client_that_leaves_during_a_load_leaves_no_uncounted_version(tmp_path: Path) -> None:
     async with serving(tmp_path, max_resident=1, max_batch=1) as server:
         version = await asleep(server)
@@ -302,6 +336,7 @@ async def test_a_client_that_leaves_during_a_load_leaves_no_uncounted_version(tm
         await eventually(lambda: server.engine.loads > loads)
         held.cancel()
         await asyncio.gather(held, return_exceptions=True)
-        assert set(server.engine.loaded) == server.runtime.voices.resident() == {version}
+        await eventually(lambda: server.runtime.voices.resident() == {version})
+        assert set(server.engine.loaded) == {version}
         assert (await server.chat("acme")).json()["model"] == version
         assert server.engine.loads == loads + 1

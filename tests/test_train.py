@@ -94,11 +94,11 @@ def test_dense_weights_are_the_nf4_values(tiny: TinyHome) -> None:
         assert not torch.allclose(original(ids).logits, dense(ids).logits, atol=1e-2)
 
 
-def test_a_run_leaves_a_whole_version_with_float32_weights_and_a_telling_fingerprint(tiny: TinyHome) -> None:
+def test_a_run_leaves_a_whole_version_with_bfloat16_weights_and_a_telling_fingerprint(tiny: TinyHome) -> None:
     manifest = tiny.voices["acme"]
     folder = tiny.home.adapter_folder(manifest.version)
     assert {path.name for path in folder.iterdir()} == FILES | OPTIONAL
-    assert {info.dtype for info in read_header(folder / WEIGHTS).values()} == {"F32"}
+    assert {info.dtype for info in read_header(folder / WEIGHTS).values()} == {"BF16"}
     assert manifest.evaluation.adapter_loss < manifest.evaluation.base_loss
     for probe in manifest.fingerprint.probes:
         assert abs(probe.mean_logprob - probe.base_mean_logprob) > 0.1

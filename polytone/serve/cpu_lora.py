@@ -26,7 +26,7 @@ def register() -> None:
         return
     import vllm
 
-    if not vllm.__version__.startswith(TESTED):
+    if not fits(vllm.__version__):
         log.warning(
             "vLLM %s is not a version that Polytone's adapter kernels were tested with (%sx): adapters run on vLLM's "
             "own CPU path, which is several times slower.",
@@ -35,6 +35,10 @@ def register() -> None:
         )
         return
     use_layers(type(current_platform), kernels=os.environ[SWITCH] == "1")
+
+
+def fits(version: str) -> bool:
+    return version.startswith(TESTED)
 
 
 def use_layers(platform: Any, kernels: bool = True) -> None:

@@ -4,7 +4,8 @@ Compiled for this processor by Numba, which vLLM brings, and run in the thread p
 own would compete with it for the same cores. For few rows an adapter's matrices are read once and the time is that of
 reading them, where a matrix product per adapter and slice pays for each call. For many rows a GEMM is faster.
 
-Addresses are whole numbers here and strides count elements; every matrix is float32, row-major.
+Addresses are whole numbers here and strides count elements; every matrix is row-major. Sums are float32. An adapter's
+matrices are float32 too, or bfloat16 where that loses nothing: half the bytes to read, and the same sums.
 """
 
 import ctypes
@@ -20,13 +21,14 @@ from numba.extending import intrinsic
 
 MOST_ROWS = 64
 HEAD = 8  # address of the first run, runs, x, its stride, y, its stride, scratch, its stride
-RUN = 6  # first row, rows, a, inputs, ranks, slices
+RUN = 7  # first row, rows, a, inputs, ranks, slices, whether a and b are bfloat16
 SLICE = 5  # left column, columns, first rank, ranks, b
 TILE = 512  # columns of y that stay in the first-level cache while ranks are added
 SIZE = 4
-LINE = 16  # numbers in a cache line
+LINE = 64  # bytes
 
 F = types.float32
+WHOLE, HALF = np.float32(0), np.uint16(0)  # an example of what a matrix holds; uint16 has the bits of a bfloat16
 FAST = {"fastmath": True, "error_model": "numpy", "boundscheck": False}
 
 Kernel = Callable[[int], None]
@@ -73,6 +75,23 @@ def pointer(_context: Any, address: Any) -> Any:
 
 
 @intrinsic
+def number(_context: Any, address: Any, index: Any, _kind: Any) -> Any:
+    """The number at an index from an address, as float32; a bfloat16 is the upper half of one."""
+
+    def generate(_context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        half = signature.args[2] == types.uint16
+        held = ir.IntType(16) if half else ir.FloatType()
+        start = builder.inttoptr(arguments[0], held.as_pointer())
+        value = builder.load(builder.gep(start, [arguments[1]]), align=2 if half else 4)
+        if half:
+            bits = builder.shl(builder.zext(value, ir.IntType(32)), ir.Constant(ir.IntType(32), 16))
+            value = builder.bitcast(bits, ir.FloatType())
+        return value
+
+    return F(address, types.int64, _kind), generate
+
+
+@intrinsic
 def prefetch(_context: Any, address: Any) -> Any:
     """Have the cache line at an address brought in, without waiting for it."""
 
@@ -89,10 +108,10 @@ def prefetch(_context: Any, address: Any) -> Any:
 
 
 @njit
-def prefetch_rows(matrix: int, stride: int, rows: int, first: int, last: int) -> None:
+def prefetch_rows(matrix: int, stride: int, rows: int, first: int, last: int, size: int) -> None:
     for r in range(rows):
-        for column in range(first, last, LINE):
-            prefetch(matrix + (r * stride + column) * SIZE)
+        for at in range(first * size, last * size, LINE):
+            prefetch(matrix + r * stride * size + at)
 
 
 @njit(inline="always")
@@ -100,11 +119,22 @@ def row(matrix: int, stride: int, number: int, length: int) -> Any:
     return carray(pointer(matrix + number * stride * SIZE), (length,), np.float32)
 
 
+@intrinsic
+def size_of(_context: Any, kind: Any) -> Any:
+    """Bytes of a number."""
+
+    def generate(_context: Any, _builder: Any, _signature: Any, _arguments: Any) -> Any:
+        return ir.Constant(ir.IntType(64), kind.bitwidth // 8)
+
+    return types.int64(kind), generate
+
+
 @njit(**FAST)
 def shrink(  # noqa: PLR0915 - sixteen sums in registers have sixteen names
-    x: int, x_stride: int, a: int, inputs: int, h: int, h_stride: int, rows: int, first: int, last: int
+    x: int, x_stride: int, a: int, inputs: int, h: int, h_stride: int, rows: int, first: int, last: int, kind: Any
 ) -> None:
     """h (rows, ranks) = x (rows, inputs) @ a (ranks, inputs).T for ranks `first` to `last`, four by four."""
+    a_stride = inputs * size_of(kind)
     m = 0
     while m + 4 <= rows:
         x0, x1 = row(x, x_stride, m, inputs), row(x, x_stride, m + 1, inputs)
@@ -113,13 +143,14 @@ def shrink(  # noqa: PLR0915 - sixteen sums in registers have sixteen names
         h2, h3 = row(h, h_stride, m + 2, last), row(h, h_stride, m + 3, last)
         r = first
         while r + 4 <= last:
-            a0, a1 = row(a, inputs, r, inputs), row(a, inputs, r + 1, inputs)
-            a2, a3 = row(a, inputs, r + 2, inputs), row(a, inputs, r + 3, inputs)
+            a0 = a + r * a_stride
+            a1, a2, a3 = a0 + a_stride, a0 + 2 * a_stride, a0 + 3 * a_stride
             s00 = s01 = s02 = s03 = s10 = s11 = s12 = s13 = F(0)
             s20 = s21 = s22 = s23 = s30 = s31 = s32 = s33 = F(0)
             for k in range(inputs):
                 p, q, u, v = x0[k], x1[k], x2[k], x3[k]
-                w0, w1, w2, w3 = a0[k], a1[k], a2[k], a3[k]
+                w0, w1 = number(a0, k, kind), number(a1, k, kind)
+                w2, w3 = number(a2, k, kind), number(a3, k, kind)
                 s00 += p * w0
                 s01 += p * w1
                 s02 += p * w2
@@ -142,13 +173,14 @@ def shrink(  # noqa: PLR0915 - sixteen sums in registers have sixteen names
             h3[r], h3[r + 1], h3[r + 2], h3[r + 3] = s30, s31, s32, s33
             r += 4
         while r < last:
-            a0 = row(a, inputs, r, inputs)
+            a0 = a + r * a_stride
             s00 = s10 = s20 = s30 = F(0)
             for k in range(inputs):
-                s00 += x0[k] * a0[k]
-                s10 += x1[k] * a0[k]
-                s20 += x2[k] * a0[k]
-                s30 += x3[k] * a0[k]
+                w0 = number(a0, k, kind)
+                s00 += x0[k] * w0
+                s10 += x1[k] * w0
+                s20 += x2[k] * w0
+                s30 += x3[k] * w0
             h0[r], h1[r], h2[r], h3[r] = s00, s10, s20, s30
             r += 1
         m += 4
@@ -156,21 +188,21 @@ def shrink(  # noqa: PLR0915 - sixteen sums in registers have sixteen names
         x0, h0 = row(x, x_stride, m, inputs), row(h, h_stride, m, last)
         r = first
         while r + 4 <= last:
-            a0, a1 = row(a, inputs, r, inputs), row(a, inputs, r + 1, inputs)
-            a2, a3 = row(a, inputs, r + 2, inputs), row(a, inputs, r + 3, inputs)
+            a0 = a + r * a_stride
+            a1, a2, a3 = a0 + a_stride, a0 + 2 * a_stride, a0 + 3 * a_stride
             s00 = s01 = s02 = s03 = F(0)
             for k in range(inputs):
-                s00 += x0[k] * a0[k]
-                s01 += x0[k] * a1[k]
-                s02 += x0[k] * a2[k]
-                s03 += x0[k] * a3[k]
+                s00 += x0[k] * number(a0, k, kind)
+                s01 += x0[k] * number(a1, k, kind)
+                s02 += x0[k] * number(a2, k, kind)
+                s03 += x0[k] * number(a3, k, kind)
             h0[r], h0[r + 1], h0[r + 2], h0[r + 3] = s00, s01, s02, s03
             r += 4
         while r < last:
-            a0 = row(a, inputs, r, inputs)
+            a0 = a + r * a_stride
             s00 = F(0)
             for k in range(inputs):
-                s00 += x0[k] * a0[k]
+                s00 += x0[k] * number(a0, k, kind)
             h0[r] = s00
             r += 1
         m += 1
@@ -178,16 +210,27 @@ def shrink(  # noqa: PLR0915 - sixteen sums in registers have sixteen names
 
 @njit(**FAST)
 def expand(
-    h: int, h_stride: int, ranks: int, b: int, columns: int, y: int, y_stride: int, rows: int, first: int, last: int
+    h: int,
+    h_stride: int,
+    ranks: int,
+    b: int,
+    columns: int,
+    y: int,
+    y_stride: int,
+    rows: int,
+    first: int,
+    last: int,
+    kind: Any,
 ) -> None:
     """y (rows, columns) += h (rows, ranks) @ b (ranks, columns) for columns `first` to `last`, four ranks at a time."""
+    b_stride = columns * size_of(kind)
     while first < last:
         width = min(first + TILE, last) - first
-        b_tile, y_tile = b + first * SIZE, y + first * SIZE
+        b_tile, y_tile = b + first * size_of(kind), y + first * SIZE
         r = 0
         while r + 4 <= ranks:
-            b0, b1 = row(b_tile, columns, r, width), row(b_tile, columns, r + 1, width)
-            b2, b3 = row(b_tile, columns, r + 2, width), row(b_tile, columns, r + 3, width)
+            b0 = b_tile + r * b_stride
+            b1, b2, b3 = b0 + b_stride, b0 + 2 * b_stride, b0 + 3 * b_stride
             m = 0
             while m + 4 <= rows:
                 y0, y1 = row(y_tile, y_stride, m, width), row(y_tile, y_stride, m + 1, width)
@@ -199,7 +242,8 @@ def expand(
                 u0, u1, u2, u3 = h2[r], h2[r + 1], h2[r + 2], h2[r + 3]
                 v0, v1, v2, v3 = h3[r], h3[r + 1], h3[r + 2], h3[r + 3]
                 for k in range(width):
-                    w0, w1, w2, w3 = b0[k], b1[k], b2[k], b3[k]
+                    w0, w1 = number(b0, k, kind), number(b1, k, kind)
+                    w2, w3 = number(b2, k, kind), number(b3, k, kind)
                     y0[k] += p0 * w0 + p1 * w1 + p2 * w2 + p3 * w3
                     y1[k] += q0 * w0 + q1 * w1 + q2 * w2 + q3 * w3
                     y2[k] += u0 * w0 + u1 * w1 + u2 * w2 + u3 * w3
@@ -209,15 +253,17 @@ def expand(
                 y0, h0 = row(y_tile, y_stride, m, width), row(h, h_stride, m, ranks)
                 p0, p1, p2, p3 = h0[r], h0[r + 1], h0[r + 2], h0[r + 3]
                 for k in range(width):
-                    y0[k] += p0 * b0[k] + p1 * b1[k] + p2 * b2[k] + p3 * b3[k]
+                    w0, w1 = number(b0, k, kind), number(b1, k, kind)
+                    w2, w3 = number(b2, k, kind), number(b3, k, kind)
+                    y0[k] += p0 * w0 + p1 * w1 + p2 * w2 + p3 * w3
                 m += 1
             r += 4
         while r < ranks:
-            b0 = row(b_tile, columns, r, width)
+            b0 = b_tile + r * b_stride
             for m in range(rows):
                 y0, p0 = row(y_tile, y_stride, m, width), row(h, h_stride, m, ranks)[r]
                 for k in range(width):
-                    y0[k] += p0 * b0[k]
+                    y0[k] += p0 * number(b0, k, kind)
             r += 1
         first += width
 
@@ -232,25 +278,32 @@ def work(plan: Any) -> None:
         at = head[0]
         for _ in range(head[1]):
             run = carray(pointer(at), (RUN,), np.int64)
-            start, rows, ranks = run[0], run[1], run[4]
+            start, rows, ranks, halves = run[0], run[1], run[4], run[6]
+            size = 2 if halves else SIZE
             at += RUN * 8
             run_h = h + start * h_stride * SIZE
             for _ in range(run[5]):
                 part = carray(pointer(at), (SLICE,), np.int64)
-                left, columns = part[0], part[1]
+                left, columns, ranks_of, b = part[0], part[1], part[3], part[4]
                 at += SLICE * 8
                 share = ((columns + threads - 1) // threads + 15) // 16 * 16
                 first, last = thread * share, min((thread + 1) * share, columns)
                 if phase == 0 and first < last:
-                    prefetch_rows(part[4], columns, part[3], first, last)
+                    prefetch_rows(b, columns, ranks_of, first, last, size)
                 if phase == 1 and first < last:
                     part_y = y + (start * y_stride + left) * SIZE
                     part_h = run_h + part[2] * SIZE
-                    expand(part_h, h_stride, part[3], part[4], columns, part_y, y_stride, rows, first, last)
+                    if halves:
+                        expand(part_h, h_stride, ranks_of, b, columns, part_y, y_stride, rows, first, last, HALF)
+                    else:
+                        expand(part_h, h_stride, ranks_of, b, columns, part_y, y_stride, rows, first, last, WHOLE)
             if phase == 0:
                 share = (ranks + threads - 1) // threads
                 first, last = thread * share, min((thread + 1) * share, ranks)
-                if first < last:
-                    shrink(x + start * x_stride * SIZE, x_stride, run[2], run[3], run_h, h_stride, rows, first, last)
+                run_x = x + start * x_stride * SIZE
+                if first < last and halves:
+                    shrink(run_x, x_stride, run[2], run[3], run_h, h_stride, rows, first, last, HALF)
+                elif first < last:
+                    shrink(run_x, x_stride, run[2], run[3], run_h, h_stride, rows, first, last, WHOLE)
         if phase == 0:
             TEAM_BARRIER()

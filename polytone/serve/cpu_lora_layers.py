@@ -4,6 +4,7 @@ An adapter is activated by reference, not by copying, and the vocabulary is proj
 batch has a part of its own there.
 """
 
+import logging
 from typing import Any
 
 import numpy as np
@@ -21,13 +22,16 @@ from vllm.lora.layers import (
     RowParallelLinearWithLoRA,
     VocabParallelEmbeddingWithLoRA,
 )
+from vllm.lora.lora_model import LoRAModel
 from vllm.lora.model_manager import LoRAModelManager
 from vllm.lora.punica_wrapper.punica_cpu import PunicaWrapperCPU
+from vllm.lora.worker_manager import LRUCacheWorkerLoRAManager
 from vllm.v1.worker.cpu_model_runner import CPUModelRunner
 
 from .cpu_lora_kernel import build
 from .cpu_lora_plan import Run, plan, runs, swaps, weights
 
+log = logging.getLogger("vllm.polytone")
 META = torch.device("meta")
 LINEAR = (
     ColumnParallelLinearWithLoRA,
@@ -156,6 +160,7 @@ def install() -> None:
     lora_utils._all_lora_classes = tuple(ours.get(stock, stock) for stock in lora_utils._all_lora_classes)
     lora_utils.LogitsProcessorWithLoRA = GroupedLogits
     free_slots_when_deactivated()
+    stand_in_for_what_fails_to_load()
     sort_batches_by_adapter()
 
 
@@ -171,6 +176,27 @@ def free_slots_when_deactivated() -> None:
                 module.reset_lora(slot)
 
     LoRAModelManager._deactivate_adapter = deactivate
+
+
+def stand_in_for_what_fails_to_load() -> None:
+    """Requests may come with the load of their adapter. If that failed, vLLM would load it again within the step, and
+    that failing ends the engine; here an empty adapter takes its place. Nobody sees what it answers: the load's error
+    ends these requests.
+    """
+    original = LRUCacheWorkerLoRAManager._apply_adapters
+
+    def apply(self: Any, requests: set[Any]) -> None:
+        for request in requests:
+            if request.lora_int_id not in self.list_adapters():
+                try:
+                    self.add_adapter(request)
+                except Exception:
+                    log.warning("%s could not be loaded", request.lora_name, exc_info=True)
+                    empty = LoRAModel(request.lora_int_id, 1, {})
+                    self._adapter_manager._registered_adapters[request.lora_int_id] = empty
+        original(self, requests)
+
+    LRUCacheWorkerLoRAManager._apply_adapters = apply
 
 
 def sort_batches_by_adapter() -> None:

@@ -40,7 +40,8 @@ class Slice:
 class Weights:
     """One adapter's part of one module: `a` (ranks of all slices, inputs) and what each slice makes of its ranks.
 
-    `record` says the same as the kernel wants it, with room for a run's first row and its rows in front.
+    All float32, or all bfloat16. `record` says the same as the kernel wants it, with room for a run's first row and its
+    rows in front.
     """
 
     a: Tensor
@@ -49,10 +50,10 @@ class Weights:
 
     def add(self, y: Tensor, x: Tensor) -> None:
         """y (rows, outputs) += x (rows, inputs) @ a.T @ b, in place."""
-        h = torch.mm(x, self.a.t())
+        h = torch.mm(x, self.a.t().to(x.dtype))
         for part in self.slices:
             ranks, columns = part.b.shape
-            y[:, part.left : part.left + columns].addmm_(h[:, part.first : part.first + ranks], part.b)
+            y[:, part.left : part.left + columns].addmm_(h[:, part.first : part.first + ranks], part.b.to(y.dtype))
 
 
 def runs(adapters: Sequence[int], slots: dict[int, int]) -> Iterable[Run]:
@@ -80,6 +81,7 @@ def weights(lora_a: list[Tensor | None], lora_b: list[Tensor | None], outputs: S
     none.
 
     The matrices are laid out anew, once, and vLLM's own tensors become views of that: they are never held twice.
+    Where bfloat16 holds the same numbers, it is what they are kept in.
     """
     slices_of = zip(lora_a, lora_b, lefts(outputs), strict=True)
     there = [(a, b, left) for a, b, left in slices_of if a is not None and b is not None]
@@ -89,9 +91,11 @@ def weights(lora_a: list[Tensor | None], lora_b: list[Tensor | None], outputs: S
     if known is not None:
         return cast(Weights, known)
     fused = there[0][0].contiguous() if len(there) == 1 else torch.cat([a for a, _, _ in there])
+    kept = torch.bfloat16 if all(fits_half(matrix) for matrix in (fused, *(b for _, b, _ in there))) else fused.dtype
+    fused = fused.to(kept)
     slices, first = [], 0
     for a, b, left in there:
-        columns_inside = b.t().contiguous()
+        columns_inside = b.to(kept).t().contiguous()
         slices.append(Slice(left, first, columns_inside))
         b.data, a.data = columns_inside.t(), fused[first : first + a.shape[0]]
         first += a.shape[0]
@@ -100,9 +104,17 @@ def weights(lora_a: list[Tensor | None], lora_b: list[Tensor | None], outputs: S
     return made
 
 
+def fits_half(matrix: Tensor) -> bool:
+    """Whether bfloat16, the upper half of a float32, holds these numbers exactly."""
+    if matrix.dtype == torch.bfloat16:
+        return True
+    return matrix.dtype == torch.float32 and not bool((matrix.contiguous().view(torch.int32) & 0xFFFF).any())
+
+
 def described(a: Tensor, slices: Sequence[Slice]) -> NDArray[np.int64]:
     of_slices = [(part.left, part.b.shape[1], part.first, part.b.shape[0], part.b.data_ptr()) for part in slices]
-    return np.array([0, 0, a.data_ptr(), a.shape[1], a.shape[0], len(slices), *chain(*of_slices)], dtype=np.int64)
+    run = [0, 0, a.data_ptr(), a.shape[1], a.shape[0], len(slices), a.dtype == torch.bfloat16]
+    return np.array([*run, *chain(*of_slices)], dtype=np.int64)
 
 
 def lefts(outputs: Sequence[int]) -> list[int]:

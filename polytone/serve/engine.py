@@ -16,6 +16,10 @@ class Engine(Protocol):
     def dtype(self) -> str:
         """The type it computes in, as torch names it."""
 
+    @property
+    def loads_in_order(self) -> bool:
+        """Whether what is asked of a version while it is loaded is worked on after that, and ends if that fails."""
+
     async def start(self) -> None:
         """Come up; may be called again after `stop`. Raises EngineError if it cannot."""
 

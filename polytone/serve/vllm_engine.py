@@ -8,6 +8,7 @@ import asyncio
 import contextlib
 import gc
 import os
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from itertools import count
@@ -61,15 +62,21 @@ class VllmEngine:
     def __init__(self, options: VllmOptions) -> None:
         self._options = options
         self._gpu = False
+        self._loads_in_order = False
         self._client: Any = None
         self._serving: Any = None
         self._starting: asyncio.Future[Any] | None = None
         self._ids = count(1)
+        self._refused = Counter[str]()
         self._tokens = 0
 
     @property
     def dtype(self) -> str:
         return "bfloat16" if self._gpu else "float32"
+
+    @property
+    def loads_in_order(self) -> bool:
+        return self._loads_in_order
 
     async def start(self) -> None:
         self._gpu = await asyncio.to_thread(has_gpu)
@@ -79,6 +86,10 @@ class VllmEngine:
         )
         try:
             self._client, arguments = await asyncio.shield(self._starting)
+            import vllm
+
+            # With the plugin a load that fails within a step does not end the engine.
+            self._loads_in_order = not self._gpu and self._options.cpu_lora and cpu_lora.fits(vllm.__version__)
             serving = State()
             from vllm.entrypoints.launchers.api_server.app_state import init_app_state
 
@@ -111,18 +122,25 @@ class VllmEngine:
         from vllm.lora.request import LoRARequest
 
         self._require_healthy()
-        request = LoRARequest(lora_name=version, lora_int_id=next(self._ids), lora_path=str(folder))
+        # What was worked on before a load failed is in the prefix cache under the request's name and path: another
+        # path is another key, and means the same folder.
+        path = f"{folder}{'/.' * self._refused[version]}"
+        request = LoRARequest(lora_name=version, lora_int_id=next(self._ids), lora_path=path)
+        known = self._serving.openai_serving_models.lora_requests
+        known[version] = request
         try:
-            added = await self._client.add_lora(request)
+            if not await self._client.add_lora(request):
+                raise RuntimeError("it was not added")
         except Exception as error:
+            self._refused[version] += 1
+            known.pop(version, None)
+            with contextlib.suppress(Exception):  # what answered in its place for requests that came with it
+                await self._client.remove_lora(request.lora_int_id)
             raise EngineError(
                 f"The engine refused the adapter: {error}",
                 code="adapter_refused",
                 status=self._failed_status(422),
             ) from error
-        if not added:
-            raise EngineError("The engine refused the adapter.", code="adapter_refused", status=422)
-        self._serving.openai_serving_models.lora_requests[version] = request
 
     async def unload(self, version: str) -> None:
         self._require_healthy()

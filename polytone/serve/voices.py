@@ -48,7 +48,7 @@ class Voice:
     """One version on this replica and the answers it is giving.
 
     It is `resident` while the engine holds it, and `awake` once it was proven there since: before that, no byte of an
-    answer leaves. While `proof` runs the engine may work on answers already.
+    answer leaves. While it is loaded (`entry`) and proven (`proof`) the engine may work on answers already.
     """
 
     version: str
@@ -57,6 +57,7 @@ class Voice:
     manifest: Manifest | None = None
     resident: bool = False
     awake: bool = False
+    entry: "asyncio.Task[None] | None" = None
     proof: "asyncio.Task[None] | None" = None
     bringing_up: asyncio.Lock = field(default_factory=asyncio.Lock)
     used: float = 0.0
@@ -289,7 +290,7 @@ class Voices:
         for version, voice in list(self._voices.items()):
             if version in keep:
                 continue  # one that is draining already goes on to its end, and is loaded anew after it
-            if voice.state in (State.FAILED, State.PUBLISHED) and not voice.in_flight:
+            if voice.state in (State.FAILED, State.PUBLISHED) and not voice.in_flight and voice.entry is None:
                 del self._voices[version]
             elif voice.state in (State.READY, State.FAILED, State.PUBLISHED):
                 voice.state = State.DRAINING
@@ -330,10 +331,11 @@ class Voices:
             async with self._checking:
                 manifest = await asyncio.to_thread(read_version, self._home, voice.version)
             check_servable(manifest, self.base, self._limits.max_rank)
-            async with self._loading:
-                self._still_mine(voice)
-                if not voice.resident:  # it may be: whoever brought it here left before the proof
-                    await self._enter(voice)
+            if not voice.resident and voice.entry is None:  # whoever brought it here may have left before the proof
+                await self._enter(voice)
+            entry = voice.entry
+            if entry is not None and not self._engine.loads_in_order:
+                await asyncio.shield(entry)
         except PolytoneError as error:
             await self._fail(voice, error.message)
         except Exception as error:
@@ -342,14 +344,22 @@ class Voices:
         else:
             again = voice.manifest is not None
             voice.manifest = manifest  # answers that are worked on during the proof need the voice's own defaults
-            voice.proof = self._spawn(self._prove_loaded(voice, manifest, again, began))
+            voice.proof = self._spawn(self._prove_loaded(voice, manifest, again, began, entry))
             return
         raise not_ready(voice)
 
-    async def _prove_loaded(self, voice: Voice, manifest: Manifest, again: bool, began: float) -> None:
+    async def _prove_loaded(
+        self, voice: Voice, manifest: Manifest, again: bool, began: float, entry: "asyncio.Task[None] | None"
+    ) -> None:
         """Compare the fingerprint; the version is awake or failed after it."""
         try:
-            await verify(self._engine, manifest, again)
+            verified = asyncio.ensure_future(verify(self._engine, manifest, again))
+            try:
+                if entry is not None:
+                    await asyncio.shield(entry)
+                await verified
+            finally:
+                verified.cancel()
             self._still_mine(voice)
         except PolytoneError as error:
             await self._fail(voice, error.message)
@@ -369,20 +379,36 @@ class Voices:
             voice.proof = None
 
     async def _enter(self, voice: Voice) -> None:
-        """Load it in the same pause between steps in which the one that makes room for it is unloaded.
-
-        To its end, even if whoever asked leaves: nobody would count what is in the engine otherwise.
-        """
-        entering = self._entering  # another one after the engine is rebuilt
+        """Send it to the engine, to be loaded in the same pause between steps in which another makes room for it."""
+        loading, entering = self._loading, self._entering  # others after the engine is rebuilt
+        await loading.acquire()
+        try:
+            self._still_mine(voice)
+        except BaseException:
+            loading.release()
+            raise
         entering.add(voice.version)
         leaving = asyncio.ensure_future(self._make_room())
         load = asyncio.ensure_future(self._engine.load(voice.version, self._home.adapter_folder(voice.version)))
+        # To its end, even if whoever asked leaves: nobody would count what is in the engine otherwise.
+        voice.entry = self._spawn(self._entered(voice, leaving, load, loading, entering))
+        await asyncio.sleep(0)  # both are on their way to the engine now, before any request for this version
+
+    async def _entered(
+        self,
+        voice: Voice,
+        leaving: "asyncio.Future[None]",
+        load: "asyncio.Future[None]",
+        loading: asyncio.Semaphore,
+        entering: set[str],
+    ) -> None:
         try:
             await asyncio.shield(asyncio.wait({leaving, load}))
         finally:
             await asyncio.wait({leaving, load})
             entering.discard(voice.version)
-            voice.resident = load.exception() is None
+            voice.entry, voice.resident = None, load.exception() is None
+            loading.release()
         load.result()
 
     def _still_mine(self, voice: Voice) -> None:
@@ -427,8 +453,8 @@ class Voices:
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(self._limits.drain_seconds):
                         await voice.idle.wait()
-        if voice.proof is not None:
-            await asyncio.wait({voice.proof})
+        if unfinished := {task for task in (voice.entry, voice.proof) if task is not None}:
+            await asyncio.wait(unfinished)
         async with self._loading:
             if voice.resident:
                 await self._unload(voice)

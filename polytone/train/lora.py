@@ -98,7 +98,22 @@ def continued_adapter(model: Any, recipe: Recipe, parent: Path) -> Any:
     return PeftModel.from_pretrained(model, parent, config=config, is_trainable=True, autocast_adapter_dtype=True)
 
 
+def save_rounded(model: Any, folder: Path) -> None:
+    """Round the adapter to bfloat16, here and in the file: what is measured from now on is what will be served.
+
+    See docs/decisions/0010-adapters-are-published-in-bfloat16.md.
+    """
+    adapter = {name: tensor for name, tensor in model.state_dict().items() if "lora_" in name}
+    rounded = {name: tensor.bfloat16() for name, tensor in adapter.items()}
+    for name, tensor in adapter.items():
+        tensor.copy_(rounded[name])
+    # Without the flag PEFT asks the model hub whether the base's vocabulary changed.
+    model.save_pretrained(folder, selected_adapters=["default"], save_embedding_layers=False, state_dict=rounded)
+
+
 def same_weights(one: Path, other: Path) -> bool:
-    """Whether two adapter folders hold the same numbers."""
+    """Whether two adapter folders hold the same numbers, to what bfloat16 tells apart."""
     mine, theirs = load_file(one / WEIGHTS), load_file(other / WEIGHTS)
-    return mine.keys() == theirs.keys() and all(torch.equal(mine[name], theirs[name]) for name in mine)
+    return mine.keys() == theirs.keys() and all(
+        torch.equal(mine[name].bfloat16(), theirs[name].bfloat16()) for name in mine
+    )

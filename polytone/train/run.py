@@ -19,7 +19,7 @@ from .base import compute_dtype, load_nf4
 from .evaluate import evaluate, evaluate_parent
 from .fingerprint import take_fingerprint
 from .kto import kto_trainer, prepare_verdicts
-from .lora import attach_adapter, inherit, read_parent
+from .lora import attach_adapter, inherit, read_parent, save_rounded
 from .plot import plot_loss
 from .progress import Progress
 from .recipe import Recipe
@@ -117,5 +117,4 @@ def train(
     plot_loss(records, f"{recipe.name} on {base.id}", method.loss, folder / "loss.png")
     for other in set(model.peft_config) - {"default"}:  # the copy of the parent that KTO compares with
         model.delete_adapter(other)
-    # Without the flag PEFT asks the model hub whether the base's vocabulary changed.
-    model.save_pretrained(folder / "adapter", selected_adapters=["default"], save_embedding_layers=False)
+    save_rounded(model, folder / "adapter")
