@@ -54,6 +54,7 @@ def train(home: Home, name: str, brand: str, seed: int) -> None:
     recipe |= {
         "name": name,
         "training": {"max_steps": STEPS, "batch": 4, "micro_batch": 4, "evaluations": 0, "seed": seed},
+        "drift": {"max_tokens": 32},
     }
     recipe["training"]["learning_rate"] = 0.002
     recipe.pop("system_prompt", None)  # the same prompt for voice and base
