@@ -38,6 +38,7 @@ def register() -> None:
 
 
 def fits(version: str) -> bool:
+    """Whether the plugin was tested with this version of vLLM."""
     return version.startswith(TESTED)
 
 

@@ -28,7 +28,7 @@ SIZE = 4
 LINE = 64  # bytes
 
 F = types.float32
-WHOLE, HALF = np.float32(0), np.uint16(0)  # an example of what a matrix holds; uint16 has the bits of a bfloat16
+FLOAT32, BFLOAT16 = np.float32(0), np.uint16(0)  # examples of what a matrix holds; uint16 has a bfloat16's bits
 FAST = {"fastmath": True, "error_model": "numpy", "boundscheck": False}
 
 Kernel = Callable[[int], None]
@@ -75,15 +75,15 @@ def pointer(_context: Any, address: Any) -> Any:
 
 
 @intrinsic
-def number(_context: Any, address: Any, index: Any, _kind: Any) -> Any:
+def element(_context: Any, address: Any, index: Any, _kind: Any) -> Any:
     """The number at an index from an address, as float32; a bfloat16 is the upper half of one."""
 
     def generate(_context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        half = signature.args[2] == types.uint16
-        held = ir.IntType(16) if half else ir.FloatType()
+        bfloat16 = signature.args[2] == types.uint16
+        held = ir.IntType(16) if bfloat16 else ir.FloatType()
         start = builder.inttoptr(arguments[0], held.as_pointer())
-        value = builder.load(builder.gep(start, [arguments[1]]), align=2 if half else 4)
-        if half:
+        value = builder.load(builder.gep(start, [arguments[1]]), align=2 if bfloat16 else 4)
+        if bfloat16:
             bits = builder.shl(builder.zext(value, ir.IntType(32)), ir.Constant(ir.IntType(32), 16))
             value = builder.bitcast(bits, ir.FloatType())
         return value
@@ -149,8 +149,8 @@ def shrink(  # noqa: PLR0915 - sixteen sums in registers have sixteen names
             s20 = s21 = s22 = s23 = s30 = s31 = s32 = s33 = F(0)
             for k in range(inputs):
                 p, q, u, v = x0[k], x1[k], x2[k], x3[k]
-                w0, w1 = number(a0, k, kind), number(a1, k, kind)
-                w2, w3 = number(a2, k, kind), number(a3, k, kind)
+                w0, w1 = element(a0, k, kind), element(a1, k, kind)
+                w2, w3 = element(a2, k, kind), element(a3, k, kind)
                 s00 += p * w0
                 s01 += p * w1
                 s02 += p * w2
@@ -176,7 +176,7 @@ def shrink(  # noqa: PLR0915 - sixteen sums in registers have sixteen names
             a0 = a + r * a_stride
             s00 = s10 = s20 = s30 = F(0)
             for k in range(inputs):
-                w0 = number(a0, k, kind)
+                w0 = element(a0, k, kind)
                 s00 += x0[k] * w0
                 s10 += x1[k] * w0
                 s20 += x2[k] * w0
@@ -192,17 +192,17 @@ def shrink(  # noqa: PLR0915 - sixteen sums in registers have sixteen names
             a1, a2, a3 = a0 + a_stride, a0 + 2 * a_stride, a0 + 3 * a_stride
             s00 = s01 = s02 = s03 = F(0)
             for k in range(inputs):
-                s00 += x0[k] * number(a0, k, kind)
-                s01 += x0[k] * number(a1, k, kind)
-                s02 += x0[k] * number(a2, k, kind)
-                s03 += x0[k] * number(a3, k, kind)
+                s00 += x0[k] * element(a0, k, kind)
+                s01 += x0[k] * element(a1, k, kind)
+                s02 += x0[k] * element(a2, k, kind)
+                s03 += x0[k] * element(a3, k, kind)
             h0[r], h0[r + 1], h0[r + 2], h0[r + 3] = s00, s01, s02, s03
             r += 4
         while r < last:
             a0 = a + r * a_stride
             s00 = F(0)
             for k in range(inputs):
-                s00 += x0[k] * number(a0, k, kind)
+                s00 += x0[k] * element(a0, k, kind)
             h0[r] = s00
             r += 1
         m += 1
@@ -242,8 +242,8 @@ def expand(
                 u0, u1, u2, u3 = h2[r], h2[r + 1], h2[r + 2], h2[r + 3]
                 v0, v1, v2, v3 = h3[r], h3[r + 1], h3[r + 2], h3[r + 3]
                 for k in range(width):
-                    w0, w1 = number(b0, k, kind), number(b1, k, kind)
-                    w2, w3 = number(b2, k, kind), number(b3, k, kind)
+                    w0, w1 = element(b0, k, kind), element(b1, k, kind)
+                    w2, w3 = element(b2, k, kind), element(b3, k, kind)
                     y0[k] += p0 * w0 + p1 * w1 + p2 * w2 + p3 * w3
                     y1[k] += q0 * w0 + q1 * w1 + q2 * w2 + q3 * w3
                     y2[k] += u0 * w0 + u1 * w1 + u2 * w2 + u3 * w3
@@ -253,8 +253,8 @@ def expand(
                 y0, h0 = row(y_tile, y_stride, m, width), row(h, h_stride, m, ranks)
                 p0, p1, p2, p3 = h0[r], h0[r + 1], h0[r + 2], h0[r + 3]
                 for k in range(width):
-                    w0, w1 = number(b0, k, kind), number(b1, k, kind)
-                    w2, w3 = number(b2, k, kind), number(b3, k, kind)
+                    w0, w1 = element(b0, k, kind), element(b1, k, kind)
+                    w2, w3 = element(b2, k, kind), element(b3, k, kind)
                     y0[k] += p0 * w0 + p1 * w1 + p2 * w2 + p3 * w3
                 m += 1
             r += 4
@@ -263,7 +263,7 @@ def expand(
             for m in range(rows):
                 y0, p0 = row(y_tile, y_stride, m, width), row(h, h_stride, m, ranks)[r]
                 for k in range(width):
-                    y0[k] += p0 * number(b0, k, kind)
+                    y0[k] += p0 * element(b0, k, kind)
             r += 1
         first += width
 
@@ -278,32 +278,32 @@ def work(plan: Any) -> None:
         at = head[0]
         for _ in range(head[1]):
             run = carray(pointer(at), (RUN,), np.int64)
-            start, rows, ranks, halves = run[0], run[1], run[4], run[6]
-            size = 2 if halves else SIZE
+            start, rows, ranks, bfloat16 = run[0], run[1], run[4], run[6]
+            size = 2 if bfloat16 else SIZE
             at += RUN * 8
             run_h = h + start * h_stride * SIZE
             for _ in range(run[5]):
                 part = carray(pointer(at), (SLICE,), np.int64)
-                left, columns, ranks_of, b = part[0], part[1], part[3], part[4]
+                left, columns, part_ranks, b = part[0], part[1], part[3], part[4]
                 at += SLICE * 8
                 share = ((columns + threads - 1) // threads + 15) // 16 * 16
                 first, last = thread * share, min((thread + 1) * share, columns)
                 if phase == 0 and first < last:
-                    prefetch_rows(b, columns, ranks_of, first, last, size)
+                    prefetch_rows(b, columns, part_ranks, first, last, size)
                 if phase == 1 and first < last:
                     part_y = y + (start * y_stride + left) * SIZE
                     part_h = run_h + part[2] * SIZE
-                    if halves:
-                        expand(part_h, h_stride, ranks_of, b, columns, part_y, y_stride, rows, first, last, HALF)
+                    if bfloat16:
+                        expand(part_h, h_stride, part_ranks, b, columns, part_y, y_stride, rows, first, last, BFLOAT16)
                     else:
-                        expand(part_h, h_stride, ranks_of, b, columns, part_y, y_stride, rows, first, last, WHOLE)
+                        expand(part_h, h_stride, part_ranks, b, columns, part_y, y_stride, rows, first, last, FLOAT32)
             if phase == 0:
                 share = (ranks + threads - 1) // threads
                 first, last = thread * share, min((thread + 1) * share, ranks)
                 run_x = x + start * x_stride * SIZE
-                if first < last and halves:
-                    shrink(run_x, x_stride, run[2], run[3], run_h, h_stride, rows, first, last, HALF)
+                if first < last and bfloat16:
+                    shrink(run_x, x_stride, run[2], run[3], run_h, h_stride, rows, first, last, BFLOAT16)
                 elif first < last:
-                    shrink(run_x, x_stride, run[2], run[3], run_h, h_stride, rows, first, last, WHOLE)
+                    shrink(run_x, x_stride, run[2], run[3], run_h, h_stride, rows, first, last, FLOAT32)
         if phase == 0:
             TEAM_BARRIER()

@@ -91,7 +91,9 @@ def weights(lora_a: list[Tensor | None], lora_b: list[Tensor | None], outputs: S
     if known is not None:
         return cast(Weights, known)
     fused = there[0][0].contiguous() if len(there) == 1 else torch.cat([a for a, _, _ in there])
-    kept = torch.bfloat16 if all(fits_half(matrix) for matrix in (fused, *(b for _, b, _ in there))) else fused.dtype
+    kept = (
+        torch.bfloat16 if all(fits_bfloat16(matrix) for matrix in (fused, *(b for _, b, _ in there))) else fused.dtype
+    )
     fused = fused.to(kept)
     slices, first = [], 0
     for a, b, left in there:
@@ -104,7 +106,7 @@ def weights(lora_a: list[Tensor | None], lora_b: list[Tensor | None], outputs: S
     return made
 
 
-def fits_half(matrix: Tensor) -> bool:
+def fits_bfloat16(matrix: Tensor) -> bool:
     """Whether bfloat16, the upper half of a float32, holds these numbers exactly."""
     if matrix.dtype == torch.bfloat16:
         return True

@@ -353,13 +353,10 @@ class Voices:
     ) -> None:
         """Compare the fingerprint; the version is awake or failed after it."""
         try:
-            verified = asyncio.ensure_future(verify(self._engine, manifest, again))
-            try:
-                if entry is not None:
-                    await asyncio.shield(entry)
-                await verified
-            finally:
-                verified.cancel()
+            loaded = asyncio.shield(entry) if entry is not None else asyncio.sleep(0)
+            both = await asyncio.gather(loaded, verify(self._engine, manifest, again), return_exceptions=True)
+            if failures := [result for result in both if isinstance(result, BaseException)]:
+                raise failures[0]  # where the load failed, that says why the proof did
             self._still_mine(voice)
         except PolytoneError as error:
             await self._fail(voice, error.message)
