@@ -10,7 +10,7 @@ from rich.console import Console
 from polytone.contract.errors import PolytoneError
 from polytone.serve.cli import adapters_commands, keys_commands, serve, ui
 from polytone.serve.data_cli import drift, feedback_commands, traffic_commands
-from polytone.train.cli import base_commands, evaluate, train
+from polytone.train.cli import base_commands, evaluate, sweep, train
 
 app = typer.Typer(
     name="polytone",
@@ -24,7 +24,7 @@ app.add_typer(adapters_commands, name="adapters")
 app.add_typer(keys_commands, name="keys")
 app.add_typer(feedback_commands, name="feedback")
 app.add_typer(traffic_commands, name="traffic")
-for command in (train, evaluate, serve, ui, drift):
+for command in (train, sweep, evaluate, serve, ui, drift):
     app.command()(command)
 
 

@@ -243,6 +243,29 @@ async def test_the_engine_speaks_openai(engine: Engine, voices: list[str]) -> No
 
 
 @pytest.mark.engine
+async def test_who_asks_for_log_probabilities_gets_its_own_in_any_batch(engine: Engine, voices: list[str]) -> None:
+    """On a CPU they are computed for those rows alone that asked; the others share the batch and go on."""
+    if isinstance(engine, FakeEngine):
+        return
+
+    async def scored(name: str | None, top: int | None) -> list[tuple[str, float]]:
+        asked = {} if top is None else {"logprobs": True, "top_logprobs": top}
+        choice = (await whole(engine, {**HELLO, **asked}, name))["choices"][0]
+        if top is None:
+            return [(choice["message"]["content"], 0.0)]
+        tops = [one for token in choice["logprobs"]["content"] for one in token["top_logprobs"]]
+        return [(one["token"], round(one["logprob"], 3)) for one in tops]
+
+    wanted = [(None, None), (voices[0], 2), (None, 5), (voices[1], None), (voices[1], 3), (voices[0], None)]
+    alone = [await scored(*one) for one in wanted]
+    together = await asyncio.gather(*(scored(*one) for one in wanted * 2))
+    assert len({token for token, _ in alone[1]} ^ {token for token, _ in alone[4]}) > 0
+    for one, other in zip(alone * 2, together, strict=True):
+        assert [token for token, _ in one] == [token for token, _ in other]
+        assert [score for _, score in one] == pytest.approx([score for _, score in other], abs=2e-3)
+
+
+@pytest.mark.engine
 async def test_the_prefix_cache_is_on_and_keeps_voices_apart(engine: Engine, voices: list[str]) -> None:
     """The same long prompt to every voice, twice: the second answers come from the cache and are the first ones."""
     if isinstance(engine, FakeEngine):

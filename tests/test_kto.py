@@ -16,9 +16,9 @@ from polytone.contract.rows import read_verdicts
 from polytone.train.base import load_nf4
 from polytone.train.data import IGNORED, tokenize_verdicts
 from polytone.train.evaluate import loss_per_token
-from polytone.train.kto import as_dataset, balance, judged_rows
+from polytone.train.kto import as_dataset, balance, fitted, judged
 from polytone.train.lora import same_weights
-from polytone.train.recipe import KTO_LEARNING_RATE, Recipe, read_recipe
+from polytone.train.recipe import PREFERENCE_LEARNING_RATE, Recipe, read_recipe
 
 from .conftest import TinyHome
 from .recipes import Trained, conversations, export_of, said, silent, train_rows, user, verdicts, write_rows
@@ -42,7 +42,7 @@ def test_verdicts_change_the_weights_and_raise_good_over_bad(tiny: TinyHome, tra
     source = base_folder(tiny.home, "tiny") / "source"
     tokenizer = AutoTokenizer.from_pretrained(source)
     file = read_verdicts(write_rows(tmp_path, ROWS))
-    rows = tokenize_verdicts(file, tokenizer, 256, None)
+    rows = tokenize_verdicts(file, tokenizer, 256, None).single
     margins = []
     for folder in (parent, child):
         model = PeftModel.from_pretrained(load_nf4(source, torch.float32), folder)
@@ -140,10 +140,10 @@ def test_only_the_judged_reply_is_learned_and_replies_move_on_within_a_batch(tin
     recipe = Recipe.model_validate(
         {"name": "a", "data": {"train": "x"}, "system_prompt": "Be kind.", "training": {"micro_batch": 2, "batch": 2}}
     )
-    judged = judged_rows(read_verdicts(write_rows(tmp_path, rows)), recipe, tokenizer)
-    labels = [label for label in judged[0].row.labels if label != IGNORED]
+    verdicts = judged(fitted(read_verdicts(write_rows(tmp_path, rows)), recipe, tokenizer))
+    labels = [label for label in verdicts[0].row.labels if label != IGNORED]
     assert tokenizer.decode(labels) == "four 0<|im_end|>"
-    columns = as_dataset(judged, recipe)
+    columns = as_dataset(verdicts, recipe)
     assert tokenizer.decode(columns["prompt_ids"][0]).startswith("<|im_start|>system\nBe kind.<|im_end|>")
     assert tokenizer.decode(columns["prompt_ids"][0]).endswith("<|im_start|>assistant\n")
     moved = [tokenizer.decode(ids) for ids in columns["KL_completion_ids"]]
@@ -160,5 +160,5 @@ def test_good_and_bad_rows_are_balanced(good: int, bad: int) -> None:
 def test_the_learning_rate_is_the_methods_own(tmp_path: Path) -> None:
     path = tmp_path / "recipe.yaml"
     path.write_text("name: a\ndata: {train: x}\nparent: a@000000000000\ntraining: {method: kto}")
-    assert read_recipe(path).training.learning_rate == KTO_LEARNING_RATE
-    assert 1e-6 <= KTO_LEARNING_RATE <= 5e-6
+    assert read_recipe(path).training.learning_rate == PREFERENCE_LEARNING_RATE
+    assert 1e-6 <= PREFERENCE_LEARNING_RATE <= 5e-6

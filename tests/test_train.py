@@ -23,7 +23,7 @@ from polytone.train.evaluate import evaluate_version
 from polytone.train.lora import inherit, read_parent
 from polytone.train.progress import Progress
 from polytone.train.recipe import Recipe, read_recipe
-from polytone.train.run import new_folder
+from polytone.train.record import new_folder
 
 from .adapters import make_version
 from .conftest import TinyHome, polytone, train_tiny
@@ -131,7 +131,9 @@ def test_an_adapter_that_learned_nothing_is_not_published(tiny: TinyHome, tmp_pa
 
 def test_a_continued_version_starts_from_its_parent_and_names_its_loss(tiny: TinyHome, tmp_path: Path) -> None:
     parent = tiny.voices["acme"]
-    child = train_rows(tmp_path, tiny.home, "child", conversations("acme"), parent=parent.version).manifest
+    child = train_rows(
+        tmp_path, tiny.home, "child", conversations("acme"), parent=parent.version, training={"learning_rate": 0.005}
+    ).manifest
     assert (child.parent, child.peft) == (parent.version, parent.peft)
     assert child.digest != parent.digest
     # The same ten rows, split by the same seed: the parent's own held-out loss, to the rounding of another process.
@@ -248,7 +250,7 @@ def test_rows_longer_than_the_limit_are_refused_not_cut(tiny: TinyHome, tmp_path
     with pytest.raises(InputError) as caught:
         train_tiny(tmp_path, tiny.home, "long", max_length=16)
     assert caught.value.code == "rows_too_long"
-    assert "row 1 (" in caught.value.message
+    assert "line 1 (" in caught.value.message
 
 
 def test_a_base_without_weights_and_one_with_pickles_are_refused(tmp_path: Path) -> None:
@@ -274,8 +276,9 @@ def test_a_base_without_weights_and_one_with_pickles_are_refused(tmp_path: Path)
         ("name: a\ndata: {train: x}\ntraining: {lr: 1}", "recipe_invalid", "known here: method, epochs, max_steps"),
         ("name: a\ndata: {train: x}\nlora: {rank: 0}", "recipe_invalid", "lora.rank"),
         ("name: a\ndata: {train: x}\ntraining: {batch: 6, micro_batch: 4}", "recipe_invalid", "not a multiple"),
-        ("name: a\ndata: {train: x}\ntraining: {method: dpo}", "recipe_invalid", "training.method"),
+        ("name: a\ndata: {train: x}\ntraining: {method: ppo}", "recipe_invalid", "training.method"),
         ("name: a\ndata: {train: x}\ntraining: {method: kto}", "recipe_invalid", "parent: kto improves a voice"),
+        ("name: a\ndata: {train: x}\ntraining: {method: dpo}", "recipe_invalid", "parent: dpo improves a voice"),
         (f"{KTO}training: {{method: kto, learning_rate: 0.001}}", "recipe_invalid", "learning_rate: 0.001 is too high"),
         (f"{KTO}training: {{method: kto, micro_batch: 1}}", "recipe_invalid", "training.micro_batch"),
         ("name: a\ndata: {train: x}\ndrift: {rows: -1}", "recipe_invalid", "drift.rows"),

@@ -45,17 +45,25 @@ class BaseReference(BaseModel):
 
 
 class Peft(BaseModel):
-    """The shape of the adapter: rank, scaling numerator and the modules it sits on."""
+    """The shape of the adapter: rank, scaling numerator, the modules it sits on.
+
+    `rslora`: it is scaled by alpha / sqrt(rank), else by alpha / rank.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     rank: int
     alpha: float
     targets: list[str]
+    rslora: bool = False
 
 
 class DataSource(BaseModel):
-    """A file of rows; `export` leads from rows that came out of traffic back to the answers they were made from."""
+    """A file of rows; `export` leads from rows that came out of traffic back to the answers they were made from.
+
+    `cut` rows among `rows` were longer than training took, `dropped` ones are not among them; 0 unless the recipe
+    allowed it.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -63,6 +71,8 @@ class DataSource(BaseModel):
     sha256: str
     rows: int
     assistant_tokens: int
+    cut: int = 0
+    dropped: int = 0
     export: ExportReference | None = None
 
 

@@ -36,6 +36,10 @@ class Home:
         return self.root / "runs"
 
     @property
+    def sweeps(self) -> Path:
+        return self.root / "sweeps"
+
+    @property
     def database_url(self) -> str:
         return f"sqlite:///{(self.root / 'polytone.db').absolute()}"
 

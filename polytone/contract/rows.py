@@ -106,11 +106,12 @@ T = TypeVar("T", bound=BaseModel)
 
 @dataclass(frozen=True)
 class RowFile(Generic[T]):
-    """The rows of one file with the file's identity."""
+    """The rows of one file with the file's identity; `lines` are the numbers of the lines they stand on."""
 
     path: str
     sha256: str
     rows: list[T]
+    lines: list[int]
 
 
 def read_conversations(path: Path) -> RowFile[Conversation]:
@@ -142,6 +143,7 @@ def read_rows(path: Path, kind: type[T], what: str, like: str) -> RowFile[T]:
     """
     raw, text = read_text(path, what)
     rows: list[T] = []
+    lines: list[int] = []
     problems: list[str] = []
     # Not splitlines(): U+2028 and its like may stand inside a JSON string.
     for number, line in enumerate(text.split("\n"), start=1):
@@ -149,6 +151,7 @@ def read_rows(path: Path, kind: type[T], what: str, like: str) -> RowFile[T]:
             continue
         try:
             rows.append(kind.model_validate_json(line))
+            lines.append(number)
         except ValidationError as error:
             problems.extend(f"{path}:{number}: {describe(problem)}" for problem in error.errors())
     if problems:
@@ -160,7 +163,7 @@ def read_rows(path: Path, kind: type[T], what: str, like: str) -> RowFile[T]:
         )
     if not rows:
         raise InputError(f"{path}: has no rows. Add at least one of the {what}.", code="file_empty")
-    return RowFile(path=str(path), sha256=hashlib.sha256(raw).hexdigest(), rows=rows)
+    return RowFile(path=str(path), sha256=hashlib.sha256(raw).hexdigest(), rows=rows, lines=lines)
 
 
 def read_text(path: Path, what: str) -> tuple[bytes, str]:

@@ -50,9 +50,11 @@ def use_layers(platform: Any, kernels: bool = True) -> None:
 
     def get_punica_wrapper(cls: Any) -> str:
         try:
+            from .cpu_logprobs import spare_rows_that_ask_for_none
             from .cpu_seed import take_draws_back
 
             take_draws_back()
+            spare_rows_that_ask_for_none()
             if not kernels:
                 return str(original(cls))
             from .cpu_lora_layers import install

@@ -57,20 +57,35 @@ def prepare(
 
 def train(
     recipe: Annotated[Path, typer.Argument(help="YAML file; docs/recipes.md lists every key.")],
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the last run of this recipe that was cut off.")
+    ] = False,
+    check: Annotated[bool, typer.Option("--check", help="Prove what can be proven beforehand, and stop.")] = False,
     home: HomeOption = DEFAULT_HOME,
     as_json: JsonOption = False,
 ) -> None:
-    """Train a voice by a recipe, measure it, and write it as an adapter version."""
+    """Train a voice by a recipe, measure it, and write it as an adapter version.
+
+    Several GPUs: accelerate launch --config_file deploy/accelerate/processes.yaml -m polytone train RECIPE
+    """
     from .recipe import read_recipe
 
     checked = read_recipe(recipe)
     quiet_libraries()
+    from .checks import sentence
+    from .processes import is_main
     from .progress import Progress
     from .publish import publish
+    from .run import check as check_recipe
+    from .run import plan
     from .run import run as run_recipe
 
-    with Progress(Console(stderr=True)) as progress:
-        run = run_recipe(Home(home), checked, progress)
+    if check:
+        checks = check_recipe(plan(Home(home), checked))
+        print(checks.model_dump_json() if as_json else sentence(checks))
+        return
+    with Progress(Console(stderr=True, quiet=not is_main())) as progress:
+        run = run_recipe(Home(home), checked, progress, resume)
         manifest = publish(Home(home), run)
     loss = manifest.evaluation
     if as_json:
@@ -91,6 +106,36 @@ def train(
         f"{loss.base_loss:.3f} ({1 - loss.adapter_loss / loss.base_loss:.0%} lower){of_parent(manifest, loss)}.\n"
         f"Metrics and plot: {run.folder}\n"
         f"Next: polytone adapters publish {manifest.version} && polytone adapters promote {manifest.version}"
+    )
+
+
+def sweep(
+    recipe: Annotated[Path, typer.Argument(help="YAML file with a sweep section; docs/recipes.md tells how.")],
+    home: HomeOption = DEFAULT_HOME,
+    as_json: JsonOption = False,
+) -> None:
+    """Try many values of a recipe's keys, keep score on held-out rows, and write the best recipe out.
+
+    A sweep that was cut off goes on where it was when the command is given again.
+    """
+    from .recipe import read_recipe
+
+    checked = read_recipe(recipe)
+    quiet_libraries()
+    from .progress import Progress
+    from .sweep import run_sweep
+
+    with Progress(Console(stderr=True)) as progress:
+        result = run_sweep(Home(home), checked, progress)
+    if as_json:
+        print(json.dumps({**vars(result), "folder": str(result.folder), "best": str(result.folder / "best.yaml")}))
+        return
+    values = ", ".join(f"{key} {value}" for key, value in result.best_values.items()) or "the recipe as it is"
+    print(
+        f"Best of {result.trials} trials ({result.pruned} pruned): held-out loss {result.best_loss:.4f} with {values}; "
+        f"the recipe as it was has {result.own_loss:.4f}.\n"
+        f"Report and plots: {result.folder / 'report.md'}\n"
+        f"Next: polytone train {result.folder / 'best.yaml'}"
     )
 
 

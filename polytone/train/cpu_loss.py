@@ -10,6 +10,7 @@ import torch
 from torch.nn.functional import cross_entropy
 from trl import SFTTrainer
 
+from .checkpoints import ExactCheckpoints
 from .data import IGNORED
 
 # Models that change their logits after the head; TRL's own loss knows how.
@@ -19,10 +20,14 @@ LOGIT_CHANGES = ("final_logit_softcapping", "logit_scale", "logits_scaling", "ou
 def trainer_class(config: Any) -> type[Any]:
     """TRL's trainer, or the one below where there is no GPU and the model's head is a plain product."""
     plain = all(getattr(config.get_text_config(), name, None) is None for name in LOGIT_CHANGES)
-    return SFTTrainer if torch.cuda.is_available() or not plain else SupervisedPositionsTrainer
+    return EveryPositionTrainer if torch.cuda.is_available() or not plain else SupervisedPositionsTrainer
 
 
-class SupervisedPositionsTrainer(SFTTrainer):  # type: ignore[misc]
+class EveryPositionTrainer(ExactCheckpoints, SFTTrainer):  # type: ignore[misc]
+    """TRL's own loss."""
+
+
+class SupervisedPositionsTrainer(ExactCheckpoints, SFTTrainer):  # type: ignore[misc]
     """Projects only the supervised positions onto the vocabulary; the same loss and gradients as TRL's `nll`."""
 
     def compute_loss(
@@ -34,7 +39,8 @@ class SupervisedPositionsTrainer(SFTTrainer):  # type: ignore[misc]
         # Through `model`, so that a distributed wrapper sees the forward pass; one position of the head is nothing.
         hidden = model(
             input_ids=inputs["input_ids"],
-            attention_mask=inputs["attention_mask"],
+            attention_mask=inputs.get("attention_mask"),
+            position_ids=inputs.get("position_ids"),
             use_cache=False,
             logits_to_keep=1,
             output_hidden_states=True,
@@ -43,6 +49,9 @@ class SupervisedPositionsTrainer(SFTTrainer):  # type: ignore[misc]
         targets = labels[wanted]
         count = wanted.sum() if num_items_in_batch is None else num_items_in_batch
         loss = cross_entropy(logits, targets, reduction="sum") / count
+        if num_items_in_batch is not None:
+            # It counts the tokens of all processes, whose gradients are averaged.
+            loss = loss * self.accelerator.num_processes
         mode = "train" if model.training else "eval"
         self._metrics[mode]["mean_token_accuracy"].append(float((logits.argmax(-1) == targets).float().mean()))
         return (loss, {"logits": logits}) if return_outputs else loss

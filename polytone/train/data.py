@@ -1,15 +1,21 @@
 """Rows of a file -> token ids with labels on the assistant's tokens only, proven row by row."""
 
+import json
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from pathlib import Path
+from typing import Any, Generic, Literal, TypeVar
+
+from pydantic import BaseModel
 
 from polytone.contract.errors import InputError
 from polytone.contract.rows import Conversation, RowFile, Verdict
 
 IGNORED = -100
 T = TypeVar("T")
+R = TypeVar("R", bound=BaseModel)
+TooLong = Literal["refuse", "drop", "cut"]
 
 
 @dataclass(frozen=True)
@@ -23,35 +29,89 @@ class Row:
     def supervised(self) -> int:
         return sum(label != IGNORED for label in self.labels)
 
+    def cut(self, length: int) -> "Row":
+        return Row(self.input_ids[:length], self.labels[:length])
 
-def tokenize(file: RowFile[Conversation], tokenizer: Any, max_length: int, system_prompt: str | None) -> list[Row]:
+
+@dataclass(frozen=True)
+class Fitted(Generic[R]):
+    """Rows that fit into `training.max_length`: their tokens (one `Row` a reply) and the file's row they came from."""
+
+    rows: list[tuple[tuple[Row, ...], R]]
+    cut: int = 0
+    dropped: int = 0
+
+    @property
+    def single(self) -> list[Row]:
+        """The only reply of each row."""
+        return [replies[0] for replies, _ in self.rows]
+
+    @property
+    def sources(self) -> list[R]:
+        return [source for _, source in self.rows]
+
+
+def tokenize(
+    file: RowFile[Conversation],
+    tokenizer: Any,
+    max_length: int,
+    system_prompt: str | None,
+    too_long: TooLong = "refuse",
+) -> Fitted[Conversation]:
     """Tokenize every conversation of a file.
 
     Works with any chat template, with or without generation markers: the template is rendered up to each assistant
     turn and past it, and the tokens in between are supervised up to and including the end-of-turn token.
 
     Raises:
-        InputError: `rows_too_long` (nothing is ever cut silently) or `template_unsupported`.
+        InputError: `rows_too_long` (nothing is cut or dropped unless the recipe says so) or `template_unsupported`.
     """
-    rows = [tokenize_conversation(row, tokenizer, system_prompt) for row in file.rows]
-    refuse_long(file.path, rows, max_length)
-    return rows
+    replies = [(tokenize_conversation(row, tokenizer, system_prompt),) for row in file.rows]
+    return fit(file, replies, max_length, too_long)
 
 
-def tokenize_verdicts(file: RowFile[Verdict], tokenizer: Any, max_length: int, system_prompt: str | None) -> list[Row]:
+def tokenize_verdicts(
+    file: RowFile[Verdict], tokenizer: Any, max_length: int, system_prompt: str | None, too_long: TooLong = "refuse"
+) -> Fitted[Verdict]:
     """As `tokenize`, with the judged reply supervised alone: nobody judged the turns before it."""
-    rows = [tokenize_conversation(row.conversation(), tokenizer, system_prompt, last_only=True) for row in file.rows]
-    refuse_long(file.path, rows, max_length)
-    return rows
+    replies = [(tokenize_reply(row.conversation(), tokenizer, system_prompt),) for row in file.rows]
+    return fit(file, replies, max_length, too_long)
 
 
-def refuse_long(path: str, rows: list[Row], max_length: int) -> None:
-    long = [(number, len(row.input_ids)) for number, row in enumerate(rows, 1) if len(row.input_ids) > max_length]
-    if long:
-        shown = ", ".join(f"row {number} ({length} tokens)" for number, length in long[:10])
+def tokenize_reply(conversation: Conversation, tokenizer: Any, system_prompt: str | None) -> Row:
+    """The conversation with its last turn supervised alone."""
+    return tokenize_conversation(conversation, tokenizer, system_prompt, last_only=True)
+
+
+def fit(file: RowFile[R], replies: Sequence[tuple[Row, ...]], max_length: int, too_long: TooLong) -> Fitted[R]:
+    """Refuse, drop or cut what is longer than `max_length` tokens; a cut that leaves nothing to learn drops the row."""
+    long = [index for index, row in enumerate(replies) if longest(row) > max_length]
+    if too_long == "refuse":
+        refuse_long(file, [(index, longest(replies[index])) for index in long], max_length)
+    cut = [tuple(reply.cut(max_length) for reply in row) for row in replies]
+    gone = {i for i in long if too_long == "drop" or not all(reply.supervised for reply in cut[i])}
+    kept = [(cut[index], row) for index, row in enumerate(file.rows) if index not in gone]
+    if not kept:
         raise InputError(
-            f"{path}: {len(long)} rows are longer than training.max_length {max_length}: {shown}. "
-            "Raise max_length or shorten the rows; they are never cut silently.",
+            f"{file.path}: no row fits into training.max_length {max_length}. Raise it.",
+            code="rows_too_long",
+            param="training.max_length",
+        )
+    return Fitted(kept, cut=len(long) - len(gone), dropped=len(gone))
+
+
+def longest(replies: tuple[Row, ...]) -> int:
+    return max(len(reply.input_ids) for reply in replies)
+
+
+def refuse_long(file: RowFile[Any], long: list[tuple[int, int]], max_length: int) -> None:
+    if long:
+        shown = ", ".join(f"line {file.lines[index]} ({length} tokens)" for index, length in long[:10])
+        more = f" and {len(long) - 10} more" if len(long) > 10 else ""
+        raise InputError(
+            f"{file.path}: {len(long)} rows are longer than training.max_length {max_length}: {shown}{more}. "
+            "Raise max_length, shorten the rows, or allow it by name with data.too_long drop or cut; nothing is lost "
+            "silently.",
             code="rows_too_long",
             param="training.max_length",
         )
@@ -111,6 +171,23 @@ def supervise(
         "ends a turn.",
         code="template_unsupported",
     )
+
+
+def prompt_and_reply(row: Row) -> tuple[list[int], list[int]]:
+    """The ids before the judged reply, and the reply up to and including its end-of-turn token."""
+    supervised = [index for index, label in enumerate(row.labels) if label != IGNORED]
+    first, last = supervised[0], supervised[-1] + 1
+    return row.input_ids[:first], row.input_ids[first:last]
+
+
+def has_column(path: Path, name: str) -> bool:
+    """Whether a file's first row has a key; what is wrong with a file is left for its reader to name."""
+    try:
+        with path.open(encoding="utf-8") as file:
+            first = json.loads(next((line for line in file if line.strip()), ""))
+    except (OSError, ValueError):
+        return False
+    return isinstance(first, dict) and name in first
 
 
 def split(rows: list[T], share: float, seed: int) -> tuple[list[T], list[T]]:

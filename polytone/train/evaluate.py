@@ -83,7 +83,7 @@ def evaluate_version(
     base = load_base(home, manifest.base.id)
     check_servable(manifest, base, manifest.peft.rank)
     source = base_folder(home, base.id) / "source"
-    rows = tokenize(file, AutoTokenizer.from_pretrained(source), max_length, manifest.system_prompt)
+    rows = tokenize(file, AutoTokenizer.from_pretrained(source), max_length, manifest.system_prompt).single
     model = PeftModel.from_pretrained(load_nf4(source, compute_dtype()), home.adapter_folder(manifest.version))
     result = evaluate(model, rows, progress)
     parent = parent_on_disk(home, manifest)

@@ -3,21 +3,20 @@
 TRL's KTOTrainer continues a parent's adapter; a frozen copy of it is the model that the new one must stay close to.
 """
 
-import json
 import random
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
 from trl import KTOConfig, KTOTrainer
 
 from polytone.contract.errors import InputError
-from polytone.contract.rows import Conversation, RowFile, Verdict, read_conversations, read_verdicts
+from polytone.contract.rows import RowFile, Verdict, read_conversations, read_verdicts
 
-from .data import IGNORED, Row, split, tokenize, tokenize_verdicts
+from .checkpoints import ExactCheckpoints
+from .data import Fitted, Row, has_column, prompt_and_reply, split, tokenize, tokenize_verdicts
 from .recipe import Recipe
-from .training import Prepared, Recorder, build_trainer, describe_data, shared_arguments
+from .training import Prepared, Watch, build_trainer, describe_data, shared_arguments
 
 # Equation 8 of the paper: the weighted good rows to the weighted bad ones lie between 1 and 4/3.
 LEAST_BALANCE, LARGEST_BALANCE = 1.0, 4 / 3
@@ -28,8 +27,7 @@ class Judged:
     """A tokenized verdict: labels on the judged reply, and whether it was found good."""
 
     row: Row
-    good: bool
-    conversation: Conversation
+    verdict: Verdict
 
 
 def prepare_verdicts(recipe: Recipe, tokenizer: Any) -> Prepared:
@@ -42,69 +40,67 @@ def prepare_verdicts(recipe: Recipe, tokenizer: Any) -> Prepared:
             `read_verdicts`, `tokenize`, `split` and `read_export_manifest`.
     """
     file = read_verdicts(recipe.data.train)
-    train = judged_rows(file, recipe, tokenizer)
-    refuse_one_class(file)
+    train = fitted(file, recipe, tokenizer)
+    refuse_one_class(file, train.sources)
     if recipe.data.held_out is None:
-        train, held_out = split_by_class(train, recipe)
-        return prepared_from(recipe, file, train, file, held_out)
-    if is_verdicts(recipe.data.held_out):
+        kept, held = split_by_class(train, recipe)
+        return prepared_from(recipe, file, kept, file, held)
+    if has_column(recipe.data.held_out, "completion"):
         held_file = read_verdicts(recipe.data.held_out)
-        return prepared_from(recipe, file, train, held_file, judged_rows(held_file, recipe, tokenizer))
+        return prepared_from(recipe, file, train, held_file, fitted(held_file, recipe, tokenizer))
     conversations = read_conversations(recipe.data.held_out)
-    rows = tokenize(conversations, tokenizer, recipe.training.max_length, recipe.system_prompt)
+    settings = recipe.training
+    held_out = tokenize(conversations, tokenizer, settings.max_length, recipe.system_prompt, recipe.data.too_long)
     return Prepared(
-        train=as_dataset(shuffled(train, recipe), recipe),
+        train=as_dataset(shuffled(judged(train), recipe), recipe),
         watched=None,
-        held_out=rows,
-        conversations=conversations.rows,
-        data=describe_data(file, [one.row for one in train], conversations, rows),
+        learned=train.single,
+        held_out=held_out.single,
+        conversations=held_out.sources,
+        data=describe_data(file, train, conversations, held_out),
     )
 
 
-def judged_rows(file: RowFile[Verdict], recipe: Recipe, tokenizer: Any) -> list[Judged]:
-    rows = tokenize_verdicts(file, tokenizer, recipe.training.max_length, recipe.system_prompt)
-    return [Judged(row, one.label, one.conversation()) for row, one in zip(rows, file.rows, strict=True)]
+def fitted(file: RowFile[Verdict], recipe: Recipe, tokenizer: Any) -> Fitted[Verdict]:
+    return tokenize_verdicts(file, tokenizer, recipe.training.max_length, recipe.system_prompt, recipe.data.too_long)
 
 
-def refuse_one_class(file: RowFile[Verdict]) -> None:
-    good = sum(row.label for row in file.rows)
-    if 0 < good < len(file.rows):
+def judged(rows: Fitted[Verdict]) -> list[Judged]:
+    return [Judged(row, verdict) for row, verdict in zip(rows.single, rows.sources, strict=True)]
+
+
+def refuse_one_class(file: RowFile[Verdict], rows: list[Verdict]) -> None:
+    good = sum(row.label for row in rows)
+    if 0 < good < len(rows):
         return
     there, lacking = ("true", "false") if good else ("false", "true")
     raise InputError(
-        f"{file.path}: label: is {there} in all {len(file.rows)} rows. kto learns from the difference; add rows with "
+        f"{file.path}: label: is {there} in all {len(rows)} rows. kto learns from the difference; add rows with "
         f"label {lacking}, or train on conversations with training.method sft.",
         code="one_class_only",
         param="label",
     )
 
 
-def split_by_class(rows: list[Judged], recipe: Recipe) -> tuple[list[Judged], list[Judged]]:
+def split_by_class(train: Fitted[Verdict], recipe: Recipe) -> tuple[Fitted[Verdict], Fitted[Verdict]]:
     """Hold out the share of the good and of the bad rows, so that both sides have both."""
-    train: list[Judged] = []
-    held_out: list[Judged] = []
+    kept, held = [], []
     for good in (True, False):
-        mine = [row for row in rows if row.good is good]
-        kept, held = split(mine, recipe.data.held_out_share, recipe.training.seed)
-        train += kept
-        held_out += held
-    return train, held_out
-
-
-def is_verdicts(path: Path) -> bool:
-    """Whether a file's first row is a verdict; what is wrong with a file is left for its reader to name."""
-    try:
-        with path.open(encoding="utf-8") as file:
-            first = json.loads(next((line for line in file if line.strip()), ""))
-    except (OSError, ValueError):
-        return False
-    return isinstance(first, dict) and "completion" in first
+        mine = [row for row in train.rows if row[1].label is good]
+        parts = split(mine, recipe.data.held_out_share, recipe.training.seed)
+        kept += parts[0]
+        held += parts[1]
+    return Fitted(kept, train.cut, train.dropped), Fitted(held)
 
 
 def prepared_from(
-    recipe: Recipe, file: RowFile[Verdict], train: list[Judged], held_file: RowFile[Verdict], held_out: list[Judged]
+    recipe: Recipe,
+    file: RowFile[Verdict],
+    train: Fitted[Verdict],
+    held_file: RowFile[Verdict],
+    held_out: Fitted[Verdict],
 ) -> Prepared:
-    good = [one.row for one in held_out if one.good]
+    good = [one.row for one in judged(held_out) if one.verdict.label]
     if not good:
         raise InputError(
             f"{held_file.path}: label: no held-out row has label true, so there is nothing to measure the voice on. "
@@ -113,11 +109,12 @@ def prepared_from(
             param="data.held_out",
         )
     return Prepared(
-        train=as_dataset(shuffled(train, recipe), recipe),
-        watched=as_dataset(held_out, recipe),
+        train=as_dataset(shuffled(judged(train), recipe), recipe),
+        watched=as_dataset(judged(held_out), recipe),
+        learned=train.single,
         held_out=good,
-        conversations=[one.conversation for one in held_out],
-        data=describe_data(file, [one.row for one in train], held_file, [one.row for one in held_out]),
+        conversations=[verdict.conversation() for verdict in held_out.sources],
+        data=describe_data(file, train, held_file, held_out),
     )
 
 
@@ -139,28 +136,21 @@ def as_dataset(rows: list[Judged], recipe: Recipe) -> Dataset:
             "prompt_ids": [prompt for prompt, _ in pairs],
             "completion_ids": replies,
             "KL_completion_ids": [reply for batch in batches for reply in (batch[-1:] + batch[:-1])],
-            "label": [one.good for one in rows],
+            "label": [one.verdict.label for one in rows],
         }
     )
 
 
-def prompt_and_reply(row: Row) -> tuple[list[int], list[int]]:
-    """The ids before the judged reply, and the reply up to and including its end-of-turn token."""
-    supervised = [index for index, label in enumerate(row.labels) if label != IGNORED]
-    first, last = supervised[0], supervised[-1] + 1
-    return row.input_ids[:first], row.input_ids[first:last]
-
-
-def kto_trainer(model: Any, tokenizer: Any, prepared: Prepared, recipe: Recipe, recorder: Recorder) -> Any:
+def kto_trainer(model: Any, tokenizer: Any, prepared: Prepared, recipe: Recipe, watch: Watch) -> Any:
     labels = list(prepared.train["label"])
     desirable, undesirable = balance(sum(labels), len(labels) - sum(labels))
     config = KTOConfig(
-        **shared_arguments(prepared, recipe, recorder.path.parent),
+        **shared_arguments(prepared, recipe, watch.folder),
         desirable_weight=desirable,
         undesirable_weight=undesirable,
         train_sampling_strategy="sequential",
     )
-    return build_trainer(TokenizedKTOTrainer, model, config, tokenizer, prepared, recorder)
+    return build_trainer(TokenizedKTOTrainer, model, config, tokenizer, prepared, watch)
 
 
 def balance(good: int, bad: int) -> tuple[float, float]:
@@ -171,7 +161,7 @@ def balance(good: int, bad: int) -> tuple[float, float]:
     return 1.0, max(1.0, ratio / LARGEST_BALANCE)
 
 
-class TokenizedKTOTrainer(KTOTrainer):  # type: ignore[misc]
+class TokenizedKTOTrainer(ExactCheckpoints, KTOTrainer):  # type: ignore[misc]
     """Takes rows as they were tokenized and proven for supervised training: same prompts, same end of turn."""
 
     def _prepare_dataset(self, dataset: Dataset, *_: Any) -> Dataset:

@@ -5,13 +5,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model, set_peft_model_state_dict
 from safetensors.torch import load_file
 
 from polytone.contract.adapter import WEIGHTS, Manifest, check_servable, read_version
 from polytone.contract.base import Base
 from polytone.contract.errors import CheckError, InputError
-from polytone.contract.home import Home
+from polytone.contract.home import Home, folder_written_whole
 
 from .recipe import LoraSection, Recipe
 
@@ -44,6 +44,8 @@ def differences(recipe: Recipe, parent: Manifest) -> Iterator[str]:
         wanted, has = getattr(recipe.lora, key), getattr(there, key)
         if key in recipe.lora.model_fields_set and wanted != has:
             yield f"lora.{key}: is {wanted:g}, the parent {parent.version} has {has:g}"
+    if "rslora" in recipe.lora.model_fields_set and recipe.lora.rslora != there.rslora:
+        yield f"lora.rslora: is {recipe.lora.rslora}, the parent {parent.version} has {there.rslora}"
     targets = recipe.lora.targets
     same = targets == there.targets or (targets != "all-linear" and sorted(targets) == parent.peft.targets)
     if "targets" in recipe.lora.model_fields_set and not same:
@@ -64,6 +66,7 @@ def lora_of(parent: Manifest) -> LoraSection:
     return LoraSection.model_construct(
         rank=parent.peft.rank,
         alpha=parent.peft.alpha,
+        rslora=parent.peft.rslora,
         targets="all-linear" if everywhere else parent.peft.targets,
     )
 
@@ -86,6 +89,7 @@ def new_adapter(model: Any, recipe: Recipe) -> Any:
         r=recipe.lora.rank,
         lora_alpha=recipe.lora.alpha,
         lora_dropout=recipe.lora.dropout,
+        use_rslora=recipe.lora.rslora,
         target_modules=recipe.lora.targets,
     )
     return get_peft_model(model, config, autocast_adapter_dtype=True)
@@ -107,8 +111,14 @@ def save_rounded(model: Any, folder: Path) -> None:
     rounded = {name: tensor.bfloat16() for name, tensor in adapter.items()}
     for name, tensor in adapter.items():
         tensor.copy_(rounded[name])
-    # Without the flag PEFT asks the model hub whether the base's vocabulary changed.
-    model.save_pretrained(folder, selected_adapters=["default"], save_embedding_layers=False, state_dict=rounded)
+    with folder_written_whole(folder) as partial:
+        # Without the flag PEFT asks the model hub whether the base's vocabulary changed.
+        model.save_pretrained(partial, selected_adapters=["default"], save_embedding_layers=False, state_dict=rounded)
+
+
+def load_rounded(model: Any, folder: Path) -> None:
+    """The numbers that `save_rounded` left, back in a model of the same shape."""
+    set_peft_model_state_dict(model, load_file(folder / WEIGHTS), adapter_name="default")
 
 
 def same_weights(one: Path, other: Path) -> bool:

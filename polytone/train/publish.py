@@ -21,6 +21,7 @@ from polytone.contract.home import Home, folder_written_whole
 from polytone.contract.reference import describe_reference, write_reference
 
 from .lora import same_weights
+from .record import close
 from .reference import reply_limit
 from .run import Run
 
@@ -44,7 +45,12 @@ def publish(home: Home, run: Run) -> Manifest:
         base=BaseReference(id=run.base.id, digest=run.base.digest),
         quantization=run.base.quantization,
         chat_template_sha256=run.base.chat_template_sha256,
-        peft=Peft(rank=config["r"], alpha=config["lora_alpha"], targets=sorted(config["target_modules"])),
+        peft=Peft(
+            rank=config["r"],
+            alpha=config["lora_alpha"],
+            targets=sorted(config["target_modules"]),
+            rslora=bool(config.get("use_rslora")),
+        ),
         recipe=run.recipe.record(),
         data=run.data,
         parent=run.recipe.parent,
@@ -57,6 +63,7 @@ def publish(home: Home, run: Run) -> Manifest:
     )
     target = home.adapter_folder(manifest.version)
     if target.exists():  # the same bytes were published before
+        close(run.folder, manifest.version)
         return read_version(home, manifest.version)
     with folder_written_whole(target) as folder:
         for name in (CONFIG, WEIGHTS):
@@ -67,6 +74,7 @@ def publish(home: Home, run: Run) -> Manifest:
             write_reference(folder, run.reference)
         (folder / MANIFEST).write_text(manifest.model_dump_json(by_alias=True, indent=2) + "\n")
         read_folder(folder)
+    close(run.folder, manifest.version)
     return manifest
 
 

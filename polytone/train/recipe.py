@@ -13,9 +13,10 @@ from polytone.contract.home import NAME_PATTERN
 from polytone.contract.rows import describe
 
 SFT_LEARNING_RATE = 2e-4
-# KTO's authors use 5e-7 to 5e-6; above 1e-4 the voice comes apart.
-KTO_LEARNING_RATE = 5e-6
-KTO_LARGEST_LEARNING_RATE = 1e-4
+# The authors of KTO use 5e-7 to 5e-6, those of DPO 5e-7 to 1e-6 for whole models; above 1e-4 the voice comes apart.
+PREFERENCE_LEARNING_RATE = 5e-6
+PREFERENCE_LARGEST_LEARNING_RATE = 1e-4
+PREFERENCE_METHODS = ("kto", "dpo")
 
 
 class Section(BaseModel):
@@ -23,21 +24,27 @@ class Section(BaseModel):
 
 
 class DataSection(Section):
-    """Files of rows, relative to the recipe: conversations for sft, verdicts for kto.
+    """Files of rows, relative to the recipe: conversations for sft, verdicts for kto, preferences for dpo.
 
-    Without `held_out`, a share of `train` is held out. For kto `held_out` may be conversations too.
+    Without `held_out`, a share of `train` is held out. For kto and dpo `held_out` may be conversations too. `too_long`
+    says what becomes of rows longer than `training.max_length`.
     """
 
     train: Path
     held_out: Path | None = None
     held_out_share: Annotated[float, Field(gt=0, lt=0.5)] = 0.1
+    too_long: Literal["refuse", "drop", "cut"] = "refuse"
 
 
 class LoraSection(Section):
-    """Shape of the adapter (LoRA, Hu et al. 2021). Targets `all-linear` follows QLoRA (Dettmers et al. 2023)."""
+    """Shape of the adapter (LoRA, Hu et al. 2021). Targets `all-linear` follows QLoRA (Dettmers et al. 2023).
+
+    `rslora` scales by alpha / sqrt(rank) in place of alpha / rank (Kalajdzievski 2023).
+    """
 
     rank: Annotated[int, Field(ge=1, le=256)] = 16
     alpha: Annotated[float, Field(gt=0)] = 32
+    rslora: bool = False
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     targets: Literal["all-linear"] | list[str] = "all-linear"
 
@@ -45,10 +52,13 @@ class LoraSection(Section):
 class TrainingSection(Section):
     """Optimization. `batch` rows make one optimizer step, `micro_batch` of them at a time in memory.
 
-    `sft` learns from conversations; `kto` (Ethayarajh et al. 2024) from replies that were found good or bad.
+    `sft` learns from conversations; `kto` (Ethayarajh et al. 2024) from replies that were found good or bad; `dpo`
+    (Rafailov et al. 2023) from pairs of replies of which one was preferred. `packing` joins the rows of a micro-batch
+    end to end in place of padding them. Of several `evaluations` the best adapter is kept; `patience` of them without a
+    lower held-out loss end the run. `checkpoints` is how often the run can be resumed from.
     """
 
-    method: Literal["sft", "kto"] = "sft"
+    method: Literal["sft", "kto", "dpo"] = "sft"
     epochs: Annotated[float, Field(gt=0)] = 2.0
     max_steps: Annotated[int, Field(ge=1)] | None = None
     batch: Annotated[int, Field(ge=1)] = 8
@@ -59,14 +69,18 @@ class TrainingSection(Section):
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
     gradient_clip: Annotated[float, Field(gt=0)] = 1.0
     max_length: Annotated[int, Field(ge=16)] = 1024
+    packing: bool = False
     evaluations: Annotated[int, Field(ge=0, le=100)] = 1
+    patience: Annotated[int, Field(ge=1)] | None = None
+    checkpoints: Annotated[int, Field(ge=0, le=100)] = 5
+    tensorboard: bool = False
     seed: int = 0
 
     @model_validator(mode="before")
     @classmethod
     def _learning_rate_of_the_method(cls, content: Any) -> Any:
-        if isinstance(content, dict) and content.get("method") == "kto":
-            return {"learning_rate": KTO_LEARNING_RATE, **content}
+        if isinstance(content, dict) and content.get("method") in PREFERENCE_METHODS:
+            return {"learning_rate": PREFERENCE_LEARNING_RATE, **content}
         return content
 
 
@@ -75,6 +89,36 @@ class DriftSection(Section):
 
     rows: Annotated[int, Field(ge=0, le=1000)] = 64
     max_tokens: Annotated[int, Field(ge=1, le=1024)] = 64
+
+
+class Span(Section):
+    """Numbers from `low` to `high`, whole ones where both are; `log` draws their logarithm evenly."""
+
+    low: float | int
+    high: float | int
+    log: bool = False
+    step: Annotated[float | int, Field(gt=0)] | None = None
+
+    @model_validator(mode="after")
+    def _order(self) -> "Span":
+        if self.low >= self.high:
+            raise ValueError(f"low {self.low:g} must be below high {self.high:g}")
+        if self.log and (self.low <= 0 or self.step is not None):
+            raise ValueError("log needs a low above 0 and no step")
+        return self
+
+
+class SweepSection(Section):
+    """What `polytone sweep` tries: `trials` recipes (for `grid` all of them), each with other values of `over`.
+
+    `over` maps a dotted recipe key to a list of values or to a span. The recipe itself is the first trial.
+    """
+
+    method: Literal["tpe", "random", "grid"] = "tpe"
+    trials: Annotated[int, Field(ge=1, le=10_000)] = 8
+    prune: bool = True
+    seed: int = 0
+    over: Annotated[dict[str, Annotated[list[Any], Field(min_length=1)] | Span], Field(min_length=1)]
 
 
 class Recipe(Section):
@@ -86,6 +130,7 @@ class Recipe(Section):
     lora: LoraSection = LoraSection()
     training: TrainingSection = TrainingSection()
     drift: DriftSection = DriftSection()
+    sweep: SweepSection | None = None
     system_prompt: str | None = None
     sampling: Sampling | None = None
     licence: str = "unknown"
@@ -93,7 +138,7 @@ class Recipe(Section):
 
     def record(self) -> dict[str, Any]:
         """The recipe as the manifest keeps it: files by name, without this machine's folders."""
-        record = self.model_dump(mode="json")
+        record = self.model_dump(mode="json", exclude={"sweep"})
         for key in ("train", "held_out"):
             if record["data"][key]:
                 record["data"][key] = Path(record["data"][key]).name
@@ -144,17 +189,29 @@ def contradictions(recipe: Recipe) -> Iterator[tuple[str, str]]:
     training = recipe.training
     if training.batch % training.micro_batch:
         yield "training.batch", f"{training.batch} is not a multiple of micro_batch {training.micro_batch}."
-    if training.method != "kto":
+    if training.patience is not None and training.patience >= training.evaluations:
+        yield (
+            "training.patience",
+            f"{training.patience} evaluations without gain cannot be seen in {training.evaluations}; raise "
+            "training.evaluations above it.",
+        )
+    if training.method == "sft":
         return
     if recipe.parent is None:
-        yield "parent", "kto improves a voice that exists. Name the version to start from, such as acme@3f2a91c0de12."
-    if training.micro_batch < 2:
+        yield (
+            "parent",
+            f"{training.method} improves a voice that exists. Name the version to start from, such as "
+            "acme@3f2a91c0de12.",
+        )
+    if training.packing:
+        yield "training.packing", f"is for sft; {training.method} pads its rows."
+    if training.method == "kto" and training.micro_batch < 2:
         yield "training.micro_batch", "kto compares the rows of a batch with each other; 2 is the least."
-    if training.learning_rate > KTO_LARGEST_LEARNING_RATE:
+    if training.learning_rate > PREFERENCE_LARGEST_LEARNING_RATE:
         yield (
             "training.learning_rate",
-            f"{training.learning_rate:g} is too high for kto, the most is {KTO_LARGEST_LEARNING_RATE:g}. "
-            f"Leave it out for {KTO_LEARNING_RATE:g}.",
+            f"{training.learning_rate:g} is too high for {training.method}, the most is "
+            f"{PREFERENCE_LARGEST_LEARNING_RATE:g}. Leave it out for {PREFERENCE_LEARNING_RATE:g}.",
         )
 
 

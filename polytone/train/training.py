@@ -15,7 +15,8 @@ from polytone.contract.errors import CheckError, InputError
 from polytone.contract.export import ExportReference, read_export_manifest
 from polytone.contract.rows import Conversation, RowFile
 
-from .data import Row
+from .data import Fitted, Row
+from .processes import world_size
 from .progress import Progress
 from .recipe import Recipe
 
@@ -25,17 +26,27 @@ class Prepared:
     """Tokenized rows and where they came from.
 
     `train` and `watched` have the columns of the method's trainer; the loss on `watched` (None for none) is taken while
-    training. `held_out` is what the voice is measured on, `conversations` where prompts for its reference come from.
+    training. `learned` are the rows of `train` (of a pair the preferred reply). `held_out` is what the voice is
+    measured on, `conversations` where prompts for its reference come from.
     """
 
     train: Dataset
     watched: Dataset | None
+    learned: list[Row]
     held_out: list[Row]
     conversations: list[Conversation]
     data: Data
 
 
-def describe_data(train: RowFile[Any], rows: list[Row], held_out: RowFile[Any], held_rows: list[Row]) -> Data:
+@dataclass(frozen=True)
+class Watch:
+    """The folder of a run and who is told of its steps."""
+
+    folder: Path
+    callbacks: list[TrainerCallback]
+
+
+def describe_data(train: RowFile[Any], rows: Fitted[Any], held_out: RowFile[Any], held_rows: Fitted[Any]) -> Data:
     """What the manifest keeps of the rows that are learned from and those that are not.
 
     Raises:
@@ -54,15 +65,17 @@ def describe_data(train: RowFile[Any], rows: list[Row], held_out: RowFile[Any], 
     return described
 
 
-def describe_source(file: RowFile[Any], rows: list[Row]) -> DataSource:
+def describe_source(file: RowFile[Any], rows: Fitted[Any]) -> DataSource:
     """What the manifest keeps of a file of rows, with its origin where it was exported from traffic."""
     path = Path(file.path)
     export = read_export_manifest(path)
     return DataSource(
         path=path.name,
         sha256=file.sha256,
-        rows=len(rows),
-        assistant_tokens=sum(row.supervised for row in rows),
+        rows=len(rows.rows),
+        assistant_tokens=sum(row.supervised for row in rows.single),
+        cut=rows.cut,
+        dropped=rows.dropped,
         export=export
         and ExportReference(
             sha256=export.sha256, format=export.format, adapter=export.adapter, completions=export.completions
@@ -71,9 +84,17 @@ def describe_source(file: RowFile[Any], rows: list[Row]) -> DataSource:
 
 
 def shared_arguments(prepared: Prepared, recipe: Recipe, folder: Path) -> dict[str, Any]:
-    """Arguments that all trainers take; nothing is cut, saved or reported by the trainer itself."""
+    """Arguments that all trainers take; nothing is cut or reported by the trainer itself."""
     settings = recipe.training
     steps = planned_steps(len(prepared.train), recipe)
+    at_once = settings.micro_batch * world_size()
+    if settings.batch % at_once:
+        raise InputError(
+            f"training.batch: {settings.batch} rows cannot be shared by {world_size()} processes of micro_batch "
+            f"{settings.micro_batch}; make it a multiple of {at_once}.",
+            code="recipe_invalid",
+            param="training.batch",
+        )
     gpu = torch.cuda.is_available()
     watched = settings.evaluations if prepared.watched is not None else 0
     return {
@@ -82,7 +103,7 @@ def shared_arguments(prepared: Prepared, recipe: Recipe, folder: Path) -> dict[s
         "max_steps": steps,
         "per_device_train_batch_size": settings.micro_batch,
         "per_device_eval_batch_size": settings.micro_batch,
-        "gradient_accumulation_steps": settings.batch // settings.micro_batch,
+        "gradient_accumulation_steps": settings.batch // at_once,
         "learning_rate": settings.learning_rate,
         "lr_scheduler_type": settings.schedule,
         "warmup_steps": round(settings.warmup * steps),
@@ -90,7 +111,7 @@ def shared_arguments(prepared: Prepared, recipe: Recipe, folder: Path) -> dict[s
         "max_grad_norm": settings.gradient_clip,
         "seed": settings.seed,
         "data_seed": settings.seed,
-        "max_length": None,  # rows that are too long were refused, none is cut
+        "max_length": None,  # rows that are too long were dealt with by name
         "gradient_checkpointing": gpu,
         "bf16": gpu,
         "use_cpu": not gpu,
@@ -99,8 +120,11 @@ def shared_arguments(prepared: Prepared, recipe: Recipe, folder: Path) -> dict[s
         "eval_steps": max(1, -(-steps // max(1, watched))),
         "logging_steps": 1,
         "logging_first_step": True,
-        "save_strategy": "no",
-        "report_to": "none",
+        "save_strategy": "steps" if settings.checkpoints else "no",
+        "save_steps": max(1, -(-steps // max(1, settings.checkpoints))),
+        "save_total_limit": 2,
+        "report_to": "tensorboard" if settings.tensorboard else "none",
+        "ddp_find_unused_parameters": False,
         "disable_tqdm": True,
     }
 
@@ -112,7 +136,7 @@ def planned_steps(rows: int, recipe: Recipe) -> int:
 
 
 def build_trainer(
-    kind: Callable[..., Any], model: Any, config: Any, tokenizer: Any, prepared: Prepared, recorder: "Recorder"
+    kind: Callable[..., Any], model: Any, config: Any, tokenizer: Any, prepared: Prepared, watch: Watch
 ) -> Any:
     """A TRL trainer that leaves the adapter's float32 numbers as they are.
 
@@ -126,7 +150,7 @@ def build_trainer(
         train_dataset=prepared.train,
         eval_dataset=prepared.watched,
         processing_class=tokenizer,
-        callbacks=[recorder],
+        callbacks=watch.callbacks,
     )
     for name, weight in model.named_parameters():
         if name in exact:
@@ -143,6 +167,8 @@ class Recorder(TrainerCallback):  # type: ignore[misc]
         self.progress = progress
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
+        if not state.is_world_process_zero:
+            return
         record = {"step": state.global_step, **(logs or {})}
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")

@@ -1,0 +1,54 @@
+"""Several processes train one voice: the same rows, the same loss, one version."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from polytone.contract.errors import InputError
+from polytone.contract.home import Home
+from polytone.train.recipe import read_recipe
+from polytone.train.run import run
+
+from .conftest import TinyHome
+from .recipes import silent
+from .test_resume import own_home, steps_in, write_recipe
+
+CONFIG = Path(__file__).parent.parent / "deploy" / "accelerate" / "processes.yaml"
+
+
+def test_two_processes_reach_the_loss_of_one(tiny: TinyHome, tmp_path: Path) -> None:
+    home = own_home(tiny, tmp_path)
+    recipe = write_recipe(tmp_path, max_steps=8)
+    settings = yaml.safe_load(recipe.read_text())
+    settings["lora"] = {"dropout": 0.0}  # each process draws its own
+    recipe.write_text(yaml.safe_dump(settings))
+    alone = run(tiny.home, read_recipe(recipe), silent()).evaluation
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(CONFIG)]
+    done = subprocess.run(
+        [*launch, "-m", "polytone", "train", str(recipe), "--json", "--home", str(home.root)],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    result = json.loads(done.stdout)
+    assert result["evaluation"]["adapter_loss"] == pytest.approx(alone.adapter_loss, abs=1e-3)
+    assert len(list(Home(home.root).runs.iterdir())) == 1
+    assert steps_in(home) == 8
+
+
+def test_a_batch_that_cannot_be_shared_is_refused(
+    tiny: TinyHome, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("polytone.train.training.world_size", lambda: 3)
+    with pytest.raises(InputError) as caught:
+        run(own_home(tiny, tmp_path), read_recipe(write_recipe(tmp_path)), silent())
+    assert (caught.value.code, caught.value.param) == ("recipe_invalid", "training.batch")
+    assert "multiple of 6" in caught.value.message
