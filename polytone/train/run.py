@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from transformers import AutoTokenizer, TrainerCallback
+from transformers.integrations import TensorBoardCallback
 
 from polytone.contract.adapter import Data, Evaluation, Fingerprint, Manifest
 from polytone.contract.base import Base, base_folder, load_base
@@ -169,7 +170,8 @@ def fit(planned: Plan, model: Any, folder: Path, progress: Progress, callbacks: 
     recipe = planned.recipe
     checkpoint = newest_checkpoint(folder / CHECKPOINTS)
     best = KeepBest(folder / ".best.safetensors", recipe.training.patience)
-    watch = Watch(folder, [Recorder(folder / METRICS, progress), best, *callbacks])
+    told = [Recorder(folder / METRICS, progress), best, *events(recipe, folder), *callbacks]
+    watch = Watch(folder, told)
     trainer = planned.method.trainer(model, planned.tokenizer, planned.prepared, recipe, watch)
     progress.start(f"Training {recipe.name}", total=planned.steps)
     if checkpoint is not None and is_main():
@@ -179,6 +181,15 @@ def fit(planned: Plan, model: Any, folder: Path, progress: Progress, callbacks: 
     progress.finish()
     if is_main():
         keep(planned, trainer, best, model, folder)
+
+
+def events(recipe: Recipe, folder: Path) -> list[TrainerCallback]:
+    """For TensorBoard, in the run's folder: the trainer's own place is gone when the run ends."""
+    if not recipe.training.tensorboard:
+        return []
+    from torch.utils.tensorboard import SummaryWriter
+
+    return [TensorBoardCallback(SummaryWriter(folder / "tensorboard"))]
 
 
 def forget_after(metrics: Path, step: int) -> None:

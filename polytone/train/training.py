@@ -123,7 +123,7 @@ def shared_arguments(prepared: Prepared, recipe: Recipe, folder: Path) -> dict[s
         "save_strategy": "steps" if settings.checkpoints else "no",
         "save_steps": max(1, -(-steps // max(1, settings.checkpoints))),
         "save_total_limit": 2,
-        "report_to": "tensorboard" if settings.tensorboard else "none",
+        "report_to": "none",
         "ddp_find_unused_parameters": False,
         "disable_tqdm": True,
     }
