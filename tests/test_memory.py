@@ -308,6 +308,7 @@ def test_the_command_prints_one_document_whose_items_sum() -> None:
     report = json.loads(done.stdout)
     assert report["total_bytes"] == sum(one["bytes"] for one in report["items"])
     assert report["items"] == report["methods"]["qlora"]["items"]
+    assert report["run_bytes"] >= report["total_bytes"]
     assert [(row["batch"], row["length"]) for row in report["grid"]] == [(1, 512), (4, 512), (1, 2048), (4, 2048)]
     assert report["grid"][0]["total_bytes"]["qlora"] == report["total_bytes"]
     (card,) = report["cards"]

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, get_args
 
@@ -35,6 +36,11 @@ class Question:
 
     def answer(self, method: Method, batch: int, length: int) -> Estimate:
         return estimate(self.shape, self.plan(method, batch, length))
+
+    def run_bytes(self, method: Method, batch: int, length: int) -> int:
+        """The peak of a whole `polytone train`, which then measures the voice on held-out rows of that length."""
+        plan = replace(self.plan(method, batch, length), evaluation_rows=EVALUATION_ROWS)
+        return estimate(self.shape, plan).total_bytes
 
 
 def estimate_command(
@@ -176,6 +182,7 @@ def report_of(question: Question, method: Method, grid: Grid, cards: list[Card])
         "batch": rows,
         "length": tokens,
         **of_estimate(first[method]),
+        "run_bytes": question.run_bytes(method, rows, tokens),
         "methods": {one: of_estimate(found) for one, found in first.items()},
         "grid": [
             {"batch": batch, "length": length}

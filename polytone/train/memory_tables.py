@@ -5,7 +5,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from .memory_plan import METHODS
+from .memory_plan import EVALUATION_ROWS, METHODS
 
 GB = 1_000_000_000
 
@@ -22,6 +22,12 @@ def show(console: Console, report: dict[str, Any]) -> None:
     for item in report["items"]:
         if item["bytes"]:
             console.print(f"- {item['name']}: {item['assumption']}.", highlight=False, markup=False)
+    if report["method"] == "qlora":
+        console.print(
+            f"A whole polytone train, which then measures the voice on {EVALUATION_ROWS} held-out rows at a time: "
+            f"{report['run_bytes'] / GB:.3f} GB where those are as long.",
+            highlight=False,
+        )
 
 
 def items_table(report: dict[str, Any]) -> Table:
