@@ -11,6 +11,7 @@ from polytone.contract.errors import PolytoneError
 from polytone.serve.cli import adapters_commands, keys_commands, serve, ui
 from polytone.serve.data_cli import drift, feedback_commands, traffic_commands
 from polytone.train.cli import base_commands, evaluate, sweep, train
+from polytone.train.estimate import estimate_command
 
 app = typer.Typer(
     name="polytone",
@@ -26,6 +27,7 @@ app.add_typer(feedback_commands, name="feedback")
 app.add_typer(traffic_commands, name="traffic")
 for command in (train, sweep, evaluate, serve, ui, drift):
     app.command()(command)
+app.command("estimate")(estimate_command)
 
 
 def show_version(wanted: bool) -> None:

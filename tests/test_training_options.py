@@ -13,7 +13,9 @@ from polytone.contract.base import base_folder, load_base
 from polytone.contract.errors import CheckError, InputError
 from polytone.contract.rows import Conversation
 from polytone.train.checks import check_extras, check_template
+from polytone.train.memory_machine import Card
 from polytone.train.recipe import Recipe, read_recipe
+from polytone.train.run import check, plan
 
 from .conftest import TinyHome, polytone
 from .recipes import conversations, said, train_rows, user
@@ -118,6 +120,18 @@ def test_a_recipe_can_be_proven_without_training(tiny: TinyHome, tmp_path: Path)
     assert (checks["rows"], checks["held_out_rows"], checks["steps"]) == (8, 2, 1)
     assert checks["rows_rendered_alike"] == 2
     assert set(tiny.home.runs.iterdir()) == before
+
+
+def test_a_run_that_would_not_fit_is_refused_unless_forced(
+    tiny: TinyHome, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("polytone.train.checks.this_machine", lambda: Card("this small machine", 10**8, "cpu"))
+    with pytest.raises(CheckError) as caught:
+        train_rows(tmp_path, tiny.home, "large", conversations("acme"), training={"max_steps": 1})
+    assert caught.value.code == "memory_too_small"
+    assert "this small machine has 0.1 GB left" in caught.value.message
+    checks = check(plan(tiny.home, read_recipe(tmp_path / "large" / "recipe.yaml")), force=True)
+    assert checks.memory_bytes > checks.memory_available_bytes == 10**8
 
 
 def test_a_recipe_that_wants_tensorboard_says_so_before_it_trains(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 import importlib.util
 import statistics
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,10 @@ from polytone.contract.errors import CheckError, InputError
 from polytone.contract.rows import Conversation
 
 from .data import Row, with_system
+from .memory import estimate
+from .memory_machine import this_machine
+from .memory_plan import plan_of
+from .memory_shape import read_shape
 from .recipe import Recipe
 
 RENDERED = 32
@@ -40,6 +45,8 @@ class Checks(BaseModel):
     supervised_share: float
     rows_rendered_alike: int
     steps: int
+    memory_bytes: int
+    memory_available_bytes: int
 
 
 def check_extras(recipe: Recipe) -> None:
@@ -57,15 +64,53 @@ def check_extras(recipe: Recipe) -> None:
         )
 
 
+@dataclass(frozen=True)
+class Memory:
+    """Bytes that a run is estimated to take at its peak, and bytes there are."""
+
+    needed: int
+    available: int
+
+
+def check_memory(recipe: Recipe, folder: Path, rows: list[Row], held_out: list[Row], force: bool) -> Memory:
+    """Estimate the run's memory from the configuration of the base in `folder`.
+
+    Raises:
+        CheckError: `memory_too_small`, unless `force`.
+    """
+    longest = max(len(row.input_ids) for row in [*rows, *held_out])
+    share = sum(row.supervised for row in rows) / sum(len(row.input_ids) for row in rows)
+    shape = read_shape(folder / "source", recipe.base)
+    machine = this_machine()
+    planned = plan_of(recipe, shape, machine.device, longest, share, len(held_out))
+    memory = Memory(estimate(shape, planned).total_bytes, machine.bytes)
+    if memory.needed > memory.available and not force:
+        raise CheckError(
+            f"The run is estimated to take {gigabytes(memory.needed)} at its peak, and {machine.name} has "
+            f"{gigabytes(memory.available)} left. Halve training.micro_batch (the voice stays the same), shorten the "
+            f"longest row ({longest} tokens), or train anyway with --force. `polytone estimate {recipe.base}` has the "
+            "items.",
+            code="memory_too_small",
+            param="training.micro_batch",
+        )
+    return memory
+
+
+def gigabytes(count: int) -> str:
+    return f"{count / 1e9:.1f} GB"
+
+
 def quantiles(counts: list[int]) -> Quantiles:
     return Quantiles(least=min(counts), median=round(statistics.median(counts)), most=max(counts))
 
 
-def describe(rows: list[Row], held_out_rows: int, cut: int, dropped: int, rendered: int, steps: int) -> Checks:
+def describe(
+    rows: list[Row], held_out: list[Row], cut: int, dropped: int, rendered: int, steps: int, memory: Memory
+) -> Checks:
     lengths, supervised = [len(row.input_ids) for row in rows], [row.supervised for row in rows]
     return Checks(
         rows=len(rows),
-        held_out_rows=held_out_rows,
+        held_out_rows=len(held_out),
         rows_cut=cut,
         rows_dropped=dropped,
         length=quantiles(lengths),
@@ -73,6 +118,8 @@ def describe(rows: list[Row], held_out_rows: int, cut: int, dropped: int, render
         supervised_share=round(sum(supervised) / sum(lengths), 4),
         rows_rendered_alike=rendered,
         steps=steps,
+        memory_bytes=memory.needed,
+        memory_available_bytes=memory.available,
     )
 
 
@@ -122,5 +169,6 @@ def sentence(checks: Checks) -> str:
         f"{checks.rows} rows to learn from, {checks.held_out_rows} held out{lost}; "
         f"{checks.length.least} to {checks.length.most} tokens long (median {checks.length.median}), of which "
         f"{checks.supervised.least} to {checks.supervised.most} are learned ({checks.supervised_share:.0%} of all); "
-        f"the server renders them alike; {checks.steps} steps."
+        f"the server renders them alike; {checks.steps} steps; about {gigabytes(checks.memory_bytes)} of memory of "
+        f"{gigabytes(checks.memory_available_bytes)} available."
     )

@@ -61,6 +61,7 @@ def train(
         bool, typer.Option("--resume", help="Go on with the last run of this recipe that was cut off.")
     ] = False,
     check: Annotated[bool, typer.Option("--check", help="Prove what can be proven beforehand, and stop.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Train even where memory is estimated not to do.")] = False,
     home: HomeOption = DEFAULT_HOME,
     as_json: JsonOption = False,
 ) -> None:
@@ -81,11 +82,11 @@ def train(
     from .run import run as run_recipe
 
     if check:
-        checks = check_recipe(plan(Home(home), checked))
+        checks = check_recipe(plan(Home(home), checked), force)
         print(checks.model_dump_json() if as_json else sentence(checks))
         return
     with Progress(Console(stderr=True, quiet=not is_main())) as progress:
-        run = run_recipe(Home(home), checked, progress, resume)
+        run = run_recipe(Home(home), checked, progress, resume, force)
         manifest = publish(Home(home), run)
     loss = manifest.evaluation
     if as_json:

@@ -21,7 +21,7 @@ from polytone.contract.reference import ReferenceRow
 from .base import compute_dtype, load_nf4
 from .best import KeepBest
 from .checkpoints import newest_checkpoint, step_of
-from .checks import Checks, check_extras, check_template, describe, sentence
+from .checks import Checks, check_extras, check_memory, check_template, describe, sentence
 from .dpo import dpo_trainer, prepare_preferences
 from .evaluate import evaluate, evaluate_parent
 from .fingerprint import take_fingerprint
@@ -110,23 +110,28 @@ def plan(home: Home, recipe: Recipe) -> Plan:
     return Plan(recipe, base, source, parent, parent_folder, tokenizer, prepared)
 
 
-def check(planned: Plan) -> Checks:
+def check(planned: Plan, force: bool = False) -> Checks:
     """What is proven before the compute is spent.
 
+    Args:
+        force: only tell where the estimate says that memory will not do.
+
     Raises:
-        CheckError: `template_differs`.
+        CheckError: `template_differs`, `memory_too_small`.
     """
     prepared, prompt = planned.prepared, planned.recipe.system_prompt
+    memory = check_memory(planned.recipe, planned.source.parent, prepared.learned, prepared.held_out, force)
     rendered = check_template(planned.base, planned.source.parent, planned.tokenizer, prepared.conversations, prompt)
     train = prepared.data.train
-    return describe(prepared.learned, len(prepared.held_out), train.cut, train.dropped, rendered, planned.steps)
+    return describe(prepared.learned, prepared.held_out, train.cut, train.dropped, rendered, planned.steps, memory)
 
 
-def run(home: Home, recipe: Recipe, progress: Progress, resume: bool = False) -> Run:
+def run(home: Home, recipe: Recipe, progress: Progress, resume: bool = False, force: bool = False) -> Run:
     """Train one adapter by the recipe's method and measure it.
 
     Args:
         resume: go on with the newest run of this recipe that did not become a version, from its last checkpoint.
+        force: train even where the estimate says that memory will not do.
 
     Raises:
         InputError, NotFoundError: anything wrong with recipe, parent or data, before the model is loaded.
@@ -136,7 +141,7 @@ def run(home: Home, recipe: Recipe, progress: Progress, resume: bool = False) ->
     began = time.monotonic()
     planned = plan(home, recipe)
     recipe, prepared, tokenizer = planned.recipe, planned.prepared, planned.tokenizer
-    checks = check(planned)
+    checks = check(planned, force)
     record = record_of(recipe, planned.base, prepared.data)
     folder = from_main((unfinished if resume else begin)(home, recipe, record) if is_main() else Path())
     if is_main():
