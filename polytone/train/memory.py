@@ -25,6 +25,7 @@ CUDA_CONTEXT_BYTES = 800_000_000
 STORED_BYTES, HEAP_SHARE, HEAP_WORKSPACES = 2, 0.43, 2
 LARGEST_BATCH = 1 << 20
 PROCESS = "process and libraries"
+HELD_WHILE_LOADING = ("weights", "quantization constants", PROCESS)
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,7 @@ def estimate(shape: Shape, plan: Plan) -> Estimate:
         allocator_item(shape, plan),
         process_item(plan),
     )
-    return Estimate(shape, plan, items)
+    return Estimate(shape, plan, (*items, loading_item(shape, plan, items)))
 
 
 def weights_item(shape: Shape, plan: Plan) -> Item:
@@ -189,6 +190,16 @@ def allocator_item(shape: Shape, plan: Plan) -> Item:
         f"pieces among the activations, {HEAP_SHARE:.0%} of them and {HEAP_WORKSPACES} backward workspaces"
     )
     return Item("allocator", loading + round(training), words)
+
+
+def loading_item(shape: Shape, plan: Plan, items: tuple[Item, ...]) -> Item:
+    """Loading comes before training; on a CPU the checkpoint is mapped while its weights are converted."""
+    if plan.device == "cuda":
+        return Item("loading", 0, "none: weights are read in main memory and quantized one by one")
+    stored = shape.parameters * STORED_BYTES
+    training = sum(item.bytes for item in items if item.name not in HELD_WHILE_LOADING) - stored
+    words = f"the checkpoint's {stored:,} bytes in bfloat16, mapped while it is read, as far as training takes less"
+    return Item("loading", max(0, stored - training), words)
 
 
 def process_item(plan: Plan) -> Item:
