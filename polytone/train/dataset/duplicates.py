@@ -116,8 +116,16 @@ def pairs(texts: Texts, kinship: Kinship) -> Iterator[tuple[float, int, int]]:
             # Words that only one has are missing from any common sequence: a bound that costs little.
             if len(body) - len(mine - words[other]) < least or len(theirs) - len(words[other] - mine) < least:
                 continue
-            if not kinship.different(row, other) and (common := common_words(body, theirs)) >= least:
+            if kinship.different(row, other) or (common := common_words(body, theirs)) < least:
+                continue
+            if all(map(resembles, texts.sides[row], texts.sides[other])):
                 yield common / longer, row, other
+
+
+def resembles(a: Sequence[int], b: Sequence[int]) -> bool:
+    """Whether what was asked, or said, is alike on its own: one long answer may fit many short questions."""
+    longer = max(len(a), len(b))
+    return common_words(a, b) >= longer - max(1, longer // 2)
 
 
 def candidates(bodies: Sequence[Sequence[int]]) -> list[list[int]]:

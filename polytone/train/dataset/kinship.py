@@ -18,7 +18,7 @@ BEFORE = ((-2, -1), (-3, -2))
 AFTER = ((1, 2), (2, 3))
 REACH = 3
 AMBIGUOUS = -1  # the same surroundings twice in a row, with different words
-LONGEST = 4  # words that may differ in one place, such as the name of a product
+LONGEST = 10  # words that may differ in one place: the name of a product, a sentence that some rows have
 # A word is at home where it is seen more often than edits would put it there: 5 % of the rows edited in 15 % of
 # their words is under 1 % of all words, a part of which falls on the same one.
 AT_HOME, STRAY = 3, 0.005
@@ -75,7 +75,7 @@ class Kinship:
         found: set[int] = set()
         for i, j in disagreements(first.before, second.before) if ends else ():
             for k, n in ends:
-                if i <= k < i + LONGEST and j <= n < j + LONGEST:
+                if i - 1 <= k < i + LONGEST and j - 1 <= n < j + LONGEST:  # nothing may stand there, too
                     found.update(self._marked[a][i : k + 1], self._marked[b][j : n + 1])
         return found
 
@@ -111,7 +111,8 @@ def frequent_prompts(prompts: Sequence[str]) -> list[str]:
 def choices(words: Ids, pattern: tuple[int, int], size: int) -> Ids:
     """For every word but the `REACH` at either end its surroundings as a number, or -1.
 
-    A number stands where the word is at home in its surroundings, and so is at least one other.
+    A number stands where the word is at home in its surroundings, and so is at least one other. Turns may
+    begin or end there only where phrases are looked at: around a single word stands a word.
     """
     first, second = (words[REACH + distance : len(words) - REACH + distance] for distance in pattern)
     middle = words[REACH:-REACH]
@@ -119,7 +120,7 @@ def choices(words: Ids, pattern: tuple[int, int], size: int) -> Ids:
     codes, which, counts = np.unique(surroundings * size + middle, return_inverse=True, return_counts=True)
     seen_in, place = np.unique(codes // size, return_inverse=True)
     seen: Counts = np.bincount(place, counts).astype(np.float64)[place]
-    home = (counts >= at_home(seen)) & (codes % size >= MARKS)
+    home = (counts >= at_home(seen)) & ((codes % size >= MARKS) | (pattern not in AROUND))
     several = np.bincount(place, home, len(seen_in))[place] >= 2
     return np.where((home & several)[which], surroundings, -1)
 

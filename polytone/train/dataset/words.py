@@ -21,12 +21,13 @@ Ids = npt.NDArray[np.int64]
 class Texts:
     """Every row's words as numbers.
 
-    `bodies` holds a row's words without its system prompt; `marked` the same with a mark before every turn and marks
-    around the row, so that what begins and ends a turn has surroundings too; `numbers` those words that have a digit.
-    Words are numbered from `MARKS` to `size` - 1.
+    `bodies` holds a row's words without its system prompt; `sides` the same in two, what was asked and what the
+    assistant said; `marked` with a mark before every turn and marks around the row, so that what begins and ends a turn
+    has surroundings too; `numbers` those words that have a digit. Words are numbered from `MARKS` to `size` - 1.
     """
 
     bodies: list[list[int]]
+    sides: list[tuple[list[int], list[int]]]
     marked: list[list[int]]
     numbers: list[frozenset[int]]
     size: int
@@ -40,10 +41,11 @@ def split_words(text: str) -> list[str]:
 def number_words(rows: Sequence[Sequence[Message]]) -> Texts:
     """Number the words of conversations, the same word alike everywhere."""
     ids = {**TURNS, "<end>": END}
-    bodies, marked, figures = [], [], []
+    bodies, sides, marked, figures = [], [], [], []
     for messages in rows:
         body: list[int] = []
         mark: list[int] = [END]
+        side: tuple[list[int], list[int]] = ([], [])
         numbers: set[int] = set()
         for message in messages:
             if message.role == "system":
@@ -52,11 +54,13 @@ def number_words(rows: Sequence[Sequence[Message]]) -> Texts:
             found = [ids.setdefault(word, len(ids)) for word in words]
             numbers.update(number for number, word in zip(found, words, strict=True) if has_digit(word))
             body.extend(found)
+            side[message.role == "assistant"].extend(found)
             mark.extend([ids[f"<{message.role}>"], *found])
         bodies.append(body)
+        sides.append(side)
         marked.append([*mark, END, END])
         figures.append(frozenset(numbers))
-    return Texts(bodies, marked, figures, len(ids))
+    return Texts(bodies, sides, marked, figures, len(ids))
 
 
 def has_digit(word: str) -> bool:
