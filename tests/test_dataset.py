@@ -1,6 +1,7 @@
 """What a check says of files of conversations, and what cleaning makes of them."""
 
 import csv
+import importlib.util
 import json
 from pathlib import Path
 from typing import Any
@@ -362,13 +363,11 @@ def test_an_unprepared_base_and_unknown_region_are_refused(tmp_path: Path) -> No
 
 
 def test_presidio_is_asked_for_by_name_where_it_is_missing(tmp_path: Path) -> None:
-    pytest.importorskip("polytone.train.dataset.presidio")
-    try:
-        import presidio_analyzer  # noqa: F401
-    except ImportError:
-        error = run("check", lines(tmp_path / "rows.jsonl", GOOD), "--presidio").exception
-        assert isinstance(error, InputError)
-        assert error.code == "presidio_missing"
+    if importlib.util.find_spec("presidio_analyzer"):
+        pytest.skip("presidio is installed")
+    error = run("check", lines(tmp_path / "rows.jsonl", GOOD), "--presidio").exception
+    assert isinstance(error, InputError)
+    assert error.code == "presidio_missing"
 
 
 def test_clean_drops_mends_and_masks_and_says_so(tmp_path: Path) -> None:
@@ -404,7 +403,7 @@ def test_cleaning_again_changes_nothing(tmp_path: Path, planted: Planted) -> Non
     assert second.read_bytes() == first.read_bytes()
     assert (tmp_path / "second.jsonl.changes.jsonl").read_text() == ""
     assert len(records(first)) > 9000
-    assert check(first, "--held-out", held_out)["counts"] == {}
+    assert set(check(first, "--held-out", held_out)["counts"]) <= {Kind.CONTRADICTION}
 
 
 def test_personal_data_stays_where_it_is_asked_for(tmp_path: Path) -> None:

@@ -41,7 +41,7 @@ def find_topics(rows: Sequence[Row]) -> list[Topic]:
         vectors = vectorizer.fit_transform(said)
     except ValueError:  # no word is left in two rows
         return []
-    model = MiniBatchKMeans(count, random_state=0, n_init=3, batch_size=2048).fit(vectors)
+    model = MiniBatchKMeans(count, random_state=0, n_init=1, batch_size=2048).fit(vectors)
     terms = vectorizer.get_feature_names_out()
     replies = np.array([len(row.conversation.messages[-1].content.split()) for row in drawn])
     topics = [

@@ -76,14 +76,13 @@ def compare_groups(rows: Sequence[Row]) -> list[Group]:
     """For every attribute the rows that mention it, and how their replies differ from the others'."""
     asked = [" ".join(turn.content for turn in row.conversation.messages if turn.role == "user") for row in rows]
     values = measures([row.conversation.messages[-1].content for row in rows])
-    return [
-        compare_group(name, np.array([bool(mentions(name).search(text)) for text in asked]), values)
-        for name in ATTRIBUTES
-    ]
+    return [compare_group(name, mentioned(name, asked), values) for name in ATTRIBUTES]
 
 
-def mentions(attribute: str) -> re.Pattern[str]:
-    return re.compile(rf"\b(?:{'|'.join(map(re.escape, ATTRIBUTES[attribute].split()))})\b", re.IGNORECASE)
+def mentioned(attribute: str, texts: Sequence[str]) -> npt.NDArray[np.bool_]:
+    """Whether each text has a word of the attribute's list."""
+    words = re.compile(rf"\b(?:{'|'.join(map(re.escape, ATTRIBUTES[attribute].split()))})\b", re.IGNORECASE)
+    return np.array([words.search(text) is not None for text in texts])
 
 
 def measures(replies: Sequence[str]) -> Values:
@@ -97,11 +96,11 @@ def measures(replies: Sequence[str]) -> Values:
     )
 
 
-def compare_group(attribute: str, mentioned: npt.NDArray[np.bool_], values: Values) -> Group:
-    count = int(mentioned.sum())
+def compare_group(attribute: str, ours: npt.NDArray[np.bool_], values: Values) -> Group:
+    count = int(ours.sum())
     differences = []
     if min(count, len(values) - count) >= FEWEST:
-        differences = compare(values[mentioned], values[~mentioned])
+        differences = compare(values[ours], values[~ours])
     return Group(attribute=attribute, rows=count, share=round(count / len(values), 4), differences=differences)
 
 

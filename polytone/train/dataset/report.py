@@ -72,6 +72,9 @@ def sentences(report: Report) -> list[str]:
             for one in group.differences
             if one.clear
         )
+    intervals = sum(len(group.differences) for group in report.groups)
+    if intervals:
+        said.append(f"Of the {intervals} differences looked at, one in twenty would seem clear by chance.")
     return said
 
 
