@@ -15,6 +15,7 @@ from polytone.cli import app
 from polytone.contract.errors import InputError, NotFoundError
 from polytone.train.dataset.duplicates import find_copies
 from polytone.train.dataset.encoding import damage
+from polytone.train.dataset.findings import Kind
 from polytone.train.dataset.personal import find_personal, masked
 from polytone.train.dataset.words import common_words
 from polytone.train.dataset.writing import write_together
@@ -116,6 +117,39 @@ def test_bytes_that_are_not_utf8_are_a_finding_on_their_line(tmp_path: Path) -> 
     path = tmp_path / "rows.jsonl"
     path.write_bytes(f"{GOOD}\n".encode() + line(["caf\u00e9?", "Yes."]).encode("latin-1") + f"\n{OTHER}\n".encode())
     assert kinds(check(path)) == [(2, "unreadable")]
+
+
+ODD = [
+    {"messages": ["a", "b"]},
+    {"messages": [{"role": ["x"], "content": "a"}, {"role": {"y": 1}, "content": "b"}]},
+    {"messages": [[1], [2]]},
+    {"messages": None},
+    {
+        "messages": [
+            {"role": "user", "content": [{"type": "text", "text": "hi"}]},
+            {"role": "assistant", "content": "ok"},
+        ]
+    },
+    {"messages": [{"role": "user", "content": "half \ud83d"}, {"role": "assistant", "content": "ok"}]},
+    {"\ud83d": 1},
+    {"conversations": [{"from": None, "value": "x"}, {"from": "gpt", "value": 3}]},
+    {"instruction": None, "output": 3},
+    {"prompt": {"a": 1}, "completion": "x"},
+    {"prompt": "a question", "chosen": "x", "rejected": None},
+    {"prompt": [], "completion": []},
+    "text",
+    None,
+    1e999,
+]
+
+
+@pytest.mark.parametrize("row", ODD, ids=repr)
+def test_whatever_a_row_holds_it_is_a_finding_and_no_crash(row: object, tmp_path: Path) -> None:
+    report = check(lines(tmp_path / "rows.jsonl", GOOD, json.dumps(row)))
+    assert {one["line"] for one in report["findings"]} == {2}
+    assert report["usable"] == 1
+    assert run("clean", tmp_path / "rows.jsonl", "--out", tmp_path / "out.jsonl").exit_code == 0
+    assert records(tmp_path / "out.jsonl") == [json.loads(GOOD)]
 
 
 SHAPES: dict[str, dict[str, Any]] = {

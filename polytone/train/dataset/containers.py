@@ -102,8 +102,17 @@ def reason(error: Exception) -> str:
 
 def record(number: int, value: object) -> Record:
     if isinstance(value, dict):
-        return Record(number, value)
+        return Record(number, value) if is_text(value) else Record(number, None, "holds half of a letter (\\ud...)")
     return Record(number, None, f"is {type(value).__name__}, not an object with keys")
+
+
+def is_text(value: object) -> bool:
+    """JSON can name half of a surrogate pair, which no file can hold."""
+    try:
+        json.dumps(value, ensure_ascii=False, default=str).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def json_records(path: Path, raw: bytes) -> list[Record]:

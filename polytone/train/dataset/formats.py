@@ -91,7 +91,7 @@ def broken(place: Place, turns: object, problems: list[str]) -> list[Finding]:
 def kind_of(turns: object, problem: str) -> Kind:
     if not isinstance(turns, list):
         return Kind.MALFORMED
-    roles = {turn.get("role") for turn in turns if isinstance(turn, dict)}
+    roles = {str(turn.get("role")) for turn in turns if isinstance(turn, dict)}
     if not turns or "is empty;" in problem:
         return Kind.EMPTY
     if problem.startswith(("messages: List", "row:", "messages: Value")) or "turn" in problem:
