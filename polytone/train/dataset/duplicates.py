@@ -15,7 +15,7 @@ SIMILAR = 0.8
 SHORTEST = 7  # words; in less, one word more or less is another thing to say
 COMMON = 400  # shingles in more rows than this tell little about who copied whom
 ENOUGH = 16  # shingles that a row keeps at least
-BANDS, BAND_ROWS = 96, 3
+BANDS, BAND_ROWS = 128, 3
 
 Shingle = tuple[int, ...]
 
@@ -140,9 +140,10 @@ def candidates(bodies: Sequence[Sequence[int]]) -> list[list[int]]:
 
 
 def shingles(bodies: Sequence[Sequence[int]]) -> list[list[str]]:
-    """A row's pairs of words, next to each other or one apart, that other rows have too, but not many."""
+    """A row's words, and pairs of words next to each other or one apart, that other rows have too, but not many."""
     all_of: list[set[Shingle]] = [
-        {*pairwise(body), *((a, -1, b) for a, b in zip(body, body[2:], strict=False))} for body in bodies
+        {*((word,) for word in body), *pairwise(body), *((a, -1, b) for a, b in zip(body, body[2:], strict=False))}
+        for body in bodies
     ]
     counts = Counter(shingle for row in all_of for shingle in row)
     return [[repr(shingle) for shingle in telling(row, counts)] or [repr(bodies[i])] for i, row in enumerate(all_of)]

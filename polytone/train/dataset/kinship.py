@@ -60,6 +60,8 @@ class Kinship:
         apart = self._words_of[a] ^ self._words_of[b]
         ours, theirs = self._numbers[a], self._numbers[b]
         explained = set(ours ^ theirs) if ours - theirs and theirs - ours else set()
+        if enough(explained, apart):
+            return True
         first, second = self._choices_of(a), self._choices_of(b)
         for key in first.around.keys() & second.around.keys():
             if first.around[key] != second.around[key]:
