@@ -11,6 +11,7 @@ from polytone.contract.errors import PolytoneError
 from polytone.serve.cli import adapters_commands, keys_commands, serve, ui
 from polytone.serve.data_cli import drift, feedback_commands, traffic_commands
 from polytone.train.cli import base_commands, evaluate, sweep, train
+from polytone.train.dataset.cli import data_commands
 from polytone.train.estimate import estimate_command
 
 app = typer.Typer(
@@ -21,6 +22,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 app.add_typer(base_commands, name="base")
+app.add_typer(data_commands, name="data")
 app.add_typer(adapters_commands, name="adapters")
 app.add_typer(keys_commands, name="keys")
 app.add_typer(feedback_commands, name="feedback")

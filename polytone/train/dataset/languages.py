@@ -1,0 +1,21 @@
+"""Which language a row is in, by py3langid (Lui and Baldwin 2012)."""
+
+from collections import Counter
+from collections.abc import Sequence
+
+from .formats import Row
+
+SHORTEST = 20  # characters; less does not tell a language
+LONGEST = 1000  # more does not tell it better
+UNKNOWN = "too short to tell"
+
+
+def languages(rows: Sequence[Row]) -> dict[str, int]:
+    """ISO 639-1 code -> rows, the most frequent first."""
+    import py3langid
+
+    counts: Counter[str] = Counter()
+    for row in rows:
+        text = " ".join(turn.content for turn in row.conversation.messages if turn.role != "system")[:LONGEST]
+        counts[str(py3langid.classify(text)[0]) if len(text) >= SHORTEST else UNKNOWN] += 1
+    return dict(counts.most_common())
