@@ -10,7 +10,8 @@ from rich.console import Console
 from polytone.contract.errors import PolytoneError
 from polytone.serve.cli import adapters_commands, keys_commands, serve, ui
 from polytone.serve.data_cli import drift, feedback_commands, traffic_commands
-from polytone.train.cli import base_commands, evaluate, train
+from polytone.train.cli import base_commands, train
+from polytone.train.evaluation.command import evaluate
 
 app = typer.Typer(
     name="polytone",
