@@ -1,13 +1,14 @@
 """A version that failed its gates answers only by force, and the audit log says who forced what."""
 
 import json
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from polytone.contract.errors import CheckError
+from polytone.contract.errors import CheckError, StorageError
 from polytone.contract.evaluation import EvaluatedOn, FailedGate, GateVerdict, read_verdict, verdict_path, write_verdict
 from polytone.contract.home import Home
 from polytone.serve.database import open_database
@@ -47,11 +48,13 @@ def home(tmp_path: Path) -> Home:
 
 
 @pytest.fixture
-def registry(home: Home) -> Registry:
-    registry = Registry(open_database(home.database_url))
+def registry(home: Home) -> Iterator[Registry]:
+    database = open_database(home.database_url)
+    registry = Registry(database)
     for version in (A, B):
         registry.publish(version, "ada")
-    return registry
+    yield registry
+    database.dispose()
 
 
 def test_the_newest_verdict_counts_and_is_read_as_it_was_written(home: Home) -> None:
@@ -60,6 +63,13 @@ def test_the_newest_verdict_counts_and_is_read_as_it_was_written(home: Home) -> 
     verdict = judged(home, A)
     assert read_verdict(home, A) == verdict
     assert [path.name for path in home.evaluations.iterdir()] == [f"{A}.json"]
+
+
+def test_a_verdict_that_cannot_be_written_is_an_error_with_a_code(home: Home) -> None:
+    home.root.joinpath("evaluations").write_text("a file where a folder should be")
+    with pytest.raises(StorageError) as caught:
+        judged(home, A)
+    assert caught.value.code == "disk_error"
 
 
 @pytest.mark.parametrize("content", ["", "{}", '{"version": 1}'])
