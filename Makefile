@@ -32,7 +32,8 @@ check: setup
 
 # Two halves of about the same length: the second waits for the training libraries to import.
 FAST := $(BIN)/python -m pytest -q -m "not engine"
-TRAINING := tests/test_train.py tests/test_engine.py tests/test_kto.py tests/test_reference.py
+TRAINING := tests/test_train.py tests/test_engine.py tests/test_kto.py tests/test_reference.py \
+	tests/test_evaluate.py tests/test_publish.py
 
 check-serving: setup
 	$(FAST) --ignore tests/soak --ignore tests/test_e2e.py $(TRAINING:%=--ignore %)

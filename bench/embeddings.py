@@ -19,9 +19,9 @@ import numpy as np
 from bench.running import home_from_environment
 from bench.shift import prompts
 from polytone.contract.base import base_folder, list_bases
+from polytone.measure.signals import asked_of
 from polytone.serve.detectors import RUN_LENGTH
 from polytone.serve.embedding import token_embedding
-from polytone.serve.signals import asked_of
 from polytone.serve.windows import BLOCK, level, mmd_p_value, permutations
 
 REFERENCE, TRIALS = 150, 60

@@ -10,9 +10,10 @@ from rich.console import Console
 from polytone.contract.errors import PolytoneError
 from polytone.serve.cli import adapters_commands, keys_commands, serve, ui
 from polytone.serve.data_cli import drift, feedback_commands, traffic_commands
-from polytone.train.cli import base_commands, evaluate, sweep, train
+from polytone.train.cli import base_commands, sweep, train
 from polytone.train.dataset.cli import data_commands
 from polytone.train.estimate import estimate_command
+from polytone.train.evaluation.command import evaluate
 
 app = typer.Typer(
     name="polytone",

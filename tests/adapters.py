@@ -2,12 +2,12 @@
 
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from polytone.contract.adapter import (
     CARD,
@@ -111,3 +111,19 @@ def make_version(
 def change_manifest(folder: Path, **changes: Any) -> None:
     content = json.loads((folder / MANIFEST).read_text())
     (folder / MANIFEST).write_text(json.dumps({**content, **changes}))
+
+
+def changed_version(
+    home: Home, version: Manifest, name: str, change: Callable[[str, torch.Tensor], torch.Tensor]
+) -> Manifest:
+    """A version `name` with the files of another but its tensors changed, and everything that follows from them."""
+    work = home.root / f"work-{name}"
+    shutil.copytree(home.adapter_folder(version.version), work)
+    tensors = load_file(work / WEIGHTS)
+    save_file({key: change(key, tensor).contiguous() for key, tensor in tensors.items()}, work / WEIGHTS)
+    manifest = version.model_copy(update={"name": name, "digest": digest_adapter(work)})
+    (work / MANIFEST).write_text(manifest.model_dump_json(by_alias=True))
+    target = home.adapter_folder(manifest.version)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    shutil.move(work, target)
+    return manifest

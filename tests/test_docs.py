@@ -14,7 +14,15 @@ from polytone.cli import app as command_line
 from polytone.contract.adapter import Sampling
 from polytone.serve.metrics import Metrics
 from polytone.serve.settings import PREFIX, Settings
-from polytone.train.recipe import DataSection, DriftSection, LoraSection, Recipe, TrainingSection, read_recipe
+from polytone.train.recipe import (
+    DataSection,
+    DriftSection,
+    GatesSection,
+    LoraSection,
+    Recipe,
+    TrainingSection,
+    read_recipe,
+)
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = Path(polytone.__file__).parent
@@ -23,6 +31,7 @@ SECTIONS: dict[str, type[BaseModel]] = {
     "lora": LoraSection,
     "training": TrainingSection,
     "drift": DriftSection,
+    "gates": GatesSection,
     "sampling": Sampling,
 }
 

@@ -1,4 +1,4 @@
-"""Imports go one way: train -> contract <- serve, ui -> HTTP; the engine and its plugin alone import vLLM."""
+"""Imports go one way: train -> contract, measure <- serve, ui -> HTTP; the engine and its plugin alone import vLLM."""
 
 import ast
 from pathlib import Path
@@ -43,6 +43,22 @@ def test_train_serve_and_ui_do_not_import_each_other() -> None:
         for other in {"train", "serve", "ui"} - {folder}:
             if folder in {"train", "serve", "ui"} and name.startswith(f"polytone.{other}"):
                 assert (file in SERVER_ROOTS, other) == (True, "ui"), f"{file} imports {name}"
+
+
+def test_measures_know_neither_training_nor_serving_nor_files() -> None:
+    allowed = {"numpy", "sklearn"}
+    import sys
+
+    for file, name in every_import():
+        if file.startswith("measure/"):
+            assert name.split(".")[0] in allowed | set(sys.stdlib_module_names), f"{file} imports {name}"
+
+
+def test_measures_import_heavy_libraries_only_where_they_are_used() -> None:
+    for path in (ROOT / "measure").glob("*.py"):
+        for node in ast.parse(path.read_text()).body:
+            if isinstance(node, ast.Import | ast.ImportFrom):
+                assert "sklearn" not in ast.unparse(node), f"{path.name}: {ast.unparse(node)}"
 
 
 def test_ui_knows_http_only() -> None:

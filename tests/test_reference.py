@@ -125,12 +125,12 @@ def test_what_the_voice_leaves_open_is_what_the_engine_takes() -> None:
     tokenizer = SimpleNamespace(eos_token_id=2, pad_token_id=None)
     silent = SimpleNamespace(generation_config=GenerationConfig())
     telling = SimpleNamespace(generation_config=GenerationConfig(temperature=0.7, top_k=40, eos_token_id=[2, 7]))
-    plain = sampling(silent, tokenizer, recipe(), 9)
+    plain = sampling(silent, tokenizer, recipe().sampling, 9)
     assert (plain.do_sample, plain.temperature, plain.top_p, plain.top_k) == (True, 1.0, 1.0, 0)
     assert (plain.eos_token_id, plain.pad_token_id, plain.max_new_tokens) == ([2], 2, 9)
-    its = sampling(telling, tokenizer, recipe(sampling={"top_p": 0.9}), 9)
+    its = sampling(telling, tokenizer, recipe(sampling={"top_p": 0.9}).sampling, 9)
     assert (its.temperature, its.top_p, its.top_k, its.eos_token_id) == (1.0, 0.9, 0, [2, 7])
-    assert not sampling(telling, tokenizer, recipe(sampling={"temperature": 0}), 9).do_sample
+    assert not sampling(telling, tokenizer, recipe(sampling={"temperature": 0}).sampling, 9).do_sample
 
 
 def test_a_batch_changes_no_answer_of_voice_or_base(tiny: TinyHome) -> None:

@@ -14,12 +14,11 @@ from polytone.contract.adapter import FILES, OPTIONAL, WEIGHTS, read_version
 from polytone.contract.base import base_folder
 from polytone.contract.errors import CheckError, InputError, PolytoneError
 from polytone.contract.home import Home
-from polytone.contract.rows import Conversation, read_conversations
+from polytone.contract.rows import Conversation
 from polytone.contract.tensors import read_header
 from polytone.train.base import load_nf4, prepare_base
 from polytone.train.cli import of_parent
 from polytone.train.data import IGNORED, split, tokenize_conversation
-from polytone.train.evaluate import evaluate_version
 from polytone.train.lora import inherit, read_parent
 from polytone.train.progress import Progress
 from polytone.train.recipe import Recipe, read_recipe
@@ -27,7 +26,7 @@ from polytone.train.record import new_folder
 
 from .adapters import make_version
 from .conftest import TinyHome, polytone, train_tiny
-from .recipes import conversations, export_of, silent, train_rows, write_rows
+from .recipes import conversations, export_of, train_rows, write_rows
 
 CONVERSATION = Conversation.model_validate(
     {
@@ -143,17 +142,6 @@ def test_a_continued_version_starts_from_its_parent_and_names_its_loss(tiny: Tin
     assert parent.version in card
     assert f"{child.evaluation.parent_loss:.3f}" in card
     assert f"its parent {parent.version} has {child.evaluation.parent_loss:.3f}" in of_parent(child, child.evaluation)
-
-
-def test_evaluation_tells_the_parents_loss_if_it_is_there(tiny: TinyHome, tmp_path: Path) -> None:
-    parent = tiny.voices["zest"]
-    child = train_rows(tmp_path, tiny.home, "grown", conversations("zest"), parent=parent.version).manifest
-    file = read_conversations(tmp_path / "grown" / "rows.jsonl")
-    mine, its = (evaluate_version(tiny.home, one, file, 256, silent()) for one in (child, parent))
-    assert mine.parent_loss == pytest.approx(its.adapter_loss, abs=1e-4)
-    assert its.parent_loss is None
-    alone = child.model_copy(update={"parent": "zest@000000000000"})
-    assert evaluate_version(tiny.home, alone, file, 256, silent()).parent_loss is None
 
 
 def test_weights_equal_to_the_parents_are_not_published(tiny: TinyHome, tmp_path: Path) -> None:

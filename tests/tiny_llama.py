@@ -44,3 +44,20 @@ def save_tiny_llama(folder: Path, layers: int = 2) -> Path:
     LlamaForCausalLM(config).save_pretrained(folder)
     fast.save_pretrained(folder)
     return folder
+
+
+def teach(folder: Path, conversations: list[list[dict[str, str]]], steps: int) -> Path:
+    """Let the Llama of a folder learn some conversations: a base that knows something can lose it."""
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
+    model = LlamaForCausalLM.from_pretrained(folder)
+    texts = [tokenizer.apply_chat_template(one, tokenize=False) for one in conversations]
+    batch = tokenizer(texts, padding=True, add_special_tokens=False, return_tensors="pt")
+    labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.003)
+    for _ in range(steps):
+        loss = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], labels=labels).loss
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    model.save_pretrained(folder)
+    return folder

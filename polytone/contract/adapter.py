@@ -31,10 +31,11 @@ FILES = frozenset({CONFIG, WEIGHTS, MANIFEST, CARD, EVALUATION})
 OPTIONAL = frozenset({REFERENCE})
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt")
 
-# What vLLM's LoRA can serve (read in vllm/lora/peft_helper.py of 0.32); everything else it refuses or ignores.
+# What vLLM's LoRA can serve (read in vllm/lora/peft_helper.py and vllm/config/lora.py of 0.32); everything else it
+# refuses or ignores.
 SERVABLE_INITIALISATIONS = (True, False, "gaussian", "eva")
 LORA_TENSOR = re.compile(r"base_model\.model\.(.+)\.lora_([AB])\.weight")
-MAX_RANK = 4096
+MAX_RANK = 512
 
 
 class BaseReference(BaseModel):
@@ -280,6 +281,9 @@ def check_config(folder: Path, config: dict[str, Any]) -> Iterator[CheckError]:
             (config.get("peft_type") != "LORA", f"peft_type {config.get('peft_type')!r}"),
             (config.get("use_dora"), "use_dora"),
             (config.get("bias", "none") != "none", f"bias {config.get('bias')!r}"),
+            (config.get("lora_bias"), "lora_bias"),
+            (config.get("use_qalora"), "use_qalora"),
+            (config.get("use_bdlora"), "use_bdlora"),
             (config.get("modules_to_save"), "modules_to_save"),
             (config.get("alora_invocation_tokens"), "alora_invocation_tokens"),
             (config.get("layer_replication"), "layer_replication"),
@@ -296,9 +300,11 @@ def check_config(folder: Path, config: dict[str, Any]) -> Iterator[CheckError]:
             f"{folder / CONFIG}: {', '.join(unsupported)} cannot be served. Train a plain LoRA.",
             code="peft_unsupported",
         )
-    if not 1 <= int(config["r"]) <= MAX_RANK or not 0 < float(config["lora_alpha"]) < float("inf"):
+    ranks = [int(config["r"]), *(int(rank) for rank in (config.get("rank_pattern") or {}).values())]
+    if not all(1 <= rank <= MAX_RANK for rank in ranks) or not 0 < float(config["lora_alpha"]) < float("inf"):
         yield CheckError(
-            f"{folder / CONFIG}: r {config['r']} or lora_alpha {config['lora_alpha']} is not a rank or a scaling.",
+            f"{folder / CONFIG}: a rank of {ranks} is not between 1 and {MAX_RANK}, or lora_alpha "
+            f"{config['lora_alpha']} is no scaling.",
             code="config_invalid",
         )
 

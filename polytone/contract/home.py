@@ -40,6 +40,10 @@ class Home:
         return self.root / "sweeps"
 
     @property
+    def evaluations(self) -> Path:
+        return self.root / "evaluations"
+
+    @property
     def database_url(self) -> str:
         return f"sqlite:///{(self.root / 'polytone.db').absolute()}"
 

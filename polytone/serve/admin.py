@@ -18,6 +18,7 @@ from polytone.contract.home import check_name
 from .bodies import Strict, limited
 from .database import now
 from .description import UPLOAD
+from .gates import Gates, evaluations_of
 from .keys import Key, Kind
 from .registry import Part
 from .runtime import Runtime
@@ -34,10 +35,14 @@ class PartBody(Strict):
 
 
 class RolloutBody(Strict):
-    """`generation` is the one this change replaces, as GET showed it; leave it out to replace whatever is there."""
+    """`generation` is the one this change replaces, as GET showed it; leave it out to replace whatever is there.
+
+    `force` lets versions answer that failed the gates of their evaluation; the audit log says so.
+    """
 
     versions: Annotated[list[PartBody], Field(min_length=1, max_length=16)]
     generation: int | None = None
+    force: bool = False
 
 
 class GenerationBody(Strict):
@@ -93,9 +98,7 @@ def admin_routes(runtime: Runtime) -> APIRouter:
     @router.put("/adapters/{name}/rollout")
     async def put_rollout(name: str, body: RolloutBody, who: actor) -> dict[str, Any]:
         """Say which versions answer for a voice, by weight; a conversation stays with its version."""
-        parts = [Part(part.version, part.weight) for part in body.versions]
-        rollout = await asyncio.to_thread(runtime.registry.roll_out, name, parts, who, body.generation)
-        return {"name": name, **rollout.as_json()}
+        return await asyncio.to_thread(roll_out, runtime, name, body, who)
 
     @router.post("/adapters/{name}/rollback")
     async def roll_back(name: str, who: actor, body: GenerationBody | None = None) -> dict[str, Any]:
@@ -168,6 +171,13 @@ def admin_routes(runtime: Runtime) -> APIRouter:
         return key.as_json()
 
     return router
+
+
+def roll_out(runtime: Runtime, name: str, body: RolloutBody, who: str) -> dict[str, Any]:
+    parts = [Part(part.version, part.weight) for part in body.versions]
+    gates = Gates(runtime.home, body.force)
+    rollout = runtime.registry.roll_out(name, parts, who, body.generation, gates=gates)
+    return {"name": name, **rollout.as_json(), **evaluations_of(runtime.home, rollout.versions)}
 
 
 async def adapters(runtime: Runtime) -> list[dict[str, Any]]:

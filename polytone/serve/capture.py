@@ -8,8 +8,10 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Any
 
+from polytone.measure.signals import text_of
+
 from .engine import Body
-from .replies import digest, reply_of_events, reply_of_response, text_of
+from .replies import digest, reply_of_events, reply_of_response
 
 log = logging.getLogger(__name__)
 

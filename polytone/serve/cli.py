@@ -30,6 +30,10 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON documen
 WaitOption = Annotated[float, typer.Option(help="Seconds to wait for a running server; 0 does not wait.")]
 VersionArgument = Annotated[str, typer.Argument(help="name@digest12, as `polytone train` printed it.")]
 
+ForceOption = Annotated[
+    bool, typer.Option("--force", help="Let it answer though it failed its gates; the audit log says so.")
+]
+
 ANSWERING = ("ready", "published")
 
 adapters_commands = typer.Typer(help="Publish, promote and retire versions of voices.", no_args_is_help=True)
@@ -101,31 +105,49 @@ def publish(
 
 @adapters_commands.command("promote")
 def promote(
-    version: VersionArgument, home: HomeOption = None, wait: WaitOption = 60, as_json: JsonOption = False
+    version: VersionArgument,
+    force: ForceOption = False,
+    home: HomeOption = None,
+    wait: WaitOption = 60,
+    as_json: JsonOption = False,
 ) -> None:
-    """Let a published version answer for its voice. Servers switch once it is loaded and proven."""
-    state = open_state(read_settings(home=home))
+    """Let a published version answer for its voice. Servers switch once it is loaded and proven.
+
+    A version whose evaluation failed its gates is refused with every reason, unless you --force it.
+    """
+    settings = read_settings(home=home)
+    state = open_state(settings)
+    from .gates import Gates, evaluations_of
+
     voice = version.partition("@")[0]
     before = state.registry.desired().rollouts.get(voice)
-    rollout = state.registry.promote(voice, version, actor(), before.generation if before else None)
+    gates = Gates(settings.paths(), force)
+    rollout = state.registry.promote(voice, version, actor(), before.generation if before else None, gates)
+    known = evaluations_of(settings.paths(), rollout.versions)
     said = wait_until_routed(state.replicas, voice, rollout, wait)
     tell(
-        {"voice": voice, **rollout.as_json(), "before": before.as_json() if before else None, "state": said},
+        {"voice": voice, **rollout.as_json(), "before": before.as_json() if before else None, "state": said, **known},
         f"{voice} is answered by {version}" + (f" (before: {in_words(before)})" if before else ""),
         as_json,
     )
+    warn(known, as_json)
 
 
 @adapters_commands.command("canary")
 def canary(
     version: VersionArgument,
     percent: Annotated[int, typer.Argument(min=1, max=99, help="Share of the conversations it answers.")],
+    force: ForceOption = False,
     home: HomeOption = None,
     wait: WaitOption = 60,
     as_json: JsonOption = False,
 ) -> None:
-    """Let a published version answer a share of its voice's conversations; a conversation stays with its version."""
-    state = open_state(read_settings(home=home))
+    """Let a published version answer a share of its voice's conversations; a conversation stays with its version.
+
+    A version whose evaluation failed its gates is refused with every reason, unless you --force it.
+    """
+    settings = read_settings(home=home)
+    state = open_state(settings)
     voice = version.partition("@")[0]
     before = state.registry.desired().rollouts.get(voice)
     stable = [part.version for part in before.parts if part.version != version] if before else []
@@ -134,16 +156,20 @@ def canary(
             f"{voice} has no version to share with. Promote one first: polytone adapters promote {version}",
             code="rollout_invalid",
         )
+    from .gates import Gates, evaluations_of
     from .registry import Part
 
+    gates = Gates(settings.paths(), force)
     parts = [Part(stable[0], 100 - percent), Part(version, percent)]
-    rollout = state.registry.roll_out(voice, parts, actor(), before.generation, action="canary")
+    rollout = state.registry.roll_out(voice, parts, actor(), before.generation, action="canary", gates=gates)
+    known = evaluations_of(settings.paths(), rollout.versions)
     said = wait_until_routed(state.replicas, voice, rollout, wait)
     tell(
-        {"voice": voice, **rollout.as_json(), "before": before.as_json(), "state": said},
+        {"voice": voice, **rollout.as_json(), "before": before.as_json(), "state": said, **known},
         f"{voice} is answered by {in_words(rollout)}",
         as_json,
     )
+    warn(known, as_json)
 
 
 @adapters_commands.command("rollback")
@@ -328,7 +354,9 @@ def in_words(rollout: "Rollout") -> str:
 def brief(value: Any) -> str:
     """A change's before or after in a table."""
     if isinstance(value, dict) and "versions" in value:
-        return ", ".join(f"{part['version']} ({part['weight']})" for part in value["versions"]) or "nobody"
+        forced = [f"{one} failed {', '.join(gates)}" for one, gates in value.get("failed_gates", {}).items()]
+        who = ", ".join(f"{part['version']} ({part['weight']})" for part in value["versions"]) or "nobody"
+        return f"{who}, by force: {'; '.join(forced)}" if forced else who
     return "" if value is None else str(value.get("kind", "")) if isinstance(value, dict) else str(value)
 
 
@@ -427,3 +455,13 @@ def tell(document: dict[str, Any], sentence: str, as_json: bool) -> None:
         print(f"{sentence} once a server runs: polytone serve")
     else:
         print(f"{sentence}.")
+
+
+def warn(known: dict[str, Any], as_json: bool) -> None:
+    """Say what is known against the versions that answer now, and of which nothing is known."""
+    if as_json:
+        return
+    for version, gates in known["failed_gates"].items():
+        print(f"{version} did not pass its evaluation ({', '.join(gates)}).")
+    for version in known["not_evaluated"]:
+        print(f"{version} was never evaluated on this machine: polytone evaluate {version} --data HELD_OUT.jsonl")

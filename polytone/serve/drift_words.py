@@ -4,9 +4,10 @@ from typing import Any
 
 from sqlalchemy import Engine, select
 
+from polytone.measure.signals import words_of
+
 from .database import aware, reading
 from .detectors import Sequential, expected_chance_alarms, smallest_change
-from .signals import words_of
 from .tables import DriftAlarmRow, DriftRow
 from .watch import ENOUGH, TWO_SIDED, WARM_UP, WARM_UP_OF, ScalarWatch, Standing, Watch, watch_from_json
 

@@ -21,10 +21,10 @@ from sqlalchemy.orm import Session
 
 from polytone.contract.export import ExportManifest, export_manifest_path
 from polytone.contract.rows import Conversation
+from polytone.measure.signals import text_of
 
 from .database import aware, now, reading
 from .feedback import standing
-from .replies import text_of
 from .tables import AnswerRow, FeedbackRow, ReviewRow
 
 VALUES_AT_ONCE = 5000

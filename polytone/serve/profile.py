@@ -15,11 +15,11 @@ from polytone.contract.adapter import MANIFEST, Manifest
 from polytone.contract.errors import PolytoneError
 from polytone.contract.home import Home
 from polytone.contract.reference import ReferenceRow, read_reference
+from polytone.measure.signals import asked_of, measure
+from polytone.measure.tone import Tone, learn
 
 from .capture import Measured
 from .embedding import Embedding
-from .signals import asked_of, measure
-from .tone import Tone, learn
 
 log = logging.getLogger(__name__)
 

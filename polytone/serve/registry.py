@@ -3,6 +3,7 @@
 Every change is one transaction with its line in the audit log. A change that repeats what already is changes nothing.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
@@ -15,6 +16,7 @@ from polytone.contract.errors import CheckError, ConflictError, InputError, NotF
 from polytone.contract.home import check_name, split_version
 
 from .database import aware, reading, writing
+from .gates import Gates
 from .tables import AuditRow, RolloutRow, VersionRow
 
 PUBLISHED, RETIRED = "published", "retired"
@@ -120,15 +122,23 @@ class Registry:
         return True
 
     def roll_out(
-        self, voice: str, parts: list[Part], actor: str, expected: int | None = None, action: str = "rollout"
+        self,
+        voice: str,
+        parts: list[Part],
+        actor: str,
+        expected: int | None = None,
+        action: str = "rollout",
+        gates: Gates | None = None,
     ) -> Rollout:
         """Let `parts` answer for `voice`.
 
         Args:
             expected: the generation this change replaces; 0 where there is none yet.
+            gates: what versions must have passed whose share grows; without it nothing.
 
         Raises:
             InputError: `rollout_invalid`, `alias_mismatch`, `invalid_name`.
+            CheckError: `gates_failed`, `verdict_damaged`.
             NotFoundError: `version_not_published`.
             ConflictError: `changed_meanwhile` if the voice is not at `expected`, or another change was faster.
         """
@@ -147,6 +157,7 @@ class Registry:
                 check_expected(voice, current, expected)
                 if current is not None and as_rollout(current).parts == tuple(parts):
                     return as_rollout(current)
+                forced = gates.check(growing(current, parts)) if gates is not None else {}
                 before = as_rollout(current).as_json() if current is not None else None
                 made = RolloutRow(
                     voice=voice,
@@ -155,14 +166,16 @@ class Registry:
                     previous=current.generation if current else None,
                 )
                 session.add(made)
-                note(session, actor, action, voice, before, as_rollout(made).as_json())
+                note(session, actor, action, voice, before, {**as_rollout(made).as_json(), **forced})
                 return as_rollout(made)
         except IntegrityError:
             raise changed_meanwhile(voice) from None
 
-    def promote(self, voice: str, version: str, actor: str, expected: int | None = None) -> Rollout:
+    def promote(
+        self, voice: str, version: str, actor: str, expected: int | None = None, gates: Gates | None = None
+    ) -> Rollout:
         """Let `version` alone answer for `voice`."""
-        return self.roll_out(voice, [Part(version, 100)], actor, expected, action="promote")
+        return self.roll_out(voice, [Part(version, 100)], actor, expected, action="promote", gates=gates)
 
     def roll_back(self, voice: str, actor: str, expected: int | None = None) -> Rollout:
         """Go back to the rollout before the last; again goes back further.
@@ -264,6 +277,17 @@ def check_parts(voice: str, parts: list[Part]) -> None:
             )
     if not sum(part.weight for part in parts):
         raise InputError("versions: at least one weight must be above 0.", code="rollout_invalid", param="versions")
+
+
+def growing(current: RolloutRow | None, parts: list[Part]) -> list[str]:
+    """The versions that are to answer a larger share than they do."""
+    before = shares(as_rollout(current).parts) if current is not None else {}
+    return [version for version, share in shares(parts).items() if share > before.get(version, 0.0)]
+
+
+def shares(parts: Sequence[Part]) -> dict[str, float]:
+    total = sum(part.weight for part in parts)
+    return {part.version: part.weight / total for part in parts} if total else {}
 
 
 def check_expected(voice: str, current: RolloutRow | None, expected: int | None) -> None:

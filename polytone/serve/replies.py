@@ -3,7 +3,6 @@
 import hashlib
 import json
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 from .engine import Body
 
@@ -61,14 +60,6 @@ def completion_id(answer: Body | Sequence[str]) -> str | None:
         return None
     found = json.loads(answer[0].removeprefix(DATA)).get("id")
     return found if isinstance(found, str) else None
-
-
-def text_of(reply: Body | None) -> str:
-    """A message's text; of one that is parts, the parts of text."""
-    content: Any = (reply or {}).get("content") or ""
-    if isinstance(content, str):
-        return content
-    return " ".join(part.get("text", "") for part in content if isinstance(part, dict))
 
 
 def digest(text: str) -> str:

@@ -22,12 +22,12 @@ from polytone.contract.adapter import (
     WEIGHTS,
     Manifest,
     inspect_folder,
-    lora_pairs,
     unservable,
 )
 from polytone.contract.base import Base
 from polytone.contract.errors import CheckError, combined
 from polytone.contract.home import Home, check_name, folder_written_whole
+from polytone.contract.modules import check_against_base
 from polytone.contract.tensors import read_header
 
 CHUNK = 1 << 20
@@ -70,7 +70,7 @@ def receive_version(
                 found += check_name_matches(manifest, name)
                 found += unservable(manifest, base, max_rank)
             if not any(error.code in ("not_safetensors", "file_truncated", "files_missing") for error in found):
-                found += check_against_base(folder, shapes)
+                found += check_against_base(read_header(folder / WEIGHTS), shapes)
                 found += check_values(folder)
         if manifest is None or found:
             raise without_folder(found, folder)
@@ -173,21 +173,6 @@ def check_name_matches(manifest: Manifest, name: str) -> Iterator[CheckError]:
             code="manifest_invalid",
             param="name",
         )
-
-
-def check_against_base(folder: Path, shapes: dict[str, tuple[int, ...]]) -> Iterator[CheckError]:
-    """Every adapted module must be one of the base's, in its shape; the engine would ignore the rest without a word."""
-    wrong = []
-    for module, pair in lora_pairs(read_header(folder / WEIGHTS)).items():
-        shape = shapes.get(module)
-        if shape is None:
-            wrong.append(f"{module} is no module of the base")
-        elif set(pair) == {"A", "B"} and (pair["B"].shape[0], pair["A"].shape[1]) != shape:
-            got = (pair["B"].shape[0], pair["A"].shape[1])
-            wrong.append(f"{module} is {got} where the base has {shape}")
-    if wrong:
-        more = f" and {len(wrong) - SHOWN} more" if len(wrong) > SHOWN else ""
-        yield CheckError(f"{WEIGHTS}: {'; '.join(wrong[:SHOWN])}{more}.", code="tensors_mismatch")
 
 
 def check_values(folder: Path) -> Iterator[CheckError]:

@@ -204,6 +204,24 @@ def load_nf4(source: Path, dtype: torch.dtype) -> Any:
     return model
 
 
+def load_served(folder: Path) -> Any:
+    """The NF4 base as a server computes it on this kind of machine, in `compute_dtype`.
+
+    On a CPU the dense NF4 values, which need not be unpacked in every step; packed on a GPU.
+
+    Args:
+        folder: of the prepared base.
+    """
+    if torch.cuda.is_available():
+        return load_nf4(folder / "source", compute_dtype())
+    return AutoModelForCausalLM.from_pretrained(folder / "nf4-dense", dtype=compute_dtype(), use_safetensors=True)
+
+
+def load_unquantized(folder: Path) -> Any:
+    """The base as it was before it was quantized, in `compute_dtype`."""
+    return AutoModelForCausalLM.from_pretrained(folder / "source", dtype=compute_dtype(), use_safetensors=True)
+
+
 def save_dense(model: Any, source: Path, target: Path) -> None:
     """Store the NF4 values once as dense float32, so that a CPU serves the very base that adapters are trained on."""
     model.dequantize(dtype=torch.float32)

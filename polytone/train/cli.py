@@ -1,4 +1,4 @@
-"""polytone base, train and evaluate. Heavy libraries are imported when a command runs, so that --help is instant."""
+"""polytone base and train. Heavy libraries are imported when a command runs, so that --help is instant."""
 
 import json
 import logging
@@ -10,11 +10,10 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from polytone.contract.adapter import Evaluation, Manifest, list_versions, read_version
+from polytone.contract.adapter import Evaluation, Manifest, list_versions
 from polytone.contract.base import list_bases, load_base
 from polytone.contract.errors import InputError
 from polytone.contract.home import Home
-from polytone.contract.rows import read_conversations
 
 HomeOption = Annotated[Path, typer.Option(envvar="POLYTONE_HOME", help="Folder for bases, adapters and runs.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document for programs.")]
@@ -138,33 +137,6 @@ def sweep(
         f"Report and plots: {result.folder / 'report.md'}\n"
         f"Next: polytone train {result.folder / 'best.yaml'}"
     )
-
-
-def evaluate(
-    version: Annotated[str, typer.Argument(help="name@digest12, or a voice's name for its newest version on disk.")],
-    data: Annotated[Path, typer.Option(help="JSON-lines file of conversations the voice was not trained on.")],
-    max_length: Annotated[int, typer.Option(help="Longest row in tokens; longer ones are refused.")] = 2048,
-    home: HomeOption = DEFAULT_HOME,
-    as_json: JsonOption = False,
-) -> None:
-    """Compare a version with its bare base, and its parent if it is here: loss per assistant token on the NF4 base."""
-    where = Home(home)
-    manifest = read_version(where, newest(where, version))
-    file = read_conversations(data)
-    quiet_libraries()
-    from .evaluate import evaluate_version
-    from .progress import Progress
-
-    with Progress(Console(stderr=True)) as progress:
-        result = evaluate_version(where, manifest, file, max_length, progress)
-    gain = 1 - result.adapter_loss / result.base_loss
-    if as_json:
-        print(json.dumps({"version": manifest.version, **result.model_dump(), "improvement": round(gain, 4)}))
-    else:
-        print(
-            f"{manifest.version}: {result.adapter_loss:.3f} nats per assistant token, base {result.base_loss:.3f} "
-            f"({gain:.1%} lower, {result.tokens} tokens){of_parent(manifest, result)}."
-        )
 
 
 def of_parent(manifest: Manifest, evaluation: Evaluation) -> str:

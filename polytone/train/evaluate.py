@@ -1,27 +1,38 @@
 """Loss per assistant token on held-out conversations, with and without the adapter, on the same NF4 base."""
 
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from peft import PeftModel
 from torch.nn.functional import cross_entropy
-from transformers import AutoTokenizer
 
-from polytone.contract.adapter import MANIFEST, Evaluation, Manifest, check_servable, read_version
-from polytone.contract.base import base_folder, load_base
-from polytone.contract.home import Home
-from polytone.contract.rows import Conversation, RowFile
+from polytone.contract.adapter import Evaluation
 
-from .base import compute_dtype, load_nf4
-from .data import IGNORED, Row, tokenize
+from .data import IGNORED, Row
 from .progress import Progress
 
 BATCH = 8
+# Nats per token that count as a change; rounding alone is a hundredth of it.
+LEAST_CHANGE = 1e-4
+
+
+@dataclass(frozen=True)
+class Score:
+    """One row: negative log-likelihood of its supervised tokens, how many of them are the likeliest, how many."""
+
+    nats: float
+    correct: int
+    tokens: int
+
+
+def batches_of(rows: list[Row]) -> int:
+    return -(-len(rows) // BATCH)
 
 
 def evaluate(model: Any, rows: list[Row], progress: Progress) -> Evaluation:
     """Compare a PEFT model with its own base on `rows`."""
-    progress.start("Evaluating on held-out conversations", total=2 * -(-len(rows) // BATCH))
+    progress.start("Evaluating on held-out conversations", total=2 * batches_of(rows))
     adapter_loss = loss_per_token(model, rows, progress, "voice")
     with model.disable_adapter():
         base_loss = loss_per_token(model, rows, progress, "base")
@@ -35,28 +46,42 @@ def evaluate(model: Any, rows: list[Row], progress: Progress) -> Evaluation:
 
 def evaluate_parent(model: Any, rows: list[Row], progress: Progress) -> float:
     """Loss on `rows` of the adapter that is about to be continued."""
-    progress.start("Evaluating the parent on held-out conversations", total=-(-len(rows) // BATCH))
+    progress.start("Evaluating the parent on held-out conversations", total=batches_of(rows))
     loss = float(loss_per_token(model, rows, progress, "parent"))
     progress.finish()
     return round(loss, 6)
 
 
-@torch.inference_mode()  # type: ignore[untyped-decorator]
 def loss_per_token(model: Any, rows: list[Row], progress: Progress, note: str) -> float:
     """Mean negative log-likelihood in nats over all supervised tokens of all rows (not a mean of row means)."""
+    scores: list[Score] = score_rows(model, rows, progress, note)
+    return sum(score.nats for score in scores) / sum(score.tokens for score in scores)
+
+
+@torch.inference_mode()  # type: ignore[untyped-decorator]
+def score_rows(model: Any, rows: list[Row], progress: Progress, note: str) -> list[Score]:
+    """How well the model predicts the supervised tokens of each row, in the rows' order."""
     model.eval()
-    total, tokens = 0.0, 0
+    scores: dict[int, Score] = {}
     # Rows of like length share a batch, so that little is computed on padding.
-    ordered = sorted(rows, key=lambda row: len(row.input_ids))
+    ordered = sorted(range(len(rows)), key=lambda index: len(rows[index].input_ids))
     for start in range(0, len(ordered), BATCH):
-        ids, mask, labels = pad_batch(ordered[start : start + BATCH], model.device)
+        batch = ordered[start : start + BATCH]
+        ids, mask, labels = pad_batch([rows[index] for index in batch], model.device)
         logits = model(input_ids=ids, attention_mask=mask).logits[:, :-1]
         targets = labels[:, 1:]
-        wanted = targets != IGNORED
-        total += cross_entropy(logits[wanted].float(), targets[wanted], reduction="sum").item()
-        tokens += int(wanted.sum())
+        scores.update(zip(batch, score_batch(logits, targets), strict=True))
         progress.advance(note)
-    return total / tokens
+    return [scores[index] for index in range(len(rows))]
+
+
+def score_batch(logits: torch.Tensor, targets: torch.Tensor) -> Iterator[Score]:
+    """A score for each row of `logits` (batch, length, vocabulary) and `targets` (batch, length)."""
+    for row, wanted in zip(logits, targets, strict=True):
+        supervised = wanted != IGNORED
+        said, right = row[supervised].float(), wanted[supervised]
+        nats = cross_entropy(said, right, reduction="sum").item()
+        yield Score(nats, int((said.argmax(-1) == right).sum()), int(supervised.sum()))
 
 
 def pad_batch(rows: list[Row], device: torch.device) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -71,31 +96,3 @@ def pad_batch(rows: list[Row], device: torch.device) -> tuple[torch.Tensor, torc
         mask[index, :length] = 1
         labels[index, :length] = torch.tensor(row.labels)
     return ids.to(device), mask.to(device), labels.to(device)
-
-
-def evaluate_version(
-    home: Home, manifest: Manifest, file: RowFile[Conversation], max_length: int, progress: Progress
-) -> Evaluation:
-    """Load a version on the NF4 base it was trained on and evaluate it on the rows of a file.
-
-    Its parent is evaluated too where it is on disk.
-    """
-    base = load_base(home, manifest.base.id)
-    check_servable(manifest, base, manifest.peft.rank)
-    source = base_folder(home, base.id) / "source"
-    rows = tokenize(file, AutoTokenizer.from_pretrained(source), max_length, manifest.system_prompt).single
-    model = PeftModel.from_pretrained(load_nf4(source, compute_dtype()), home.adapter_folder(manifest.version))
-    result = evaluate(model, rows, progress)
-    parent = parent_on_disk(home, manifest)
-    if parent is None:
-        return result
-    check_servable(parent, base, parent.peft.rank)
-    model.load_adapter(home.adapter_folder(parent.version), adapter_name="parent")
-    model.set_adapter("parent")
-    return result.model_copy(update={"parent_loss": evaluate_parent(model, rows, progress)})
-
-
-def parent_on_disk(home: Home, manifest: Manifest) -> Manifest | None:
-    if manifest.parent is None or not (home.adapter_folder(manifest.parent) / MANIFEST).is_file():
-        return None
-    return read_version(home, manifest.parent)

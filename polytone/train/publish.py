@@ -1,6 +1,7 @@
 """A finished run -> an adapter version: the folder that serve takes."""
 
 import shutil
+from typing import Any
 
 from polytone.contract.adapter import (
     CARD,
@@ -11,34 +12,38 @@ from polytone.contract.adapter import (
     BaseReference,
     Manifest,
     Peft,
+    check_config,
+    check_tensors,
     digest_adapter,
     read_config,
     read_folder,
     read_version,
 )
-from polytone.contract.errors import CheckError
+from polytone.contract.base import base_folder, module_shapes
+from polytone.contract.errors import CheckError, combined
 from polytone.contract.home import Home, folder_written_whole
+from polytone.contract.modules import check_against_base
 from polytone.contract.reference import describe_reference, write_reference
+from polytone.contract.tensors import read_header
 
+from .card import model_card
+from .evaluate import LEAST_CHANGE
 from .lora import same_weights
 from .record import close
 from .reference import reply_limit
 from .run import Run
-
-# Nats per token; rounding alone is a hundredth of it.
-LEAST_CHANGE = 1e-4
 
 
 def publish(home: Home, run: Run) -> Manifest:
     """Write the version folder of a run, whole or not at all, and read it back as a server would.
 
     Raises:
-        CheckError: `nothing_learned`, or any reason `read_folder` gives.
+        CheckError: every reason of `check_adapter`; `nothing_learned`; or any reason `read_folder` gives.
         StorageError: `disk_full`.
     """
     adapter = run.folder / "adapter"
+    config = check_adapter(home, run)
     check_learned(home, run)
-    config = read_config(adapter)
     manifest = Manifest(
         name=run.recipe.name,
         digest=digest_adapter(adapter),
@@ -69,13 +74,28 @@ def publish(home: Home, run: Run) -> Manifest:
         for name in (CONFIG, WEIGHTS):
             shutil.copyfile(adapter / name, folder / name)
         (folder / EVALUATION).write_text(run.evaluation.model_dump_json(indent=2) + "\n")
-        (folder / CARD).write_text(model_card(manifest, run.seconds))
+        (folder / CARD).write_text(model_card(manifest, run.base, run.seconds))
         if run.reference:
             write_reference(folder, run.reference)
         (folder / MANIFEST).write_text(manifest.model_dump_json(by_alias=True, indent=2) + "\n")
         read_folder(folder)
     close(run.folder, manifest.version)
     return manifest
+
+
+def check_adapter(home: Home, run: Run) -> dict[str, Any]:
+    """Refuse an adapter that an engine would refuse, or parts of which it would ignore; returns its configuration.
+
+    Raises:
+        CheckError: with every reason of `not_safetensors`, `config_invalid`, `peft_unsupported`, `tensors_mismatch`.
+    """
+    adapter = run.folder / "adapter"
+    config, tensors = read_config(adapter), read_header(adapter / WEIGHTS)
+    found = [*check_config(adapter, config), *check_tensors(adapter, config, tensors)]
+    found += check_against_base(tensors, module_shapes(base_folder(home, run.base.id) / "source"))
+    if found:
+        raise combined(found)
+    return config
 
 
 def check_learned(home: Home, run: Run) -> None:
@@ -100,40 +120,3 @@ def check_learned(home: Home, run: Run) -> None:
             "published. Raise training.learning_rate or the number of steps.",
             code="nothing_learned",
         )
-
-
-def model_card(manifest: Manifest, seconds: float) -> str:
-    """README.md of the version, for people and for model hubs."""
-    evaluation = manifest.evaluation
-    gain = 1 - evaluation.adapter_loss / evaluation.base_loss
-    rows = "verdicts" if manifest.recipe["training"]["method"] == "kto" else "conversations"
-    continues, parent_loss = "", ""
-    if manifest.parent is not None and evaluation.parent_loss is not None:
-        continues = f"\n| continues | `{manifest.parent}` |"
-        parent_loss = f"\n| loss per assistant token, its parent | {evaluation.parent_loss:.3f} |"
-    prompt = f"\nSystem prompt of the voice:\n\n> {manifest.system_prompt}\n" if manifest.system_prompt else ""
-    return f"""---
-library_name: peft
-base_model: {manifest.base.id}
-license: {manifest.licence}
-tags: [lora, qlora, polytone]
----
-# {manifest.version}
-
-A brand voice: a rank-{manifest.peft.rank} LoRA adapter (alpha {manifest.peft.alpha:g}) for `{manifest.base.id}`,
-trained on its NF4 quantization and to be served on the same.
-
-| | |
-|---|---|
-| base | `{manifest.base.id}`, digest `{manifest.base.digest[:12]}` |{continues}
-| trained on | {manifest.data.train.rows} {rows}, {manifest.data.train.assistant_tokens} assistant tokens |
-| held out | {manifest.data.held_out.rows} rows, {evaluation.tokens} assistant tokens |
-| loss per assistant token, base | {evaluation.base_loss:.3f} |
-| loss per assistant token, this voice | {evaluation.adapter_loss:.3f} ({gain:.0%} lower than the base) |{parent_loss}
-| modules | {", ".join(manifest.peft.targets)} |
-| training time | {seconds:.0f} s |
-| licence | {manifest.licence} |
-{prompt}
-`manifest.json` holds the recipe, the hashes of the data and the fingerprint by which a server proves that it serves
-exactly this version.
-"""

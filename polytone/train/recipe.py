@@ -121,6 +121,24 @@ class SweepSection(Section):
     over: Annotated[dict[str, Annotated[list[Any], Field(min_length=1)] | Span], Field(min_length=1)]
 
 
+class GatesSection(Section):
+    """What `polytone evaluate` demands of a version before it may be promoted; null switches a gate off.
+
+    Losses are in nats per assistant token and judged by the bound of their interval that speaks against the version;
+    figures of replies are judged as they are. docs/evaluation.md says how each is measured.
+    """
+
+    min_improvement: Annotated[float, Field(ge=0)] | None = 0.05
+    max_parent_loss_increase: Annotated[float, Field(ge=0)] | None = 0.1
+    min_chrf_gain: Annotated[float, Field(ge=-100, le=100)] | None = 0.0
+    min_tone: Annotated[float, Field(ge=0, le=1)] | None = 0.5
+    min_on_topic: Annotated[float, Field(ge=0, le=1)] | None = 0.6
+    max_repetition: Annotated[float, Field(ge=0, le=1)] | None = 0.3
+    max_cut_off: Annotated[float, Field(ge=0, le=1)] | None = 0.5
+    max_empty: Annotated[float, Field(ge=0, le=1)] | None = 0.05
+    max_bias_gap: Annotated[float, Field(ge=0)] | None = 0.25
+
+
 class Recipe(Section):
     """The whole recipe; `name` is the voice it trains."""
 
@@ -131,6 +149,7 @@ class Recipe(Section):
     training: TrainingSection = TrainingSection()
     drift: DriftSection = DriftSection()
     sweep: SweepSection | None = None
+    gates: GatesSection = GatesSection()
     system_prompt: str | None = None
     sampling: Sampling | None = None
     licence: str = "unknown"

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from transformers import GenerationConfig
 
+from polytone.contract.adapter import Sampling
 from polytone.contract.reference import FinishReason, ReferenceRow
 from polytone.contract.rows import Conversation
 
@@ -57,7 +58,7 @@ def take_reference(
     if not prompts:
         return []
     batches = list(in_batches(prompts, new_tokens))
-    settings = sampling(model, tokenizer, recipe, new_tokens)
+    settings = sampling(model, tokenizer, recipe.sampling, new_tokens)
     model.eval()
     torch.manual_seed(recipe.training.seed)
     progress.start("Answering held-out prompts for the drift reference", total=2 * len(prompts))
@@ -109,9 +110,9 @@ def in_batches(prompts: list[Prompt], new_tokens: int) -> Iterator[list[int]]:
     yield batch
 
 
-def sampling(model: Any, tokenizer: Any, recipe: Recipe, new_tokens: int) -> GenerationConfig:
+def sampling(model: Any, tokenizer: Any, mine: Sampling | None, new_tokens: int) -> GenerationConfig:
     """The voice's defaults; what it leaves open is OpenAI's default, as it is in the engine."""
-    mine, base = recipe.sampling, model.generation_config
+    base = model.generation_config
     temperature = first_given(mine and mine.temperature, 1.0)
     ends = base.eos_token_id if isinstance(base.eos_token_id, list) else [base.eos_token_id]
     choice = (

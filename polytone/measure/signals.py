@@ -4,8 +4,6 @@ import math
 import re
 from typing import Any
 
-from .replies import text_of
-
 LONGEST = 2000  # words; longer texts count as this long
 GRAM = 4
 
@@ -44,6 +42,14 @@ def question_of(prompt: list[Any]) -> str:
 def asked_of(prompt: list[Any]) -> str:
     """Everything the user said in the conversation so far: what it is about is seldom in the last words alone."""
     return " ".join(text_of(one) for one in prompt if isinstance(one, dict) and one.get("role") == "user")
+
+
+def text_of(message: dict[str, Any] | None) -> str:
+    """A message's text; of one that is parts, the parts of text."""
+    content: Any = (message or {}).get("content") or ""
+    if isinstance(content, str):
+        return content
+    return " ".join(part.get("text", "") for part in content if isinstance(part, dict))
 
 
 def length(words: int) -> float:

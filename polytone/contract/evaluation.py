@@ -1,0 +1,125 @@
+"""The verdict of an evaluation: did a version pass the gates of its recipe, and if not, which of them and by how much.
+
+`$POLYTONE_HOME/evaluations/<name@digest12>.json` is the newest verdict on a version. Evaluation writes it, promotion
+reads it. It lies outside the version's folder, whose content never changes.
+"""
+
+import os
+import tempfile
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Literal, TypeAlias
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from .errors import CheckError, StorageError
+from .home import Home, split_version
+from .rows import describe
+
+Word: TypeAlias = Literal["good", "nothing learned", "damaged", "not good enough"]
+
+
+class EvaluationPart(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class FailedGate(EvaluationPart):
+    """A gate, the figure that was held against it and the bar; `message` says so in words.
+
+    `gate` is a key of the recipe's `gates`, or `damaged` or `nothing_learned`, which no recipe can switch off.
+    """
+
+    gate: str
+    figure: float
+    bar: float
+    message: str
+
+
+class EvaluatedOn(EvaluationPart):
+    """The held-out file."""
+
+    path: str
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    rows: int
+    tokens: int
+
+
+class GateVerdict(EvaluationPart):
+    """What an evaluation found, in one word and with every failed gate.
+
+    `not_measured` names the gates it says nothing of, and why; they do not fail.
+    """
+
+    version: str
+    passed: bool
+    verdict: Word
+    reasons: list[FailedGate] = []
+    not_measured: dict[str, str] = {}
+    when: datetime = Field(default_factory=lambda: datetime.now(UTC))
+    data: EvaluatedOn
+    folder: str | None = None
+
+    def in_words(self) -> list[str]:
+        """One sentence a failed gate."""
+        return [f"{self.version}: {reason.message}" for reason in self.reasons]
+
+
+def verdict_path(home: Home, version: str) -> Path:
+    name, digest = split_version(version)
+    return home.evaluations / f"{name}@{digest}.json"
+
+
+def write_verdict(home: Home, verdict: GateVerdict) -> Path:
+    """Make this the newest verdict on its version; a reader sees the old file or the new one.
+
+    Raises:
+        StorageError: `disk_error`; the verdict before stays.
+    """
+    path = verdict_path(home, verdict.version)
+    try:
+        write_whole(path, verdict.model_dump_json(indent=2) + "\n")
+    except OSError as error:
+        raise StorageError(
+            f"Cannot write {path}: {error.strerror or error}. The verdict before stays.", code="disk_error"
+        ) from error
+    return path
+
+
+def write_whole(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    try:
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(temporary).chmod(0o644)
+        Path(temporary).replace(path)
+    finally:
+        Path(temporary).unlink(missing_ok=True)
+
+
+def read_verdict(home: Home, version: str) -> GateVerdict | None:
+    """The newest verdict on a version; None where it was never evaluated on this machine.
+
+    Raises:
+        CheckError: `verdict_damaged`.
+        InputError: `invalid_version`.
+    """
+    path = verdict_path(home, version)
+    try:
+        verdict = GateVerdict.model_validate_json(path.read_bytes())
+    except FileNotFoundError:
+        return None
+    except ValidationError as error:
+        raise damaged(path, describe(error.errors()[0])) from None
+    if verdict.version != version:
+        raise damaged(path, f"it is of {verdict.version}")
+    return verdict
+
+
+def damaged(path: Path, why: str) -> CheckError:
+    return CheckError(
+        f"{path}: is no verdict on this version ({why}). Evaluate it again with polytone evaluate, or remove the file.",
+        code="verdict_damaged",
+    )
