@@ -295,6 +295,7 @@ def test_other_answers_to_the_same_prompt_are_contradictions(tmp_path: Path) -> 
     ("text", "mask"),
     [
         ("Mail ann.lee+shop@example.co.uk today", "Mail [EMAIL] today"),
+        ("Tel: 07700 900123", "Tel: [PHONE]"),
         ("Call 555-123-4567.", "Call [PHONE]."),
         ("It is (415) 555-0132, thanks", "It is [PHONE], thanks"),
         ("It is +44 20 7946 0958", "It is [PHONE]"),

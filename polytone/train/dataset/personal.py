@@ -77,14 +77,18 @@ def phones(text: str, regions: Sequence[str]) -> Iterator[Hit]:
 
 
 def is_phone(written: str, before: str, regions: Sequence[str]) -> bool:
-    """Whether digits are a phone number: by their grouping, or by a plan of `regions` and by how they are written."""
+    """Whether digits are a phone number: by their grouping, or by a plan of `regions` and by how they are written.
+
+    After a word such as "call", a number that a plan has room for is enough; it need not be in use.
+    """
     if GROUPED.fullmatch(written):
         return True
-    if written.isdigit() and not written.startswith("00") and not CUE.search(before):
+    told = CUE.search(before) is not None
+    if written.isdigit() and not written.startswith("00") and not told:
         return False
     if written.startswith("00"):
         written = f"+{written[2:]}"
-    return any(fits(written, region, exactly=not written.startswith("+")) for region in regions)
+    return any(fits(written, region, exactly=not (told or written.startswith("+"))) for region in regions)
 
 
 def fits(written: str, region: str, exactly: bool) -> bool:
