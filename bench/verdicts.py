@@ -19,6 +19,7 @@ import yaml
 from peft import PeftModel
 from rich.console import Console
 from transformers import AutoTokenizer, GenerationConfig
+from transformers.utils.logging import disable_progress_bar
 
 from bench.running import home_from_environment
 from polytone.contract.adapter import Manifest, read_version
@@ -49,6 +50,7 @@ def main() -> int:
     parser.add_argument("--epochs", type=float, default=3.0)
     options = parser.parse_args()
     quiet_libraries()
+    disable_progress_bar()
     home = home_from_environment()
     with Progress(Console(stderr=True)) as progress, tempfile.TemporaryDirectory() as folder:
         prepare_base(home, "smollm2-135m-instruct", None, None, progress)

@@ -28,9 +28,9 @@ app.add_typer(adapters_commands, name="adapters")
 app.add_typer(keys_commands, name="keys")
 app.add_typer(feedback_commands, name="feedback")
 app.add_typer(traffic_commands, name="traffic")
+app.command("estimate")(estimate_command)
 for command in (train, sweep, evaluate, serve, ui, drift):
     app.command()(command)
-app.command("estimate")(estimate_command)
 
 
 def show_version(wanted: bool) -> None:

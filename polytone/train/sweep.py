@@ -5,7 +5,6 @@ import itertools
 import logging
 import shutil
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -123,7 +122,7 @@ def try_as_it_is(home: Home, recipe: Recipe, folder: Path, progress: Progress) -
     began = time.monotonic()
     progress.console.print("Trial 0: the recipe as it is")
     watch = Curve()
-    loss = measure(home, recipe, folder / "trials" / "0", progress, [watch])
+    loss = measure(home, recipe, folder / "trials" / "0", progress, watch)
     return optuna.trial.create_trial(
         value=loss,
         intermediate_values=watch.losses,
@@ -153,31 +152,31 @@ def attempt(
     values = draw(trial, sweep)
     trial.set_user_attr("values", values)
     progress.console.print(f"Trial {trial.number}: " + ", ".join(f"{key} {value}" for key, value in values.items()))
-    prune = Prune(trial)
     try:
         candidate = with_values(recipe, values)
         if found := list(contradictions(candidate)):
             raise InputError(f"{found[0][0]}: {found[0][1]}", code="recipe_invalid")
-        loss = measure(home, candidate, folder / "trials" / str(trial.number), progress, [prune])
+        loss = measure(home, candidate, folder / "trials" / str(trial.number), progress, Prune(trial))
     except (CheckError, InputError, ValidationError) as error:
         trial.set_user_attr("reason", str(error))
         raise optuna.TrialPruned from None
     trial.set_user_attr("seconds", round(time.monotonic() - began, 1))
-    if prune.pruned:
-        trial.set_user_attr("reason", "held-out loss above the median of the others")
-        raise optuna.TrialPruned
     return loss
 
 
-def measure(
-    home: Home, recipe: Recipe, folder: Path, progress: Progress, callbacks: Sequence[TrainerCallback]
-) -> float:
-    """Train in `folder` and give the held-out loss per assistant token of the adapter as it would be published."""
+def measure(home: Home, recipe: Recipe, folder: Path, progress: Progress, watch: "Curve") -> float:
+    """Train in `folder` and give the held-out loss per assistant token of the adapter as it would be published.
+
+    Raises:
+        optuna.TrialPruned: it was given up on its way.
+    """
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     planned = plan(home, recipe)
     model = load_model(planned)
-    fit(planned, model, folder, progress, callbacks)
+    fit(planned, model, folder, progress, [watch])
+    if watch.pruned:
+        raise optuna.TrialPruned
     rows = planned.prepared.held_out
     progress.start("Measuring on held-out rows", total=-(-len(rows) // 8))
     loss = float(loss_per_token(model, rows, progress, "trial"))
@@ -193,20 +192,23 @@ class Curve(TrainerCallback):  # type: ignore[misc]
 
     def __init__(self) -> None:
         self.losses: dict[int, float] = {}
+        self.pruned = False
 
     def on_evaluate(self, args: Any, state: Any, control: Any, metrics: Any = None, **_: Any) -> None:
         self.losses[state.global_step] = float(metrics["eval_loss"])
 
 
-class Prune(TrainerCallback):  # type: ignore[misc]
+class Prune(Curve):
     """Tells the study each held-out loss, and ends the training that its pruner gives up."""
 
     def __init__(self, trial: optuna.Trial) -> None:
+        super().__init__()
         self.trial = trial
-        self.pruned = False
 
     def on_evaluate(self, args: Any, state: Any, control: Any, metrics: Any = None, **_: Any) -> None:
+        super().on_evaluate(args, state, control, metrics)
         self.trial.report(float(metrics["eval_loss"]), state.global_step)
         if state.global_step < state.max_steps and self.trial.should_prune():
             self.pruned = True
+            self.trial.set_user_attr("reason", "held-out loss above the median of the others")
             control.should_training_stop = True
