@@ -66,7 +66,7 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Shop:
     home = Home(root / "home")
     llama = teach(save_tiny_llama(root / "llama"), [row["messages"] for row in rows("see", range(24))], steps=60)
     prepare_base(home, str(llama), "tiny", "Apache-2.0", silent())
-    training = {"max_steps": 12, "learning_rate": 0.01}
+    training = {"max_steps": 30, "learning_rate": 0.01}
     voice = train_rows(root, home, "acme", rows("ahoy", range(36)), training=training).manifest
     return Shop(home, voice, write_rows(root, rows("ahoy", range(36, 60)), "held_out.jsonl"))
 

@@ -27,7 +27,7 @@ def test_two_processes_reach_the_loss_of_one(tiny: TinyHome, tmp_path: Path) -> 
     settings = yaml.safe_load(recipe.read_text())
     settings["lora"] = {"dropout": 0.0}  # each process draws its own
     recipe.write_text(yaml.safe_dump(settings))
-    alone = run(tiny.home, read_recipe(recipe), silent()).evaluation
+    alone = run(own_home(tiny, tmp_path / "alone"), read_recipe(recipe), silent()).evaluation
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(CONFIG)]
     done = subprocess.run(
         [*launch, "-m", "polytone", "train", str(recipe), "--json", "--home", str(home.root)],

@@ -57,7 +57,7 @@ def steps_in(home: Home) -> int:
 def test_a_killed_run_reaches_the_same_held_out_loss(tiny: TinyHome, tmp_path: Path) -> None:
     """kill -9 at a random step, epochs and dropout and all: the batches and the random numbers come again."""
     home, recipe = own_home(tiny, tmp_path), write_recipe(tmp_path)
-    undisturbed = run(tiny.home, read_recipe(recipe), silent()).evaluation.adapter_loss
+    undisturbed = run(own_home(tiny, tmp_path / "alone"), read_recipe(recipe), silent()).evaluation.adapter_loss
     at = random.Random().randint(6, 30)
     command = [sys.executable, "-m", "polytone", "train", str(recipe), "--home", str(home.root)]
     with subprocess.Popen(command, stderr=subprocess.DEVNULL, start_new_session=True) as process:

@@ -8,7 +8,7 @@ from typing import Any
 import optuna
 import yaml
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import MaxNLocator, NullFormatter
 
 from .recipe import Recipe
 from .sweep_space import value_of, with_values
@@ -87,6 +87,8 @@ def influence(study: optuna.Study, keys: list[str]) -> str:
         )
     except (RuntimeError, ValueError):  # every trial alike
         return ""
+    if not shares:
+        return ""
     told = ", ".join(f"`{key}` {share:.0%}" for key, share in shares.items())
     return f"Share of the differences that each key explains, from {len(complete)} trials: {told}.\n"
 
@@ -125,6 +127,7 @@ def plot_parameters(recipe: Recipe, trials: Sequence[Any], keys: list[str], targ
         axes.set(xlabel=key)
         if is_log(recipe, key):
             axes.set_xscale("log")
+            axes.xaxis.set_minor_formatter(NullFormatter())
         axes.grid(alpha=0.3)
     panels[0].set(ylabel="held-out loss (nats)")
     save(figure, target)
