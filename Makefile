@@ -41,7 +41,7 @@ check-serving: setup
 check-training: setup
 	$(FAST) $(TRAINING)
 
-## Slow proofs: faults, floods and memory on a tiny model (10 minutes), then tone and a rollout on the demo's voices
+## Slow proofs: faults, floods and memory on a tiny model (10 minutes), then tone and a rollout on the demo's voices, drift, data, memory and verdicts
 soak: setup
 	$(BIN)/python -m pytest -m soak -s
 	$(BIN)/python -m bench.identity
@@ -49,6 +49,9 @@ soak: setup
 	$(BIN)/python -m bench.rollout
 	$(BIN)/python -m bench.drift
 	$(BIN)/python -m bench.profiles
+	$(BIN)/python -m bench.data
+	$(BIN)/python -m bench.memory
+	$(BIN)/python -m bench.verdicts
 
 ## Speed against stock vLLM, bare vLLM and PEFT on this machine, each figure a ratio (under 20 minutes)
 bench: setup
