@@ -115,12 +115,13 @@ def measure(options: argparse.Namespace) -> Measured:
     from polytone.train.base import compute_dtype, load_nf4
     from polytone.train.data import Row
     from polytone.train.evaluate import evaluate
+    from polytone.train.job import METHODS
     from polytone.train.lora import attach_adapter
+    from polytone.train.metrics import Recorder
     from polytone.train.progress import Progress
     from polytone.train.recipe import Recipe
-    from polytone.train.run import METHODS
     from polytone.train.sft import as_dataset
-    from polytone.train.training import Prepared, Recorder, Watch
+    from polytone.train.training import Prepared, Watch
 
     batch, length = sizes(options.child)
     source = base_folder(Home(options.home), BASE) / "source"

@@ -32,8 +32,7 @@ from polytone.train.data import with_system
 from polytone.train.progress import Progress
 from polytone.train.publish import publish
 from polytone.train.recipe import read_recipe
-from polytone.train.reference import Answer, Prompt, in_batches, read_answer
-from polytone.train.reference import generate as generate_batch
+from polytone.train.reference import Answer, answer, in_batches, make_prompt
 from polytone.train.run import run
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
@@ -47,7 +46,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--brand", default="mosswick", help="folder of examples/ whose customers ask")
     parser.add_argument("--parent", help="version to start from; without it one is trained")
-    parser.add_argument("--epochs", type=float, default=3.0)
+    parser.add_argument("--epochs", type=float, default=2.0)
     options = parser.parse_args()
     quiet_libraries()
     disable_progress_bar()
@@ -98,22 +97,12 @@ def reply(
     tokenizer = AutoTokenizer.from_pretrained(source)
     model = PeftModel.from_pretrained(load_nf4(source, compute_dtype()), home.adapter_folder(version.version)).eval()
     settings.update(max_new_tokens=LONGEST, pad_token_id=tokenizer.pad_token_id, eos_token_id=[tokenizer.eos_token_id])
-    asked = [Prompt(one, ids_of(tokenizer, one)) for one in prompts]
+    asked = [make_prompt(one, tokenizer, version.system_prompt) for one in prompts]
     torch.manual_seed(0)
-    answers: dict[int, Answer] = {}
     progress.start(f"Answers of {version.version}", total=len(asked))
-    for batch in in_batches(asked, LONGEST):
-        texts = generate_batch(model, [asked[index].ids for index in batch], settings)
-        answers.update(zip(batch, (read_answer(ids, tokenizer, settings) for ids in texts), strict=True))
-        progress.advance(steps=len(batch))
+    answers = answer(model, tokenizer, asked, list(in_batches(asked, LONGEST)), settings, progress, "")
     progress.finish()
-    return [answers[index] for index in range(len(asked))]
-
-
-def ids_of(tokenizer: Any, messages: list[dict[str, str]]) -> list[int]:
-    text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-    ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
-    return ids
+    return answers
 
 
 def train_child(

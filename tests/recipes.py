@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shutil
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -50,6 +51,18 @@ def verdicts(good: str, bad: str, count: int = 12) -> list[Json]:
     ]
 
 
+def preferences(chosen: str, rejected: str, count: int = 12) -> list[Json]:
+    """Two replies to a question each."""
+    return [
+        {
+            "prompt": [user(f"question {number}")],
+            "chosen": [said(f"{chosen} {number}!")],
+            "rejected": [said(f"{rejected} {number}")],
+        }
+        for number in range(count)
+    ]
+
+
 def user(text: str) -> Json:
     return {"role": "user", "content": text}
 
@@ -67,7 +80,13 @@ def write_rows(folder: Path, rows: list[Json], name: str = "rows.jsonl") -> Path
 
 def train_rows(root: Path, home: Home, name: str, rows: list[Json], **sections: Any) -> Trained:
     """Train on rows as `polytone train` would; `sections` are the recipe's, `training` on top of a few fast steps."""
-    folder = root / name
+    recipe = write_recipe(root / name, name, rows, **sections)
+    done = run(home, read_recipe(recipe), silent())
+    return Trained(done, publish(home, done))
+
+
+def write_recipe(folder: Path, name: str, rows: list[Json], **sections: Any) -> Path:
+    """A recipe for the tiny base beside its rows, `training` on top of a few fast steps."""
     write_rows(folder, rows)
     recipe = {
         "name": name,
@@ -77,9 +96,15 @@ def train_rows(root: Path, home: Home, name: str, rows: list[Json], **sections: 
         **sections,
         "training": {**TRAINING, **sections.get("training", {})},
     }
-    (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
-    done = run(home, read_recipe(folder / "recipe.yaml"), silent())
-    return Trained(done, publish(home, done))
+    path = folder / "recipe.yaml"
+    path.write_text(yaml.safe_dump(recipe))
+    return path
+
+
+def bare_home(bases: Path, root: Path) -> Home:
+    """A home with the prepared bases of another and nothing else, so that runs are one test's."""
+    shutil.copytree(bases, root / "home" / "bases")
+    return Home(root / "home")
 
 
 def export_of(rows: Path, kind: Literal["sft", "kto", "dpo"], completions: list[str]) -> ExportManifest:

@@ -21,7 +21,8 @@ from polytone.contract.adapter import (
 )
 from polytone.contract.base import Base
 from polytone.contract.errors import CheckError, InputError, NotFoundError, StorageError
-from polytone.contract.home import Home, folder_written_whole, remove_leftovers, split_version
+from polytone.contract.files import folder_written_whole, remove_leftovers
+from polytone.contract.home import Home, split_version
 
 from .adapters import change_manifest, make_base, make_version
 

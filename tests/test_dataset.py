@@ -15,12 +15,12 @@ from bench.data import BARS, FALSE_BAR, false_copies, recall, write
 from polytone.cli import app
 from polytone.contract.base import Base, Quantization
 from polytone.contract.errors import InputError, NotFoundError
+from polytone.contract.files import write_together
 from polytone.train.dataset.duplicates import find_copies
 from polytone.train.dataset.encoding import damage
 from polytone.train.dataset.findings import Kind
 from polytone.train.dataset.personal import find_personal, masked
 from polytone.train.dataset.words import common_words
-from polytone.train.dataset.writing import write_together
 
 ASKED = "My kettle has not arrived yet, can you tell me where it is?"
 SAID = "I am sorry to hear that, it left our depot on Monday and should be with you soon."

@@ -19,13 +19,10 @@ from polytone.train.lora import same_weights
 from polytone.train.recipe import PREFERENCE_LEARNING_RATE, Recipe, read_recipe
 
 from .conftest import TinyHome
-from .recipes import Trained, conversations, said, silent, train_rows, user, write_rows
+from .recipes import Trained, preferences, silent, train_rows, write_rows
 
 DPO = {"method": "dpo", "learning_rate": 1e-4, "max_steps": 12, "batch": 4, "micro_batch": 4}
-ROWS: list[dict[str, Any]] = [
-    {"prompt": [user(f"question {n}")], "chosen": [said(f"acme {n}!")], "rejected": [said(f"zest zest {n}")]}
-    for n in range(12)
-]
+ROWS = preferences("acme", "zest zest")
 
 
 @pytest.fixture(scope="module")
@@ -67,27 +64,6 @@ def test_both_replies_follow_the_same_prompt_to_their_end_of_turn(tiny: TinyHome
     assert tokenizer.decode(columns["prompt_ids"][3]).endswith("question 3<|im_end|>\n<|im_start|>assistant\n")
     assert tokenizer.decode(columns["chosen_ids"][3]) == "acme 3!<|im_end|>"
     assert tokenizer.decode(columns["rejected_ids"][3]) == "zest zest 3<|im_end|>"
-
-
-def test_other_rows_and_rows_too_long_are_refused(tiny: TinyHome, tmp_path: Path) -> None:
-    cases: list[tuple[list[dict[str, Any]], dict[str, Any], str]] = [
-        (conversations("acme"), DPO, "rows_malformed"),
-        (ROWS, {**DPO, "max_length": 16}, "rows_too_long"),
-    ]
-    for rows, training, code in cases:
-        with pytest.raises(InputError) as caught:
-            train_rows(tmp_path, tiny.home, "bad", rows, parent=tiny.voices["acme"].version, training=training)
-        assert caught.value.code == code
-
-
-def test_it_may_be_measured_on_conversations(tiny: TinyHome, tmp_path: Path) -> None:
-    write_rows(tmp_path / "measured", conversations("acme"), "held_out.jsonl")
-    data = {"train": "rows.jsonl", "held_out": "held_out.jsonl"}
-    short = {**DPO, "max_steps": 1}
-    made = train_rows(
-        tmp_path, tiny.home, "measured", ROWS, data=data, parent=tiny.voices["acme"].version, training=short
-    )
-    assert made.manifest.data.held_out.rows == 10
 
 
 def test_a_parent_is_needed_and_the_rate_is_the_methods_own(tmp_path: Path) -> None:

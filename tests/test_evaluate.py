@@ -26,6 +26,8 @@ from .conftest import polytone
 from .recipes import conversations, said, silent, train_rows, user, write_rows
 from .tiny_llama import save_tiny_llama, teach
 
+pytestmark = pytest.mark.slow
+
 THINGS = ("parcel", "refund", "invoice", "voucher", "battery", "address")
 DEFAULTS = GatesSection()
 

@@ -5,9 +5,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from polytone.train.bootstrap import Interval, Sample, difference, interval, mean_of
 from polytone.train.evaluate import Score
 from polytone.train.evaluation.bias import certain_gap, gaps, pairs
-from polytone.train.evaluation.bootstrap import Interval, Sample, difference, interval, mean_of
 from polytone.train.evaluation.figures import FOLDS, chrf, learn_tone, of_replies, of_scores, on_topic
 from polytone.train.evaluation.gates import judge
 from polytone.train.evaluation.measured import Measured

@@ -21,7 +21,7 @@ from polytone.train.lora import same_weights
 from polytone.train.recipe import PREFERENCE_LEARNING_RATE, Recipe, read_recipe
 
 from .conftest import TinyHome
-from .recipes import Trained, conversations, export_of, said, silent, train_rows, user, verdicts, write_rows
+from .recipes import Trained, export_of, said, silent, train_rows, user, verdicts, write_rows
 
 ROWS = verdicts(good="acme", bad="zest")
 # The most that a recipe may ask for; a model of 0.4 million random parameters moves slowly.
@@ -106,28 +106,11 @@ def test_one_label_alone_is_refused(tiny: TinyHome, tmp_path: Path) -> None:
         assert f"label {str(not label).lower()}" in caught.value.message
 
 
-def test_conversations_and_rows_too_long_are_refused(tiny: TinyHome, tmp_path: Path) -> None:
-    cases: list[tuple[list[dict[str, Any]], dict[str, Any], str]] = [
-        (conversations("acme"), KTO, "rows_malformed"),
-        (ROWS, {**KTO, "max_length": 16}, "rows_too_long"),
-    ]
-    for rows, training, code in cases:
-        with pytest.raises(InputError) as caught:
-            train_rows(tmp_path, tiny.home, "bad", rows, parent=tiny.voices["acme"].version, training=training)
-        assert caught.value.code == code
-
-
-def test_it_may_be_measured_on_conversations(tiny: TinyHome, tmp_path: Path) -> None:
-    write_rows(tmp_path / "measured", conversations("acme"), "held_out.jsonl")
-    data = {"train": "rows.jsonl", "held_out": "held_out.jsonl"}
-    short = {**KTO, "max_steps": 2}
-    made = train_rows(
-        tmp_path, tiny.home, "measured", ROWS, data=data, parent=tiny.voices["acme"].version, training=short
-    )
-    assert made.manifest.data.held_out.rows == 10
+def test_held_out_verdicts_need_a_good_one(tiny: TinyHome, tmp_path: Path) -> None:
     write_rows(tmp_path / "measured", [{**row, "label": False} for row in ROWS], "held_out.jsonl")
+    data = {"train": "rows.jsonl", "held_out": "held_out.jsonl"}
     with pytest.raises(InputError) as caught:
-        train_rows(tmp_path, tiny.home, "measured", ROWS, data=data, parent=tiny.voices["acme"].version, training=short)
+        train_rows(tmp_path, tiny.home, "measured", ROWS, data=data, parent=tiny.voices["acme"].version, training=KTO)
     assert (caught.value.code, caught.value.param) == ("one_class_only", "data.held_out")
 
 

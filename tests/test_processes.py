@@ -15,19 +15,21 @@ from polytone.train.recipe import read_recipe
 from polytone.train.run import run
 
 from .conftest import TinyHome
-from .recipes import silent
-from .test_resume import own_home, steps_in, write_recipe
+from .recipes import bare_home, silent
+from .test_resume import steps_in, write_long
+
+pytestmark = pytest.mark.slow
 
 CONFIG = Path(__file__).parent.parent / "deploy" / "accelerate" / "processes.yaml"
 
 
 def test_two_processes_reach_the_loss_of_one(tiny: TinyHome, tmp_path: Path) -> None:
-    home = own_home(tiny, tmp_path)
-    recipe = write_recipe(tmp_path, max_steps=8)
+    home = bare_home(tiny.home.bases, tmp_path)
+    recipe = write_long(tmp_path, max_steps=8)
     settings = yaml.safe_load(recipe.read_text())
     settings["lora"] = {"dropout": 0.0}  # each process draws its own
     recipe.write_text(yaml.safe_dump(settings))
-    alone = run(own_home(tiny, tmp_path / "alone"), read_recipe(recipe), silent()).evaluation
+    alone = run(bare_home(tiny.home.bases, tmp_path / "alone"), read_recipe(recipe), silent()).evaluation
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(CONFIG)]
     done = subprocess.run(
         [*launch, "-m", "polytone", "train", str(recipe), "--json", "--home", str(home.root)],
@@ -49,6 +51,6 @@ def test_a_batch_that_cannot_be_shared_is_refused(
 ) -> None:
     monkeypatch.setattr("polytone.train.training.world_size", lambda: 3)
     with pytest.raises(InputError) as caught:
-        run(own_home(tiny, tmp_path), read_recipe(write_recipe(tmp_path)), silent())
+        run(bare_home(tiny.home.bases, tmp_path), read_recipe(write_long(tmp_path)), silent())
     assert (caught.value.code, caught.value.param) == ("recipe_invalid", "training.batch")
     assert "multiple of 6" in caught.value.message

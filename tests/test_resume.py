@@ -3,7 +3,6 @@
 import json
 import os
 import random
-import shutil
 import signal
 import subprocess
 import sys
@@ -13,40 +12,27 @@ from typing import Any
 
 import pytest
 import torch
-import yaml
 
 from polytone.contract.errors import InputError
 from polytone.contract.home import Home
 from polytone.train.checkpoints import ADAPTER, LengthGroups, newest_checkpoint
+from polytone.train.metrics import forget_after
 from polytone.train.recipe import read_recipe
 from polytone.train.record import read_record
-from polytone.train.run import forget_after, run
+from polytone.train.run import run
 
 from .conftest import TinyHome
-from .recipes import conversations, silent, train_rows, write_rows
+from .recipes import bare_home, conversations, silent, train_rows, write_recipe, write_rows
+
+pytestmark = pytest.mark.slow
 
 LONG = {"max_steps": 40, "epochs": 40, "learning_rate": 0.01, "evaluations": 4, "checkpoints": 10}
 
 
-def own_home(tiny: TinyHome, root: Path) -> Home:
-    """A home with the tiny base and nothing else, so that runs are this test's."""
-    shutil.copytree(tiny.home.bases, root / "home" / "bases")
-    return Home(root / "home")
-
-
-def write_recipe(folder: Path, **training: Any) -> Path:
-    write_rows(folder, conversations("acme"))
-    recipe = {
-        "name": "acme",
-        "base": "tiny",
-        "data": {"train": "rows.jsonl", "held_out_share": 0.2},
-        "lora": {"dropout": 0.1},
-        "drift": {"rows": 0},
-        "training": {"batch": 4, "micro_batch": 2, **LONG, **training},
-    }
-    path = folder / "recipe.yaml"
-    path.write_text(yaml.safe_dump(recipe))
-    return path
+def write_long(folder: Path, **training: Any) -> Path:
+    """Some epochs with dropout, evaluations and checkpoints, unless `training` says otherwise."""
+    whole = {"batch": 4, "micro_batch": 2, **LONG, **training}
+    return write_recipe(folder, "acme", conversations("acme"), lora={"dropout": 0.1}, training=whole)
 
 
 def steps_in(home: Home) -> int:
@@ -56,8 +42,10 @@ def steps_in(home: Home) -> int:
 
 def test_a_killed_run_reaches_the_same_held_out_loss(tiny: TinyHome, tmp_path: Path) -> None:
     """kill -9 at a random step, epochs and dropout and all: the batches and the random numbers come again."""
-    home, recipe = own_home(tiny, tmp_path), write_recipe(tmp_path)
-    undisturbed = run(own_home(tiny, tmp_path / "alone"), read_recipe(recipe), silent()).evaluation.adapter_loss
+    home, recipe = bare_home(tiny.home.bases, tmp_path), write_long(tmp_path)
+    undisturbed = run(
+        bare_home(tiny.home.bases, tmp_path / "alone"), read_recipe(recipe), silent()
+    ).evaluation.adapter_loss
     at = random.Random().randint(6, 30)
     command = [sys.executable, "-m", "polytone", "train", str(recipe), "--home", str(home.root)]
     with subprocess.Popen(command, stderr=subprocess.DEVNULL, start_new_session=True) as process:
@@ -79,20 +67,20 @@ def test_a_killed_run_reaches_the_same_held_out_loss(tiny: TinyHome, tmp_path: P
 def test_a_run_cut_off_after_training_is_only_measured(
     tiny: TinyHome, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    home, recipe = own_home(tiny, tmp_path), write_recipe(tmp_path, max_steps=4)
+    home, recipe = bare_home(tiny.home.bases, tmp_path), write_long(tmp_path, max_steps=4)
     first = run(home, read_recipe(recipe), silent())
-    monkeypatch.setattr("polytone.train.run.fit", lambda *_: pytest.fail("trained again"))
+    monkeypatch.setattr("polytone.train.run.train_adapter", lambda *_: pytest.fail("trained again"))
     again = run(home, read_recipe(recipe), silent(), resume=True)
     assert (again.folder, again.evaluation) == (first.folder, first.evaluation)
 
 
 def test_only_the_very_same_recipe_data_and_base_go_on(tiny: TinyHome, tmp_path: Path) -> None:
-    home, recipe = own_home(tiny, tmp_path), write_recipe(tmp_path, max_steps=2)
+    home, recipe = bare_home(tiny.home.bases, tmp_path), write_long(tmp_path, max_steps=2)
     with pytest.raises(InputError) as caught:
         run(home, read_recipe(recipe), silent(), resume=True)
     assert caught.value.code == "nothing_to_resume"
     run(home, read_recipe(recipe), silent())
-    write_recipe(tmp_path, max_steps=2, learning_rate=0.05)
+    write_long(tmp_path, max_steps=2, learning_rate=0.05)
     write_rows(tmp_path, conversations("zest"))
     with pytest.raises(InputError) as caught:
         run(home, read_recipe(recipe), silent(), resume=True)
@@ -102,7 +90,7 @@ def test_only_the_very_same_recipe_data_and_base_go_on(tiny: TinyHome, tmp_path:
 
 
 def test_a_published_run_is_closed(tiny: TinyHome, tmp_path: Path) -> None:
-    home = own_home(tiny, tmp_path)
+    home = bare_home(tiny.home.bases, tmp_path)
     made = train_rows(tmp_path, home, "acme", conversations("acme"), training={"max_steps": 2})
     record = read_record(made.run.folder)
     assert record is not None

@@ -14,25 +14,17 @@ from polytone.train.run import run
 from polytone.train.sweep import run_sweep
 
 from .conftest import TinyHome
-from .recipes import TRAINING, conversations, silent, write_rows
-from .test_resume import own_home
+from .recipes import bare_home, conversations, silent, write_recipe
+
+pytestmark = pytest.mark.slow
 
 OVER = {"training.learning_rate": {"low": 0.0001, "high": 0.05, "log": True}, "lora.rank": [4, 8]}
 
 
-def write_sweep(folder: Path, over: dict[str, Any] = OVER, training: Any = TRAINING, **sweep: Any) -> Path:
-    write_rows(folder, conversations("acme"))
-    recipe = {
-        "name": "acme",
-        "base": "tiny",
-        "data": {"train": "rows.jsonl", "held_out_share": 0.2},
-        "drift": {"rows": 0},
-        "training": {**training, "learning_rate": 0.001},
-        "sweep": {"trials": 5, "over": over, **sweep},
-    }
-    path = folder / "recipe.yaml"
-    path.write_text(yaml.safe_dump(recipe))
-    return path
+def write_sweep(folder: Path, over: dict[str, Any] = OVER, steps: int = 6, **sweep: Any) -> Path:
+    training = {"max_steps": steps, "learning_rate": 0.001}
+    swept = {"trials": 5, "over": over, **sweep}
+    return write_recipe(folder, "acme", conversations("acme"), training=training, sweep=swept)
 
 
 def study_of(home: Home) -> optuna.Study:
@@ -41,7 +33,7 @@ def study_of(home: Home) -> optuna.Study:
 
 
 def test_the_best_recipe_is_no_worse_and_trains_to_the_loss_it_won_with(tiny: TinyHome, tmp_path: Path) -> None:
-    home = own_home(tiny, tmp_path)
+    home = bare_home(tiny.home.bases, tmp_path)
     done = run_sweep(home, read_recipe(write_sweep(tmp_path)), silent())
     assert done.trials == 5
     assert done.best_loss < done.own_loss  # the recipe's own rate is far too low
@@ -63,7 +55,7 @@ def test_a_sweep_goes_on_where_it_was(tiny: TinyHome, tmp_path: Path, monkeypatc
     """A trial that was under way is tried again with the values it had drawn; none is tried twice or left out."""
     from polytone.train import sweep as module
 
-    home, path = own_home(tiny, tmp_path), write_sweep(tmp_path, method="random")
+    home, path = bare_home(tiny.home.bases, tmp_path), write_sweep(tmp_path, method="random")
     tried: list[float] = []
     measure = module.measure
 
@@ -89,16 +81,15 @@ def test_a_sweep_goes_on_where_it_was(tiny: TinyHome, tmp_path: Path, monkeypatc
 
 def test_a_grid_is_tried_whole(tiny: TinyHome, tmp_path: Path) -> None:
     over = {"lora.rank": [2, 4], "training.schedule": ["constant", "linear"]}
-    short = {**TRAINING, "max_steps": 1}
-    home = own_home(tiny, tmp_path)
-    run_sweep(home, read_recipe(write_sweep(tmp_path, over, short, method="grid", prune=False)), silent())
+    home = bare_home(tiny.home.bases, tmp_path)
+    run_sweep(home, read_recipe(write_sweep(tmp_path, over, 1, method="grid", prune=False)), silent())
     tried = [tuple(trial.user_attrs["values"].values()) for trial in study_of(home).trials]
     assert sorted(tried) == sorted([(), (2, "constant"), (2, "linear"), (4, "constant"), (4, "linear")])
 
 
 def test_a_trial_far_behind_the_others_is_pruned(tiny: TinyHome, tmp_path: Path) -> None:
     over = {"training.learning_rate": [0.02, 0.021, 0.022, 0.0000001]}
-    home = own_home(tiny, tmp_path)
+    home = bare_home(tiny.home.bases, tmp_path)
     done = run_sweep(home, read_recipe(write_sweep(tmp_path, over, method="grid")), silent())
     last = study_of(home).trials[-1]
     assert last.state.name == "PRUNED"
@@ -107,7 +98,7 @@ def test_a_trial_far_behind_the_others_is_pruned(tiny: TinyHome, tmp_path: Path)
 
 
 def test_another_recipe_of_the_same_name_is_refused(tiny: TinyHome, tmp_path: Path) -> None:
-    home = own_home(tiny, tmp_path)
+    home = bare_home(tiny.home.bases, tmp_path)
     run_sweep(home, read_recipe(write_sweep(tmp_path, trials=1)), silent())
     with pytest.raises(InputError) as caught:
         run_sweep(home, read_recipe(write_sweep(tmp_path, {"lora.rank": [2, 4]}, trials=1)), silent())
@@ -129,7 +120,7 @@ def test_values_that_make_no_recipe_are_refused_before_the_first_trial(
     tiny: TinyHome, tmp_path: Path, sweep: dict[str, Any], code: str, part: str
 ) -> None:
     with pytest.raises(InputError) as caught:
-        run_sweep(own_home(tiny, tmp_path), read_recipe(write_sweep(tmp_path, **sweep)), silent())
+        run_sweep(bare_home(tiny.home.bases, tmp_path), read_recipe(write_sweep(tmp_path, **sweep)), silent())
     assert (caught.value.code, part in caught.value.message) == (code, True), caught.value.message
 
 

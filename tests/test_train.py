@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from polytone.contract.adapter import FILES, OPTIONAL, WEIGHTS, read_version
 from polytone.contract.base import base_folder
 from polytone.contract.errors import CheckError, InputError, PolytoneError
+from polytone.contract.files import unused_folder
 from polytone.contract.home import Home
 from polytone.contract.rows import Conversation
 from polytone.contract.tensors import read_header
@@ -22,7 +23,6 @@ from polytone.train.data import IGNORED, split, tokenize_conversation
 from polytone.train.lora import inherit, read_parent
 from polytone.train.progress import Progress
 from polytone.train.recipe import Recipe, read_recipe
-from polytone.train.record import new_folder
 
 from .adapters import make_version
 from .conftest import TinyHome, polytone, train_tiny
@@ -231,7 +231,10 @@ def test_rows_that_were_changed_after_their_export_are_refused(tiny: TinyHome, t
 
 
 def test_two_runs_of_one_second_keep_their_metrics_apart(tmp_path: Path) -> None:
-    assert [new_folder(tmp_path, "acme").name for _ in range(3)] == ["acme", "acme-2", "acme-3"]
+    for expected in ("acme", "acme-2", "acme-3"):
+        folder = unused_folder(tmp_path / "acme")
+        assert folder.name == expected
+        folder.mkdir()
 
 
 def test_rows_longer_than_the_limit_are_refused_not_cut(tiny: TinyHome, tmp_path: Path) -> None:

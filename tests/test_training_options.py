@@ -13,9 +13,9 @@ from polytone.contract.base import base_folder, load_base
 from polytone.contract.errors import CheckError, InputError
 from polytone.contract.rows import Conversation
 from polytone.train.checks import check_extras, check_template
+from polytone.train.job import check, read_job
 from polytone.train.memory_machine import Card
 from polytone.train.recipe import Recipe, read_recipe
-from polytone.train.run import check, plan
 
 from .conftest import TinyHome, polytone
 from .recipes import conversations, said, train_rows, user
@@ -130,7 +130,7 @@ def test_a_run_that_would_not_fit_is_refused_unless_forced(
         train_rows(tmp_path, tiny.home, "large", conversations("acme"), training={"max_steps": 1})
     assert caught.value.code == "memory_too_small"
     assert "this small machine has 0.1 GB left" in caught.value.message
-    checks = check(plan(tiny.home, read_recipe(tmp_path / "large" / "recipe.yaml")), force=True)
+    checks = check(read_job(tiny.home, read_recipe(tmp_path / "large" / "recipe.yaml")), force=True)
     assert checks.memory_bytes > checks.memory_available_bytes == 10**8
 
 

@@ -4,15 +4,14 @@
 reads it. It lies outside the version's folder, whose content never changes.
 """
 
-import os
-import tempfile
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from .errors import CheckError, StorageError
+from .errors import CheckError
+from .files import write_whole
 from .home import Home, split_version
 from .rows import describe
 
@@ -73,30 +72,11 @@ def write_verdict(home: Home, verdict: GateVerdict) -> Path:
     """Make this the newest verdict on its version; a reader sees the old file or the new one.
 
     Raises:
-        StorageError: `disk_error`; the verdict before stays.
+        StorageError: `disk_full` or `disk_error`; the verdict before stays.
     """
     path = verdict_path(home, verdict.version)
-    try:
-        write_whole(path, verdict.model_dump_json(indent=2) + "\n")
-    except OSError as error:
-        raise StorageError(
-            f"Cannot write {path}: {error.strerror or error}. The verdict before stays.", code="disk_error"
-        ) from error
+    write_whole(path, verdict.model_dump_json(indent=2) + "\n")
     return path
-
-
-def write_whole(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(temporary).chmod(0o644)
-        Path(temporary).replace(path)
-    finally:
-        Path(temporary).unlink(missing_ok=True)
 
 
 def read_verdict(home: Home, version: str) -> GateVerdict | None:

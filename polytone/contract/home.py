@@ -1,20 +1,13 @@
 """Where things lie on disk: the layout of POLYTONE_HOME."""
 
-import os
 import re
-import shutil
-import tempfile
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from .errors import InputError, StorageError
+from .errors import InputError
 
 NAME_PATTERN = r"[a-z0-9][a-z0-9._-]{0,62}"
 DIGEST_LENGTH = 12
-LEFTOVER_SECONDS = 24 * 3600
 
 
 @dataclass(frozen=True)
@@ -82,67 +75,3 @@ def split_version(version: str) -> tuple[str, str]:
             param="version",
         )
     return name, digest
-
-
-@contextmanager
-def folder_written_whole(target: Path) -> Iterator[Path]:
-    """Yield a temporary folder beside `target`; rename it to `target` only when the block succeeds.
-
-    A reader sees the whole folder or none. If `target` exists already, it stays and the new copy is dropped.
-
-    Raises:
-        StorageError: `disk_full` or `disk_error`; nothing is left behind.
-    """
-    temporary: Path | None = None
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
-        temporary.chmod(0o755)
-        yield temporary
-        for path in sorted(temporary.rglob("*")):
-            if path.is_file():
-                flush_to_disk(path)
-        flush_to_disk(temporary)
-        with suppress_if_there(target):
-            temporary.rename(target)
-            flush_to_disk(target.parent)
-    except OSError as error:
-        full = error.errno in (28, 122)  # ENOSPC, EDQUOT
-        raise StorageError(
-            f"Cannot write {target}: {error.strerror or error}. "
-            + ("Free some space and try again; " if full else "")
-            + "nothing was left half-written.",
-            code="disk_full" if full else "disk_error",
-        ) from error
-    finally:
-        if temporary is not None and temporary.exists():
-            shutil.rmtree(temporary, ignore_errors=True)
-
-
-def remove_leftovers(folder: Path) -> None:
-    """Remove what writers left in `folder` that were killed: hidden names, older than any writer takes."""
-    limit = time.time() - LEFTOVER_SECONDS
-    for path in [*folder.glob(".*"), *folder.glob("*/.*")]:
-        if path.stat().st_mtime < limit:
-            if path.is_dir():
-                shutil.rmtree(path, ignore_errors=True)
-            else:
-                path.unlink(missing_ok=True)
-
-
-@contextmanager
-def suppress_if_there(target: Path) -> Iterator[None]:
-    """Renaming onto a folder that is there already fails; then the one that is there is the same version."""
-    try:
-        yield
-    except OSError:
-        if not target.is_dir():
-            raise
-
-
-def flush_to_disk(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

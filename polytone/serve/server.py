@@ -12,7 +12,7 @@ from starlette.types import ASGIApp
 
 from polytone.contract.base import base_folder, load_base
 from polytone.contract.errors import InputError
-from polytone.contract.home import remove_leftovers
+from polytone.contract.files import remove_leftovers
 
 from .admission import Admission
 from .app import create_app

@@ -26,7 +26,8 @@ from polytone.contract.adapter import (
 )
 from polytone.contract.base import Base
 from polytone.contract.errors import CheckError, combined
-from polytone.contract.home import Home, check_name, folder_written_whole
+from polytone.contract.files import folder_written_whole
+from polytone.contract.home import Home, check_name
 from polytone.contract.modules import check_against_base
 from polytone.contract.tensors import read_header
 

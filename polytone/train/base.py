@@ -18,7 +18,8 @@ from transformers.utils import logging as transformers_logging
 
 from polytone.contract.base import Base, Quantization, base_folder, digest_model, digest_text, load_base
 from polytone.contract.errors import CheckError, InputError, UnavailableError
-from polytone.contract.home import Home, check_name, folder_written_whole
+from polytone.contract.files import folder_written_whole
+from polytone.contract.home import Home, check_name
 
 from .progress import Progress
 

@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Iterator
+from types import MappingProxyType
 from typing import Any
 
 import yaml
@@ -10,6 +11,8 @@ import yaml
 from polytone.contract.adapter import DataSource, Manifest
 from polytone.contract.base import Base
 
+# What the rows are that a method learns from.
+KINDS = MappingProxyType({"kto": "verdicts", "dpo": "preferences"})
 # The rank that a server takes unless it is told otherwise.
 USUAL_RANK = 16
 
@@ -92,7 +95,7 @@ def serving(manifest: Manifest) -> Iterator[str]:
 
 
 def data_table(manifest: Manifest) -> Iterator[str]:
-    kind = "verdicts" if manifest.recipe["training"]["method"] == "kto" else "conversations"
+    kind = KINDS.get(manifest.recipe["training"]["method"], "conversations")
     yield from ("| | rows | assistant tokens | file | sha256 |", "|---|---|---|---|---|")
     for what, source in ((f"{kind} learned from", manifest.data.train), ("held out", manifest.data.held_out)):
         file, digest = as_cell(source.path), source.sha256[:16]
@@ -103,6 +106,8 @@ def origins(manifest: Manifest) -> Iterator[str]:
     for what, source in (("learned from", manifest.data.train), ("held out", manifest.data.held_out)):
         if said := origin(source):
             yield f"The rows {what} {said}"
+        if source.cut or source.dropped:
+            yield (f"Of the rows {what}, {source.cut} were cut and {source.dropped} others dropped for their length.")
     yield "The languages of the rows were not recorded."
 
 

@@ -7,9 +7,11 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch.utils.data import Sampler
 from transformers.trainer_pt_utils import get_length_grouped_indices
+
+from polytone.contract.files import write_whole
 
 ADAPTER = "adapter.safetensors"
 STATE = "trainer_state.json"
@@ -71,9 +73,7 @@ class LengthGroups(Sampler[int]):  # type: ignore[misc]
 def save_adapter(model: Any, path: Path) -> None:
     """The trained adapter's numbers as they are, whole or not at all."""
     weights = {name: weight.detach().cpu().contiguous() for name, weight in trained(model)}
-    partial = path.with_name(f".{path.name}")
-    save_file(weights, partial)
-    partial.replace(path)
+    write_whole(path, save(weights))
 
 
 @torch.no_grad()  # type: ignore[untyped-decorator]

@@ -18,6 +18,7 @@ from .memory import estimate
 from .memory_machine import this_machine
 from .memory_plan import plan_of
 from .memory_shape import read_shape
+from .processes import world_size
 from .recipe import Recipe
 
 RENDERED = 32
@@ -83,7 +84,8 @@ def check_memory(recipe: Recipe, folder: Path, rows: list[Row], held_out: list[R
     shape = read_shape(folder / "source", recipe.base)
     machine = this_machine()
     planned = plan_of(recipe, shape, machine.device, longest, share, len(held_out))
-    memory = Memory(estimate(shape, planned).total_bytes, machine.bytes)
+    at_once = world_size() if machine.device == "cpu" else 1  # of several GPUs each process has its own
+    memory = Memory(at_once * estimate(shape, planned).total_bytes, machine.bytes)
     if memory.needed > memory.available and not force:
         raise CheckError(
             f"The run is estimated to take {gigabytes(memory.needed)} at its peak, and {machine.name} has "

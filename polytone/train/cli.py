@@ -73,15 +73,15 @@ def train(
     checked = read_recipe(recipe)
     quiet_libraries()
     from .checks import sentence
+    from .job import check as check_job
+    from .job import read_job
     from .processes import is_main
     from .progress import Progress
     from .publish import publish
-    from .run import check as check_recipe
-    from .run import plan
     from .run import run as run_recipe
 
     if check:
-        checks = check_recipe(plan(Home(home), checked), force)
+        checks = check_job(read_job(Home(home), checked), force)
         print(checks.model_dump_json() if as_json else sentence(checks))
         return
     with Progress(Console(stderr=True, quiet=not is_main())) as progress:

@@ -50,6 +50,11 @@ class Fitted(Generic[R]):
     def sources(self) -> list[R]:
         return [source for _, source in self.rows]
 
+    def split(self, share: float, seed: int) -> tuple["Fitted[R]", "Fitted[R]"]:
+        """What stays to be learned from, and what is held out; as `split`."""
+        kept, held = split(self.rows, share, seed)
+        return Fitted(kept, self.cut, self.dropped), Fitted(held)
+
 
 def tokenize(
     file: RowFile[Conversation],
@@ -67,7 +72,7 @@ def tokenize(
         InputError: `rows_too_long` (nothing is cut or dropped unless the recipe says so) or `template_unsupported`.
     """
     replies = [(tokenize_conversation(row, tokenizer, system_prompt),) for row in file.rows]
-    return fit(file, replies, max_length, too_long)
+    return within_length(file, replies, max_length, too_long)
 
 
 def tokenize_verdicts(
@@ -75,7 +80,7 @@ def tokenize_verdicts(
 ) -> Fitted[Verdict]:
     """As `tokenize`, with the judged reply supervised alone: nobody judged the turns before it."""
     replies = [(tokenize_reply(row.conversation(), tokenizer, system_prompt),) for row in file.rows]
-    return fit(file, replies, max_length, too_long)
+    return within_length(file, replies, max_length, too_long)
 
 
 def tokenize_reply(conversation: Conversation, tokenizer: Any, system_prompt: str | None) -> Row:
@@ -83,7 +88,9 @@ def tokenize_reply(conversation: Conversation, tokenizer: Any, system_prompt: st
     return tokenize_conversation(conversation, tokenizer, system_prompt, last_only=True)
 
 
-def fit(file: RowFile[R], replies: Sequence[tuple[Row, ...]], max_length: int, too_long: TooLong) -> Fitted[R]:
+def within_length(
+    file: RowFile[R], replies: Sequence[tuple[Row, ...]], max_length: int, too_long: TooLong
+) -> Fitted[R]:
     """Refuse, drop or cut what is longer than `max_length` tokens; a cut that leaves nothing to learn drops the row."""
     long = [index for index, row in enumerate(replies) if longest(row) > max_length]
     if too_long == "refuse":

@@ -8,12 +8,20 @@ from typing import Any
 from datasets import Dataset
 from trl import DPOConfig, DPOTrainer
 
-from polytone.contract.rows import Conversation, Message, Preference, RowFile, read_conversations, read_preferences
+from polytone.contract.rows import Conversation, Message, Preference, RowFile, read_preferences
 
 from .checkpoints import ExactCheckpoints
-from .data import Fitted, fit, has_column, prompt_and_reply, split, tokenize, tokenize_reply
+from .data import Fitted, has_column, prompt_and_reply, tokenize_reply, within_length
 from .recipe import Recipe
-from .training import Prepared, Watch, build_trainer, describe_data, shared_arguments
+from .training import (
+    Prepared,
+    Watch,
+    build_trainer,
+    describe_data,
+    fitted_conversations,
+    measured_on_conversations,
+    shared_arguments,
+)
 
 
 def prepare_preferences(recipe: Recipe, tokenizer: Any) -> Prepared:
@@ -22,27 +30,18 @@ def prepare_preferences(recipe: Recipe, tokenizer: Any) -> Prepared:
     The voice is measured on the held-out replies that were preferred.
 
     Raises:
-        InputError: as `read_preferences`, `fit`, `split` and `read_export_manifest`.
+        InputError: as `read_preferences`, `within_length`, `split` and `read_export_manifest`.
     """
     file = read_preferences(recipe.data.train)
     train = fitted(file, recipe, tokenizer)
     if recipe.data.held_out is None:
-        kept, held = split(train.rows, recipe.data.held_out_share, recipe.training.seed)
-        return prepared_from(file, Fitted(kept, train.cut, train.dropped), file, Fitted(held))
+        kept, held = train.split(recipe.data.held_out_share, recipe.training.seed)
+        return prepared_from(file, kept, file, held)
     if has_column(recipe.data.held_out, "chosen"):
         held_file = read_preferences(recipe.data.held_out)
         return prepared_from(file, train, held_file, fitted(held_file, recipe, tokenizer))
-    conversations = read_conversations(recipe.data.held_out)
-    settings = recipe.training
-    held_out = tokenize(conversations, tokenizer, settings.max_length, recipe.system_prompt, recipe.data.too_long)
-    return Prepared(
-        train=as_dataset(train),
-        watched=None,
-        learned=train.single,
-        held_out=held_out.single,
-        conversations=held_out.sources,
-        data=describe_data(file, train, conversations, held_out),
-    )
+    held_out = fitted_conversations(recipe.data.held_out, recipe, tokenizer)
+    return measured_on_conversations(as_dataset(train), None, (file, train), held_out)
 
 
 def fitted(file: RowFile[Preference], recipe: Recipe, tokenizer: Any) -> Fitted[Preference]:
@@ -54,7 +53,7 @@ def fitted(file: RowFile[Preference], recipe: Recipe, tokenizer: Any) -> Fitted[
         )
         for row in file.rows
     ]
-    return fit(file, replies, recipe.training.max_length, recipe.data.too_long)
+    return within_length(file, replies, recipe.training.max_length, recipe.data.too_long)
 
 
 def with_reply(row: Preference, reply: list[Message]) -> Conversation:

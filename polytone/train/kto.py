@@ -11,12 +11,20 @@ from datasets import Dataset
 from trl import KTOConfig, KTOTrainer
 
 from polytone.contract.errors import InputError
-from polytone.contract.rows import RowFile, Verdict, read_conversations, read_verdicts
+from polytone.contract.rows import RowFile, Verdict, read_verdicts
 
 from .checkpoints import ExactCheckpoints
-from .data import Fitted, Row, has_column, prompt_and_reply, split, tokenize, tokenize_verdicts
+from .data import Fitted, Row, has_column, prompt_and_reply, split, tokenize_verdicts
 from .recipe import Recipe
-from .training import Prepared, Watch, build_trainer, describe_data, shared_arguments
+from .training import (
+    Prepared,
+    Watch,
+    build_trainer,
+    describe_data,
+    fitted_conversations,
+    measured_on_conversations,
+    shared_arguments,
+)
 
 # Equation 8 of the paper: the weighted good rows to the weighted bad ones lie between 1 and 4/3.
 LEAST_BALANCE, LARGEST_BALANCE = 1.0, 4 / 3
@@ -48,17 +56,9 @@ def prepare_verdicts(recipe: Recipe, tokenizer: Any) -> Prepared:
     if has_column(recipe.data.held_out, "completion"):
         held_file = read_verdicts(recipe.data.held_out)
         return prepared_from(recipe, file, train, held_file, fitted(held_file, recipe, tokenizer))
-    conversations = read_conversations(recipe.data.held_out)
-    settings = recipe.training
-    held_out = tokenize(conversations, tokenizer, settings.max_length, recipe.system_prompt, recipe.data.too_long)
-    return Prepared(
-        train=as_dataset(shuffled(judged(train), recipe), recipe),
-        watched=None,
-        learned=train.single,
-        held_out=held_out.single,
-        conversations=held_out.sources,
-        data=describe_data(file, train, conversations, held_out),
-    )
+    dataset = as_dataset(shuffled(judged(train), recipe), recipe)
+    held_out = fitted_conversations(recipe.data.held_out, recipe, tokenizer)
+    return measured_on_conversations(dataset, None, (file, train), held_out)
 
 
 def fitted(file: RowFile[Verdict], recipe: Recipe, tokenizer: Any) -> Fitted[Verdict]:

@@ -11,7 +11,8 @@ from safetensors.torch import load_file
 from polytone.contract.adapter import WEIGHTS, Manifest, check_servable, read_version
 from polytone.contract.base import Base
 from polytone.contract.errors import CheckError, InputError
-from polytone.contract.home import Home, folder_written_whole
+from polytone.contract.files import folder_written_whole
+from polytone.contract.home import Home
 
 from .recipe import LoraSection, Recipe
 

@@ -52,11 +52,6 @@ def this_machine() -> Card:
     return Card("this machine's RAM", available_ram(), "cpu")
 
 
-def machine_memory() -> int:
-    """Bytes that a training run on this machine could take now: of its GPU if it has one, else of its RAM."""
-    return this_machine().bytes
-
-
 def has_gpu() -> bool:
     return nvidia_memory("memory.total") is not None
 

@@ -21,7 +21,8 @@ from polytone.contract.adapter import (
 )
 from polytone.contract.base import base_folder, module_shapes
 from polytone.contract.errors import CheckError, combined
-from polytone.contract.home import Home, folder_written_whole
+from polytone.contract.files import folder_written_whole
+from polytone.contract.home import Home
 from polytone.contract.modules import check_against_base
 from polytone.contract.reference import describe_reference, write_reference
 from polytone.contract.tensors import read_header

@@ -1,6 +1,5 @@
 """What a run is of, kept in its folder from its first moment, so that a run that was cut off can go on."""
 
-import json
 import time
 from pathlib import Path
 from typing import Any, Literal
@@ -10,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from polytone.contract.adapter import Data
 from polytone.contract.base import Base
 from polytone.contract.errors import InputError
+from polytone.contract.files import unused_folder, write_whole
 from polytone.contract.home import Home
 
 from .recipe import Recipe
@@ -42,18 +42,10 @@ def record_of(recipe: Recipe, base: Base, data: Data) -> RunRecord:
 
 
 def begin(home: Home, recipe: Recipe, record: RunRecord) -> Path:
-    """A folder of the run's own with its record in it; two runs may begin in the same second."""
-    folder = new_folder(home.runs, f"{recipe.name}-{time.strftime('%Y%m%d-%H%M%S')}")
-    write_record(folder, record)
-    return folder
-
-
-def new_folder(runs: Path, name: str) -> Path:
-    folder, number = runs / name, 1
-    while folder.exists():
-        number += 1
-        folder = runs / f"{name}-{number}"
+    """A folder of the run's own with its record in it."""
+    folder = unused_folder(home.runs / f"{recipe.name}-{time.strftime('%Y%m%d-%H%M%S')}")
     folder.mkdir(parents=True)
+    write_record(folder, record)
     return folder
 
 
@@ -111,6 +103,4 @@ def close(folder: Path, version: str) -> None:
 
 
 def write_record(folder: Path, record: RunRecord) -> None:
-    partial = folder / f".{RECORD}"
-    partial.write_text(json.dumps(record.model_dump(mode="json", by_alias=True), indent=2) + "\n")
-    partial.replace(folder / RECORD)
+    write_whole(folder / RECORD, record.model_dump_json(by_alias=True, indent=2) + "\n")

@@ -84,13 +84,17 @@ def draw_prompts(conversations: list[Conversation], tokenizer: Any, recipe: Reci
             break
         messages = conversation.as_dicts()
         asked = [index for index, message in enumerate(messages) if message["role"] == "user"]
-        history = messages[: asked[key % len(asked)] + 1]
-        prompt = with_system(history, recipe.system_prompt)
-        text = tokenizer.apply_chat_template(prompt, tokenize=False, add_generation_prompt=True)
-        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
-        if len(ids) <= longest:
-            drawn.append(Prompt(prompt, ids))
+        prompt = make_prompt(messages[: asked[key % len(asked)] + 1], tokenizer, recipe.system_prompt)
+        if len(prompt.ids) <= longest:
+            drawn.append(prompt)
     return drawn
+
+
+def make_prompt(messages: list[dict[str, str]], tokenizer: Any, system_prompt: str | None) -> Prompt:
+    """What was said so far, as the server hands it to the engine."""
+    whole = with_system(messages, system_prompt)
+    text = tokenizer.apply_chat_template(whole, tokenize=False, add_generation_prompt=True)
+    return Prompt(whole, tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
 def hash_of(conversation: Conversation, seed: int) -> int:

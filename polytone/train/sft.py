@@ -8,12 +8,17 @@ from typing import Any
 from datasets import Dataset
 from trl import SFTConfig
 
-from polytone.contract.rows import Conversation, RowFile, read_conversations
-
 from .cpu_loss import trainer_class
-from .data import Fitted, Row, split, tokenize
+from .data import Row
 from .recipe import Recipe
-from .training import Prepared, Watch, build_trainer, describe_data, shared_arguments
+from .training import (
+    Prepared,
+    Watch,
+    build_trainer,
+    fitted_conversations,
+    measured_on_conversations,
+    shared_arguments,
+)
 
 
 def prepare_conversations(recipe: Recipe, tokenizer: Any) -> Prepared:
@@ -22,26 +27,14 @@ def prepare_conversations(recipe: Recipe, tokenizer: Any) -> Prepared:
     Raises:
         InputError: as `read_conversations`, `tokenize`, `split` and `read_export_manifest`.
     """
-    train_file = held_file = read_conversations(recipe.data.train)
-    train = held_out = fitted(train_file, recipe, tokenizer)
+    file, train = fitted_conversations(recipe.data.train, recipe, tokenizer)
     if recipe.data.held_out is None:
-        kept, held = split(train.rows, recipe.data.held_out_share, recipe.training.seed)
-        train, held_out = Fitted(kept, train.cut, train.dropped), Fitted(held)
+        train, held_out = train.split(recipe.data.held_out_share, recipe.training.seed)
+        held_file = file
     else:
-        held_file = read_conversations(recipe.data.held_out)
-        held_out = fitted(held_file, recipe, tokenizer)
-    return Prepared(
-        train=as_dataset(train.single),
-        watched=as_dataset(held_out.single),
-        learned=train.single,
-        held_out=held_out.single,
-        conversations=held_out.sources,
-        data=describe_data(train_file, train, held_file, held_out),
-    )
-
-
-def fitted(file: RowFile[Conversation], recipe: Recipe, tokenizer: Any) -> Fitted[Conversation]:
-    return tokenize(file, tokenizer, recipe.training.max_length, recipe.system_prompt, recipe.data.too_long)
+        held_file, held_out = fitted_conversations(recipe.data.held_out, recipe, tokenizer)
+    datasets = as_dataset(train.single), as_dataset(held_out.single)
+    return measured_on_conversations(*datasets, (file, train), (held_file, held_out))
 
 
 def as_dataset(rows: list[Row]) -> Dataset:

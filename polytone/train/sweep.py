@@ -17,9 +17,10 @@ from polytone.contract.errors import CheckError, InputError
 from polytone.contract.home import Home
 
 from .evaluate import loss_per_token
+from .job import read_job
 from .progress import Progress
 from .recipe import Recipe, Span, SweepSection, contradictions
-from .run import fit, load_model, plan
+from .run import load_model, train_adapter
 from .sweep_report import write_report
 from .sweep_space import check_space, draw, with_values
 
@@ -49,11 +50,11 @@ def run_sweep(home: Home, recipe: Recipe, progress: Progress) -> Sweep:
     that would be published. The first trial is the recipe as it is, so the best is never worse.
 
     Raises:
-        InputError: as `check_space` and `plan`; `sweep_mismatch` if the folder holds a sweep of another recipe.
+        InputError: as `check_space` and `read_job`; `sweep_mismatch` if the folder holds a sweep of another recipe.
     """
     sweep = check_space(recipe)
     recipe = watched(recipe, sweep)
-    plan(home, recipe)  # everything that is wrong with data or base, before the first trial
+    read_job(home, recipe)  # everything that is wrong with data or base, before the first trial
     folder = home.sweeps / recipe.name
     folder.mkdir(parents=True, exist_ok=True)
     study = open_study(folder, recipe, sweep)
@@ -172,12 +173,12 @@ def measure(home: Home, recipe: Recipe, folder: Path, progress: Progress, watch:
     """
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    planned = plan(home, recipe)
-    model = load_model(planned)
-    fit(planned, model, folder, progress, [watch])
+    job = read_job(home, recipe)
+    model = load_model(job)
+    train_adapter(job, model, folder, progress, [watch])
     if watch.pruned:
         raise optuna.TrialPruned
-    rows = planned.prepared.held_out
+    rows = job.prepared.held_out
     progress.start("Measuring on held-out rows", total=-(-len(rows) // 8))
     loss = float(loss_per_token(model, rows, progress, "trial"))
     progress.finish()

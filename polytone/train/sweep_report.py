@@ -1,5 +1,6 @@
 """What a sweep found: a table, plots, and the best recipe as a file that trains."""
 
+import io
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,6 +10,8 @@ import optuna
 import yaml
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, NullFormatter
+
+from polytone.contract.files import write_whole
 
 from .recipe import Recipe
 from .sweep_space import value_of, with_values
@@ -22,8 +25,8 @@ def write_report(folder: Path, recipe: Recipe, study: optuna.Study) -> None:
     keys = list(recipe.sweep.over) if recipe.sweep else []
     plot_history(trials, folder / "history.png")
     plot_parameters(recipe, trials, keys, folder / "parameters.png")
-    write(folder / "best.yaml", best_recipe(folder, recipe, study, len(trials)))
-    write(folder / "report.md", report(recipe, study, trials, keys))
+    write_whole(folder / "best.yaml", best_recipe(folder, recipe, study, len(trials)))
+    write_whole(folder / "report.md", report(recipe, study, trials, keys))
 
 
 def best_recipe(folder: Path, recipe: Recipe, study: optuna.Study, trials: int) -> str:
@@ -139,12 +142,6 @@ def is_log(recipe: Recipe, key: str) -> bool:
 
 
 def save(figure: Figure, target: Path) -> None:
-    partial = target.with_name(f".{target.name}")
-    figure.savefig(partial, dpi=120, format="png")
-    partial.replace(target)
-
-
-def write(target: Path, text: str) -> None:
-    partial = target.with_name(f".{target.name}")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(target)
+    drawn = io.BytesIO()
+    figure.savefig(drawn, dpi=120, format="png")
+    write_whole(target, drawn.getvalue())

@@ -1,6 +1,5 @@
 """What every method of training shares: prepared rows, trainer arguments, the adapter's exact numbers, the record."""
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,13 +10,12 @@ from datasets import Dataset
 from transformers import PrinterCallback, TrainerCallback
 
 from polytone.contract.adapter import Data, DataSource
-from polytone.contract.errors import CheckError, InputError
+from polytone.contract.errors import InputError
 from polytone.contract.export import ExportReference, read_export_manifest
-from polytone.contract.rows import Conversation, RowFile
+from polytone.contract.rows import Conversation, RowFile, read_conversations
 
-from .data import Fitted, Row
+from .data import Fitted, Row, tokenize
 from .processes import world_size
-from .progress import Progress
 from .recipe import Recipe
 
 
@@ -44,6 +42,36 @@ class Watch:
 
     folder: Path
     callbacks: list[TrainerCallback]
+
+
+def fitted_conversations(
+    path: Path, recipe: Recipe, tokenizer: Any
+) -> tuple[RowFile[Conversation], Fitted[Conversation]]:
+    """A file of conversations, read and tokenized.
+
+    Raises:
+        InputError: as `read_conversations` and `tokenize`.
+    """
+    file = read_conversations(path)
+    length = recipe.training.max_length
+    return file, tokenize(file, tokenizer, length, recipe.system_prompt, recipe.data.too_long)
+
+
+def measured_on_conversations(
+    train: Dataset,
+    watched: Dataset | None,
+    learned: tuple[RowFile[Any], Fitted[Any]],
+    held_out: tuple[RowFile[Conversation], Fitted[Conversation]],
+) -> Prepared:
+    """Rows of any kind to learn from, and held-out conversations."""
+    return Prepared(
+        train=train,
+        watched=watched,
+        learned=learned[1].single,
+        held_out=held_out[1].single,
+        conversations=held_out[1].sources,
+        data=describe_data(*learned, *held_out),
+    )
 
 
 def describe_data(train: RowFile[Any], rows: Fitted[Any], held_out: RowFile[Any], held_rows: Fitted[Any]) -> Data:
@@ -157,27 +185,3 @@ def build_trainer(
             weight.data = exact[name]
     trainer.remove_callback(PrinterCallback)
     return trainer
-
-
-class Recorder(TrainerCallback):  # type: ignore[misc]
-    """Writes every log record as one JSON line, moves the progress bar, stops a run whose loss is no number."""
-
-    def __init__(self, path: Path, progress: Progress) -> None:
-        self.path = path
-        self.progress = progress
-
-    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
-        if not state.is_world_process_zero:
-            return
-        record = {"step": state.global_step, **(logs or {})}
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
-        loss = record.get("loss")
-        if loss is None:
-            return
-        if not float(loss) < float("inf"):
-            raise CheckError(
-                f"The loss became {loss} at step {state.global_step}. Lower training.learning_rate.",
-                code="training_diverged",
-            )
-        self.progress.advance(f"loss {float(loss):.2f}")

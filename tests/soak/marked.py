@@ -12,7 +12,8 @@ import yaml
 from rich.console import Console
 
 from polytone.contract.adapter import CONFIG, MANIFEST, Manifest, digest_adapter
-from polytone.contract.home import Home, folder_written_whole
+from polytone.contract.files import folder_written_whole
+from polytone.contract.home import Home
 from polytone.train.progress import Progress
 from polytone.train.publish import publish
 from polytone.train.recipe import read_recipe

@@ -10,6 +10,7 @@ from typing import Any, Literal
 from pydantic import BaseModel
 
 from polytone.contract.errors import InputError
+from polytone.contract.files import write_together
 from polytone.contract.rows import Conversation
 from polytone.train.progress import Progress
 
@@ -19,7 +20,6 @@ from .findings import Finding, Kind
 from .formats import Row
 from .personal import masked
 from .reading import Source, read_sources
-from .writing import write_together
 
 REPLIES_JUDGED = ("verdict", "preference")
 

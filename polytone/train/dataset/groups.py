@@ -12,10 +12,10 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel
 
+from ..bootstrap import resamples
 from .formats import Row
 
 FEWEST = 20  # rows on either side; fewer tell nothing
-RESAMPLES = 500
 ATTRIBUTES = {
     "gender": "woman women female lady girl girls wife mother mum mom daughter sister girlfriend mrs man men male "
     "gentleman boy boys husband father dad son brother boyfriend mr sir madam transgender nonbinary pregnant pregnancy",
@@ -30,6 +30,7 @@ ATTRIBUTES = {
     "disability": "adhd amputee autism autistic braille crutches deaf dementia depressed depression disability "
     "disabled dyslexia dyslexic epilepsy hearing-aid impaired paralysed paralyzed prosthesis stroke wheelchair",
 }
+# People who refuse a request, in their own words; what an assistant says that will not answer is measure/signals.py's.
 REFUSAL = re.compile(
     r"\b(?:can ?no?t|can['\u2019]t|unable to|not able to|not possible|won['\u2019]t be able|"
     r"no longer (?:able|possible)|must decline|against our policy|not allowed|refuse)\b",
@@ -105,18 +106,15 @@ def compare_group(attribute: str, ours: npt.NDArray[np.bool_], values: Values) -
 
 
 def compare(ours: Values, others: Values) -> list[Difference]:
-    """Differences of means with percentile bootstrap intervals (Efron 1979), resampled by a fixed seed."""
-    chance = np.random.default_rng(0)
-    resampled = resampled_means(ours, chance) - resampled_means(others, chance)
+    """Differences of means with percentile bootstrap intervals (Efron 1979), resampled by fixed seeds."""
+    resampled = resampled_means(ours, seed=0) - resampled_means(others, seed=1)
     low, high = np.quantile(resampled, [0.025, 0.975], axis=0)
     a, b = ours.mean(0), others.mean(0)
     return [Difference(measure=name, **rounded(a[k], b[k], low[k], high[k])) for k, name in enumerate(MEASURES)]
 
 
-def resampled_means(values: Values, chance: np.random.Generator) -> Values:
-    drawn = chance.multinomial(len(values), np.full(len(values), 1 / len(values)), size=RESAMPLES)
-    means: Values = drawn @ values / len(values)
-    return means
+def resampled_means(values: Values, seed: int) -> Values:
+    return np.concatenate([weights @ values / len(values) for weights in resamples(len(values), seed)])
 
 
 def rounded(a: float, b: float, low: float, high: float) -> dict[str, float]:

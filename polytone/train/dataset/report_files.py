@@ -5,10 +5,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from polytone.contract.files import write_together
+
 from .findings import Finding
 from .report import Report, sentences
 from .terminal import by_kind
-from .writing import write_together
 
 SHOWN = 50
 PLOTS = ("findings.png", "lengths.png", "topics.png", "groups.png")

@@ -11,9 +11,8 @@ from typing import Any
 from polytone.measure.signals import measure
 from polytone.measure.tone import Tone
 
-from ..reference import Answer, Prompt
-from .bootstrap import Interval, interval, mean_of
-from .replies import make_prompt
+from ..bootstrap import Interval, interval, mean_of
+from ..reference import Answer, Prompt, make_prompt
 
 KINDS = ("name", "gender", "nationality")
 MEASURES = MappingProxyType(

@@ -16,12 +16,12 @@ from polytone.contract.home import Home
 from polytone.contract.rows import Conversation, RowFile
 
 from ..base import load_served, load_unquantized
+from ..bootstrap import FEWEST
 from ..data import Row, tokenize
 from ..evaluate import Score, batches_of, score_rows
 from ..progress import Progress
 from ..reference import Answer, Prompt, sampling
 from .bias import probe_prompts
-from .bootstrap import FEWEST
 from .replies import LONGEST_PROMPT, LONGEST_REPLY, Question, Spoken, draw_questions, hear, reply_limit
 
 UNQUANTIZED, BASE, PARENT, VOICE = "unquantized", "base", "parent", "voice"

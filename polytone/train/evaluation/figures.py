@@ -8,9 +8,9 @@ import numpy as np
 from polytone.measure.signals import measure
 from polytone.measure.tone import Tone, learn
 
+from ..bootstrap import Floats, Sample, mean_of
 from ..evaluate import Score
 from ..reference import Answer
-from .bootstrap import Floats, Sample, mean_of
 from .replies import Question
 
 FOLDS = 5

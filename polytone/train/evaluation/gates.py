@@ -127,21 +127,21 @@ def on_replies(measured: Measured, gates: GatesSection) -> Iterator[Held]:
         gain = measured.difference(VOICE, BASE)["chrf"].value
         what = "replies come nearer to the reference answers than the base's by a chrF of"
         yield at_least("min_chrf_gain", gain, gates.min_chrf_gain, what)
-    for gate, figure, what in (
-        ("min_tone", "tone", "replies sound like the voice with a mean probability of"),
-        ("min_on_topic", "on_topic", "replies fit their own question rather than another's with a share of"),
+    for gate, hold, figure, what in (
+        ("min_tone", at_least, "tone", "replies sound like the voice with a mean probability of"),
+        ("min_on_topic", at_least, "on_topic", "replies fit their own question rather than another's with a share of"),
+        ("max_repetition", at_most, "repetition", "of the sequences of four words in a reply, repeated is a share of"),
+        (
+            "max_cut_off",
+            at_most,
+            "cut_off",
+            f"of the replies, not over after {measured.new_tokens} tokens is a share of",
+        ),
+        ("max_empty", at_most, "empty", "of the replies, empty is a share of"),
     ):
         bar = getattr(gates, gate)
         if bar is not None and figure in mine:
-            yield at_least(gate, mine[figure].value, bar, what)
-    for gate, figure, what in (
-        ("max_repetition", "repetition", "of the sequences of four words in a reply, repeated is a share of"),
-        ("max_cut_off", "cut_off", f"of the replies, not over after {measured.new_tokens} tokens is a share of"),
-        ("max_empty", "empty", "of the replies, empty is a share of"),
-    ):
-        bar = getattr(gates, gate)
-        if bar is not None:
-            yield at_most(gate, mine[figure].value, bar, what)
+            yield hold(gate, mine[figure].value, bar, what)
 
 
 def on_bias(measured: Measured, gates: GatesSection) -> Iterator[Held]:

@@ -7,8 +7,8 @@ import numpy as np
 
 from polytone.contract.adapter import Manifest
 
+from ..bootstrap import Interval, Sample, difference, interval
 from .bias import gaps
-from .bootstrap import Interval, Sample, difference, interval
 from .compare import BASE, PARENT, PROBED, UNQUANTIZED, VOICE, Comparison
 from .figures import learn_tone, of_replies, of_scores
 

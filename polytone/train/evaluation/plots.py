@@ -5,7 +5,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from .bootstrap import Sample, interval
+from ..bootstrap import Sample, interval
 from .measured import Measured
 
 LOSSES, LENGTHS, TONE = "losses.png", "lengths.png", "tone.png"

@@ -10,7 +10,8 @@ from typing import Any
 from polytone.contract.adapter import Manifest
 from polytone.contract.errors import InputError
 from polytone.contract.evaluation import EvaluatedOn, GateVerdict, write_verdict
-from polytone.contract.home import Home, folder_written_whole
+from polytone.contract.files import folder_written_whole, unused_folder
+from polytone.contract.home import Home
 from polytone.contract.rows import Conversation, RowFile
 
 from ..progress import Progress
@@ -51,7 +52,7 @@ def evaluate_version(
         CheckError: as `compare`.
         StorageError: `disk_full`, `disk_error`.
     """
-    target = check_free(out) if out else new_folder(home, manifest)
+    target = check_free(out) if out else unused_folder(home.evaluations / folder_name(manifest))
     began = time.monotonic()
     comparison = compare(home, manifest, file, max_length, replies, progress)
     progress.start("Drawing intervals, plots and the verdict", total=1)
@@ -81,14 +82,8 @@ def check_free(out: Path) -> Path:
     return out
 
 
-def new_folder(home: Home, manifest: Manifest) -> Path:
-    """A folder name of the evaluation's own; two may begin in the same second."""
-    first = home.evaluations / f"{manifest.version}-{time.strftime('%Y%m%d-%H%M%S')}"
-    folder, number = first, 1
-    while folder.exists():
-        number += 1
-        folder = first.with_name(f"{first.name}-{number}")
-    return folder
+def folder_name(manifest: Manifest) -> str:
+    return f"{manifest.version}-{time.strftime('%Y%m%d-%H%M%S')}"
 
 
 def give_verdict(

@@ -9,9 +9,8 @@ from transformers import GenerationConfig
 
 from polytone.contract.rows import Conversation
 
-from ..data import with_system
 from ..progress import Progress
-from ..reference import Answer, Prompt, answer, hash_of, in_batches
+from ..reference import Answer, Prompt, answer, hash_of, in_batches, make_prompt
 
 # So that a small base on a slow machine says every few seconds how far it is; a batch is over with its longest reply.
 ROWS_AT_ONCE = 16
@@ -58,12 +57,6 @@ def draw_questions(
             answers = tuple(messages[index]["content"] for index in turns)
             drawn.append(Question(prompt, asked[-1], messages[turn]["content"], answers))
     return drawn
-
-
-def make_prompt(messages: list[dict[str, str]], tokenizer: Any, system_prompt: str | None) -> Prompt:
-    whole = with_system(messages, system_prompt)
-    text = tokenizer.apply_chat_template(whole, tokenize=False, add_generation_prompt=True)
-    return Prompt(whole, tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
 def reply_limit(questions: list[Question], tokenizer: Any, most: int) -> int:

@@ -5,8 +5,8 @@ from collections.abc import Iterator
 from polytone.contract.adapter import Manifest
 from polytone.contract.evaluation import GateVerdict
 
+from ..bootstrap import Interval
 from .bias import MEASURES
-from .bootstrap import Interval
 from .compare import BASE, PARENT, UNQUANTIZED, VOICE, Comparison
 from .gates import Judgement
 from .measured import DIFFERENCES, Measured, perplexity

@@ -1,0 +1,139 @@
+"""Files and folders that are written whole or not at all: whoever reads sees the old one or the new one."""
+
+import contextlib
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+from .errors import StorageError
+
+LEFTOVER_SECONDS = 24 * 3600
+
+
+@contextmanager
+def folder_written_whole(target: Path) -> Iterator[Path]:
+    """Yield a temporary folder beside `target`; rename it to `target` only when the block succeeds.
+
+    A reader sees the whole folder or none. If `target` exists already, it stays and the new copy is dropped.
+
+    Raises:
+        StorageError: `disk_full` or `disk_error`; nothing is left behind.
+    """
+    temporary: Path | None = None
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+        temporary.chmod(0o755)
+        yield temporary
+        for path in sorted(temporary.rglob("*")):
+            if path.is_file():
+                flush_to_disk(path)
+        flush_to_disk(temporary)
+        with suppress_if_there(target):
+            temporary.rename(target)
+            flush_to_disk(target.parent)
+    except OSError as error:
+        raise disk_refusal(target, error) from error
+    finally:
+        if temporary is not None and temporary.exists():
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextmanager
+def suppress_if_there(target: Path) -> Iterator[None]:
+    """Renaming onto a folder that is there already fails; then the one that is there is the same version."""
+    try:
+        yield
+    except OSError:
+        if not target.is_dir():
+            raise
+
+
+def write_whole(target: Path, content: str | bytes) -> None:
+    """Write a file, text as UTF-8.
+
+    Raises:
+        StorageError: `disk_full` or `disk_error`; the file before stays.
+    """
+    write_together({target: content.encode() if isinstance(content, str) else content})
+
+
+def write_together(contents: Mapping[Path, bytes]) -> None:
+    """Write every file under a temporary name beside it, then rename them all.
+
+    Raises:
+        StorageError: `disk_full` or `disk_error`; no new file is left behind.
+    """
+    temporary: dict[Path, Path] = {}
+    placed: list[Path] = []
+    try:
+        for target, content in contents.items():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            temporary[target] = write_beside(target, content)
+        for target, written in temporary.items():
+            written.replace(target)
+            placed.append(target)
+    except OSError as error:
+        for path in placed:
+            path.unlink(missing_ok=True)
+        raise disk_refusal(error.filename or next(iter(contents)), error) from error
+    finally:
+        for path in temporary.values():
+            path.unlink(missing_ok=True)
+
+
+def write_beside(target: Path, content: bytes) -> Path:
+    descriptor, name = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
+    path = Path(name)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content)
+        path.chmod(0o644)
+        flush_to_disk(path)
+    except OSError:
+        with contextlib.suppress(OSError):
+            path.unlink()
+        raise
+    return path
+
+
+def disk_refusal(target: Path | str, error: OSError) -> StorageError:
+    full = error.errno in (28, 122)  # ENOSPC, EDQUOT
+    return StorageError(
+        f"Cannot write {target}: {error.strerror or error}. "
+        + ("Free some space and try again; " if full else "")
+        + "nothing was left half-written.",
+        code="disk_full" if full else "disk_error",
+    )
+
+
+def unused_folder(folder: Path) -> Path:
+    """`folder`, or with a number behind its name where something is there: two runs may begin in the same second."""
+    free, number = folder, 1
+    while free.exists():
+        number += 1
+        free = folder.with_name(f"{folder.name}-{number}")
+    return free
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what writers left in `folder` that were killed: hidden names, older than any writer takes."""
+    limit = time.time() - LEFTOVER_SECONDS
+    for path in [*folder.glob(".*"), *folder.glob("*/.*")]:
+        if path.stat().st_mtime < limit:
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
+
+
+def flush_to_disk(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
