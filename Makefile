@@ -3,7 +3,7 @@ PYTHON ?= python3.11
 LOCK ?= requirements/cpu.txt
 BIN := .venv/bin
 
-.PHONY: setup demo test lint check check-serving check-training soak bench clean
+.PHONY: setup demo test lint check check-serving check-training soak bench screenshots clean
 
 setup: .venv/.ready
 
@@ -56,6 +56,10 @@ soak: setup
 ## Speed against stock vLLM, bare vLLM and PEFT on this machine, each figure a ratio (under 20 minutes)
 bench: setup
 	$(BIN)/python -m bench.speed
+
+## Pictures of every tab of the server on http://127.0.0.1:8000, light and dark, wide and narrow (needs chromium)
+screenshots: setup
+	$(BIN)/python tools/screenshots.py
 
 clean:
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache build *.egg-info

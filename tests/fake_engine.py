@@ -36,6 +36,7 @@ class FakeEngine:
         self.proving: list[str] = []
         self.ids = count(1)
         self.wrong = False  # loads something else than it should
+        self.says: list[str] | dict[str, list[str]] | None = None  # in place of its version's name, piece by piece
 
     async def start(self) -> None:
         self.starts += 1
@@ -104,7 +105,11 @@ class FakeEngine:
             raise EngineError(f"{field} or temperature is wrong", code="invalid_request", status=400, param=field)
 
     def _text(self, name: str) -> str:
-        return " ".join([name] * WORDS)
+        return "".join(self._pieces(name)).strip()
+
+    def _pieces(self, name: str) -> list[str]:
+        says = self.says.get(name) if isinstance(self.says, dict) else self.says
+        return says or [f"{name} "] * WORDS
 
     def _response(self, name: str, choice: Body) -> Body:
         usage = {"prompt_tokens": 1, "completion_tokens": WORDS, "total_tokens": 1 + WORDS}
@@ -121,14 +126,14 @@ class FakeEngine:
         self.running += 1
         life, number = self.starts, next(self.ids)
         try:
-            for _ in range(WORDS):
+            for piece in self._pieces(name):
                 await asyncio.sleep(self.step_seconds)
                 while self.frozen.is_set():  # an engine that hangs
                     await asyncio.sleep(0.01)
                 self.tokens += 1
                 if not self.up or self.starts != life:
                     raise EngineError("died", code="engine_unavailable", status=503)
-                delta = {"index": 0, "delta": {"content": f"{name} "}, "finish_reason": None}
+                delta = {"index": 0, "delta": {"content": piece}, "finish_reason": None}
                 chunk: Body = {
                     "id": f"chatcmpl-{number}",
                     "object": "chat.completion.chunk",

@@ -20,11 +20,13 @@ import psutil
 import pytest
 import yaml
 from openai import APIStatusError, AsyncOpenAI, OpenAI
+from playwright.async_api import Page, expect
 
 from polytone.contract.adapter import Manifest, read_version
 from polytone.contract.home import Home
 
 from .conftest import Process, free_port, polytone, served
+from .pages import ask, asked, browsing, choose, needs_browser
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
 
@@ -303,6 +305,84 @@ def test_what_people_say_becomes_the_next_version_and_leads_back_to_them(shop: S
     done = polytone(*measure, home=shop.home.root)
     found = json.loads(done.stdout)
     assert found["parent_loss"] == pytest.approx(better.evaluation.adapter_loss, abs=1e-3)
+
+
+@needs_browser
+async def test_a_day_of_a_tester_on_the_page(shop: Shop) -> None:
+    """Chat, stop, change voices, correct an answer, vote blind on ten prompts, and see the engine die and come back."""
+    versions = {name: manifest.version for name, manifest in shop.voices.items()}
+    async with browsing() as browser:
+        page = await browser.new_page()
+        await page.goto(f"{shop.server.url}/ui/")
+        await expect(page.get_by_label("Voice", exact=True)).to_have_value(re.compile("^aldermoor"), timeout=60_000)
+        await page.get_by_role("button", name="Settings").click()
+        longest = page.get_by_label("Longest answer, in tokens").locator("visible=true")
+        await longest.fill("300")
+        await ask(page, "Tell me everything about your shop, at length.")
+        await page.locator("#message .stop-button").click(timeout=60_000)
+        await expect(page.locator("#transcript").get_by_role("button", name=re.compile("stopped$"))).to_be_visible()
+
+        await longest.fill("12")
+        await choose(page, "driftpepper (")
+        await asked(page, "My order is late.", versions["driftpepper"])
+        await page.get_by_label("Bad", exact=True).check()
+        await page.get_by_label("off tone").check()
+        await page.get_by_role("button", name="Send feedback").click()
+        await expect(page.get_by_text("Your feedback is kept.")).to_be_visible()
+        await page.get_by_role("button", name="Fix this answer").click()
+        await (
+            page.get_by_label("The answer as it should have been")
+            .locator("visible=true")
+            .fill("It left us this morning!")
+        )
+        await page.get_by_role("button", name="Save correction").click()
+        await expect(page.get_by_text("Your correction is kept.")).to_be_visible()
+
+        await vote_blind(page, 10)
+
+        await page.get_by_role("tab", name="Chat").click()
+        await longest.fill("300")
+        await ask(page, "And everything about your parcels.")
+        await expect(page.locator("#message .stop-button")).to_be_visible(timeout=60_000)
+        engine_of(shop.server).kill()
+        await expect(page.get_by_text(re.compile("It broke off: |No answer: ")).first).to_be_visible(timeout=60_000)
+        shop.server.until_ready()
+        await longest.fill("12")
+        await asked(page, "My order is late.", versions["driftpepper"])
+    check_what_was_kept(f"{shop.server.url}/v1", versions["driftpepper"])
+
+
+def check_what_was_kept(api: str, version: str) -> None:
+    """The thumb, its reason and the correction are about the version's first answer; ten votes were blind."""
+    kept = httpx.get(f"{api}/conversations").json()["conversations"][0]
+    turns = httpx.get(f"{api}/conversations/{kept['id']}").json()["turns"]
+    corrected = next(turn for turn in turns if turn["details"].get("version") == version)
+    given = [one for one in httpx.get(f"{api}/feedback").json()["feedback"] if one["annotator"]["id"] == "tester"]
+    about = [(one["key"], one["value"], one["completion_id"]) for one in given if one["key"] != "preference"]
+    assert about[:2] == [(k, v, corrected["completion_id"]) for k, v in (("thumb", "down"), ("tag", "off tone"))]
+    assert about[2:] == [("correction", None, corrected["completion_id"])]
+    assert [(one["pair"]["blind"], one["value"]) for one in given if one["key"] == "preference"] == [(True, "tie")] * 10
+
+
+async def vote_blind(page: Page, prompts: int) -> None:
+    """Work through a set of prompts, and call every one a tie by its key."""
+    await page.get_by_role("tab", name="Compare").click()
+    await expect(page.locator(".token")).to_have_count(2, timeout=30_000)
+    await page.get_by_role("button", name="Settings").click()
+    await page.get_by_label("Longest answer, in tokens").locator("visible=true").fill("6")
+    await page.get_by_role("button", name="A set of prompts").click()
+    await page.get_by_label("Prompts, one a line").fill("\n".join(f"Question {number}?" for number in range(prompts)))
+    await page.get_by_role("button", name="Start with the first prompt").click()
+    for number in range(prompts):
+        await expect(page.get_by_label("Asked")).to_have_value(f"Question {number}?", timeout=30_000)
+        await expect(page.locator("#vote-tie")).to_be_visible(timeout=60_000)
+        await page.locator("#sides h2").first.click()  # out of any text box
+        await page.keyboard.press("t")
+    await expect(page.get_by_text(f"All {prompts} prompts are through.")).to_be_visible(timeout=30_000)
+
+
+def engine_of(server: Process) -> psutil.Process:
+    return next(child for child in server.children() if "EngineCore" in " ".join(child.cmdline()) + child.name())
 
 
 def test_a_second_server_on_the_port_is_refused_with_the_fix(shop: Shop) -> None:

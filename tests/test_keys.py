@@ -21,6 +21,12 @@ INFERENCE = {
     ("GET", "/v1/models/{model}"),
     ("GET", "/v1/feedback"),
     ("POST", "/v1/feedback"),
+    ("GET", "/v1/conversations"),
+    ("POST", "/v1/conversations"),
+    ("GET", "/v1/conversations/export"),
+    ("GET", "/v1/conversations/{conversation_id}"),
+    ("DELETE", "/v1/conversations/{conversation_id}"),
+    ("POST", "/v1/conversations/{conversation_id}/turns"),
 }
 
 

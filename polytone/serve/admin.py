@@ -20,6 +20,7 @@ from .database import now
 from .description import UPLOAD
 from .gates import Gates, evaluations_of
 from .keys import Key, Kind
+from .known_version import known_version
 from .registry import Part
 from .runtime import Runtime
 from .upload import receive_version
@@ -82,11 +83,11 @@ def admin_routes(runtime: Runtime) -> APIRouter:
 
     @router.get("/adapters/{name}")
     async def get_adapter(name: str, _: actor) -> dict[str, Any]:
-        """One voice, with the rollouts it had."""
+        """One voice, with the rollouts it had and the generation that a rollback of each goes back to."""
         for adapter in await adapters(runtime):
             if adapter["name"] == name:
                 history = await asyncio.to_thread(runtime.registry.history, name)
-                return {**adapter, "history": [rollout.as_json() for rollout in history]}
+                return {**adapter, "history": [{**one.as_json(), "previous": one.previous} for one in history]}
         raise NotFoundError(f"There is no voice {name!r}.", code="voice_not_found", param="name")
 
     @router.post("/adapters/{name}/versions", status_code=201, openapi_extra=UPLOAD)
@@ -111,6 +112,11 @@ def admin_routes(runtime: Runtime) -> APIRouter:
     async def remove_voice(name: str, who: actor) -> dict[str, Any]:
         """Let nobody answer for a voice; its versions stay published under their ids."""
         return {"name": name, "versions": await asyncio.to_thread(runtime.registry.remove_voice, name, who)}
+
+    @router.get("/adapters/{name}/versions/{digest}")
+    async def get_version(name: str, digest: str, _: actor) -> dict[str, Any]:
+        """One version: its state, what it was made of, and what its evaluation found."""
+        return await asyncio.to_thread(known_version, runtime, f"{name}@{digest}")
 
     @router.delete("/adapters/{name}/versions/{digest}")
     async def retire(name: str, digest: str, who: actor) -> dict[str, Any]:

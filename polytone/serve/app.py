@@ -9,6 +9,7 @@ from polytone import __version__
 
 from .admin import admin_routes
 from .chat import chat_routes
+from .conversation_routes import conversation_routes
 from .data_routes import data_routes
 from .description import ERRORS
 from .errors import install_error_handlers
@@ -41,6 +42,14 @@ def create_app(runtime: Runtime, origins: Iterable[str] = (), page: LatePage | N
     if page is not None:
         app.add_middleware(WithPage, page=page)
     app.add_middleware(Guard, keyring=runtime.keyring, origins=tuple(origins), body_bytes=runtime.limits.body_bytes)
-    for routes in (chat_routes, model_routes, feedback_routes, admin_routes, data_routes, health_routes):
+    for routes in (
+        chat_routes,
+        model_routes,
+        feedback_routes,
+        conversation_routes,
+        admin_routes,
+        data_routes,
+        health_routes,
+    ):
         app.include_router(routes(runtime))
     return app

@@ -114,7 +114,7 @@ def forget(
     home: HomeOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Delete every answer of a conversation and what was said of it."""
+    """Delete every answer of a conversation, what was said of it, and what a tester kept of it."""
     from .capture import Policies
     from .metrics import Metrics
     from .traffic import Traffic

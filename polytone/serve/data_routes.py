@@ -1,4 +1,4 @@
-"""/admin/reviews, /admin/feedback/export, /admin/drift and /admin/traffic: what is made of answers and feedback."""
+"""/admin/reviews, feedback/export, drift, activity and traffic: what is made of answers and feedback."""
 
 import asyncio
 from datetime import datetime
@@ -10,6 +10,7 @@ from pydantic import Field, model_validator
 
 from polytone.contract.errors import NotFoundError
 
+from .activity import activity, period
 from .admin import admin_actor
 from .bodies import Strict
 from .database import in_utc
@@ -107,11 +108,24 @@ def data_routes(runtime: Runtime) -> APIRouter:
         """End an alarm; its detector starts anew against the same reference."""
         return await asyncio.to_thread(runtime.drift.acknowledge, version, signal, who)
 
+    @router.get("/activity")
+    async def over_time(
+        _: actor,
+        since: datetime | None = None,
+        until: datetime | None = None,
+        buckets: Annotated[int, Query(ge=1, le=500)] = 48,
+    ) -> dict[str, Any]:
+        """Answers, tokens, times and thumbs of every version over time; without `since` the 24 hours before `until`."""
+        begin, end = period(since, until, buckets)
+        await runtime.traffic.flush()
+        return await asyncio.to_thread(activity, runtime.database, begin, end, buckets)
+
     @router.delete("/traffic")
     async def forget(
         conversation_id: Annotated[str, Query(min_length=1, max_length=128)], who: actor
     ) -> dict[str, Any]:
-        """Delete every answer of a conversation and what was said of it: a person's right to be forgotten."""
+        """Delete every answer of a conversation, what was said of it and what was kept of it: a person's right to be
+        forgotten."""
         await runtime.traffic.flush()
         return {"deleted": await asyncio.to_thread(runtime.traffic.forget, conversation_id, who)}
 

@@ -12,6 +12,8 @@ from sqlalchemy import Connection, Engine, create_engine, event
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
+from polytone.contract.errors import InputError
+
 MIGRATIONS = Path(__file__).parent / "migrations"
 
 
@@ -41,6 +43,12 @@ def prepare_sqlite(connection: Any, _record: Any) -> None:
     for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", "busy_timeout=10000"):
         cursor.execute(f"PRAGMA {pragma}")
     cursor.close()
+    connection.create_function("lower", 1, lower, deterministic=True)
+
+
+def lower(value: Any) -> Any:
+    """SQLite's own knows no letters but A to Z."""
+    return value.lower() if isinstance(value, str) else value
 
 
 def begin_sqlite(connection: Connection) -> None:
@@ -73,5 +81,12 @@ def aware(moment: datetime) -> datetime:
 
 
 def in_utc(moment: datetime) -> datetime:
-    """A moment from outside as it is stored; one without a zone is taken for UTC."""
-    return aware(moment).astimezone(UTC)
+    """A moment from outside as it is stored; one without a zone is taken for UTC.
+
+    Raises:
+        InputError: `invalid_request`, if it lies before the first year or after the last in UTC.
+    """
+    try:
+        return aware(moment).astimezone(UTC)
+    except OverflowError:
+        raise InputError(f"{moment.isoformat()} is no time in UTC.", code="invalid_request") from None

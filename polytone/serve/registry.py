@@ -34,10 +34,11 @@ class Part:
 
 @dataclass(frozen=True)
 class Rollout:
-    """Who answers for a voice; `generation` grows by one with every change."""
+    """Who answers for a voice; `generation` grows by one with every change, `previous` is the one to roll back to."""
 
     generation: int
     parts: tuple[Part, ...]
+    previous: int | None = field(default=None, compare=False)
 
     @property
     def versions(self) -> frozenset[str]:
@@ -319,7 +320,7 @@ def rollout_of(session: Session, voice: str, generation: int) -> RolloutRow | No
 
 
 def as_rollout(row: RolloutRow) -> Rollout:
-    return Rollout(row.generation, tuple(Part(version, weight) for version, weight in row.parts))
+    return Rollout(row.generation, tuple(Part(version, weight) for version, weight in row.parts), row.previous)
 
 
 def note(session: Session, actor: str, action: str, target: str, before: Any, after: Any) -> None:

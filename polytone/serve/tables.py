@@ -179,6 +179,37 @@ class ReviewRow(Table):
     feedback_id: Mapped[str | None] = mapped_column(String(32))
 
 
+class ConversationRow(Table):
+    """A conversation that a tester keeps; `owner` is the name of the key that made it, or nobody's."""
+
+    __tablename__ = "conversations"
+    __table_args__ = (Index("ix_conversations_owner_updated", "owner", "updated_at"),)
+
+    id: Mapped[str] = mapped_column(String(64), primary_key=True)
+    owner: Mapped[str] = mapped_column(String(63))
+    title: Mapped[str] = mapped_column(String(200), default="")
+    model: Mapped[str | None] = mapped_column(String(80))
+    created_at: Mapped[datetime] = mapped_column(DateTime(timezone=True), default=now)
+    updated_at: Mapped[datetime] = mapped_column(DateTime(timezone=True), default=now)
+
+
+class TurnRow(Table):
+    """What was said once, after which turn. Rows are only ever added, and deleted with their conversation."""
+
+    __tablename__ = "turns"
+    __table_args__ = (UniqueConstraint("conversation", "id"),)
+
+    number: Mapped[int] = mapped_column(primary_key=True, autoincrement=True)
+    id: Mapped[str] = mapped_column(String(64))
+    conversation: Mapped[str] = mapped_column(ForeignKey("conversations.id", ondelete="CASCADE"), index=True)
+    parent: Mapped[str | None] = mapped_column(String(64))
+    role: Mapped[str] = mapped_column(String(16))
+    content: Mapped[str] = mapped_column(Text)
+    completion_id: Mapped[str | None] = mapped_column(String(64))
+    details: Mapped[dict[str, Any]] = mapped_column(JSON)
+    at: Mapped[datetime] = mapped_column(DateTime(timezone=True), default=now)
+
+
 class DriftRow(Table):
     """What a detector of a version knows; it goes on from there after a restart, on whichever replica."""
 

@@ -16,6 +16,7 @@ from sqlalchemy.orm import Session
 
 from .background import in_thread, working
 from .capture import Captured, Known, Measure, Policies, name_kept, row_of
+from .conversations import delete_conversation
 from .database import insert_for, now, reading, writing
 from .metrics import Metrics
 from .registry import note
@@ -145,7 +146,8 @@ class Traffic:
             return delete_answers(session, AnswerRow.at < moment)
 
     def forget(self, conversation: str, actor: str) -> int:
-        """Delete every answer of a conversation, what was said of it, and what waits for review. Blocks.
+        """Delete every answer of a conversation, what was said of it, what waits for review and what a tester kept.
+        Blocks.
 
         The audit log keeps who did it and how many answers it were; the conversation's name is forgotten too.
         """
@@ -153,6 +155,7 @@ class Traffic:
         with writing(self._database) as session:
             session.execute(delete(FeedbackRow).where(FeedbackRow.target_id.in_(named)))
             gone = delete_answers(session, AnswerRow.conversation.in_(named))
+            delete_conversation(session, conversation)
             note(session, actor, "forget", "conversation", None, {"answers": gone})
         return gone
 

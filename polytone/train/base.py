@@ -21,6 +21,7 @@ from polytone.contract.errors import CheckError, InputError, UnavailableError
 from polytone.contract.files import folder_written_whole
 from polytone.contract.home import Home, check_name
 
+from .heap import give_large_blocks_back
 from .progress import Progress
 
 EMBEDDED_ID = "smollm2-135m-instruct"
@@ -185,7 +186,11 @@ def compute_dtype() -> torch.dtype:
 
 
 def load_nf4(source: Path, dtype: torch.dtype) -> Any:
-    """The model with its linear layers in NF4 with double quantization (QLoRA, Dettmers et al. 2023)."""
+    """The model with its linear layers in NF4 with double quantization (QLoRA, Dettmers et al. 2023).
+
+    On a CPU the process gives large blocks back to the system from then on: see `heap`.
+    """
+    give_large_blocks_back()
     model = AutoModelForCausalLM.from_pretrained(
         source,
         dtype=dtype,

@@ -20,9 +20,7 @@ TABLES_BYTES = 4 * (16 + 256 + 1)  # every layer has its own tables of codes, an
 # (bench/memory.py); and what a CUDA process holds beside its tensors, as is usual: no GPU was there to measure it on.
 PROCESS_BYTES = 700_000_000
 CUDA_CONTEXT_BYTES = 800_000_000
-# What glibc keeps of freed memory, measured (docs/memory.md): the checkpoint's tensors once they are converted, a share
-# of what is saved, which lies between freed pieces, and as much as so many backward passes of a block need.
-STORED_BYTES, HEAP_SHARE, HEAP_WORKSPACES = 2, 0.43, 2
+STORED_BYTES = 2  # of a checkpoint's weight, in bfloat16
 LARGEST_BATCH = 1 << 20
 PROCESS = "process and libraries"
 HELD_WHILE_LOADING = ("weights", "quantization constants", PROCESS)
@@ -70,7 +68,6 @@ def estimate(shape: Shape, plan: Plan) -> Estimate:
             "gradients under way in one block, as far as they exceed the logits, whose memory is free by then",
         ),
         evaluation_item(shape, plan),
-        allocator_item(shape, plan),
         process_item(plan),
     )
     return Estimate(shape, plan, (*items, loading_item(shape, plan, items)))
@@ -170,26 +167,11 @@ def dequantization_item(shape: Shape, plan: Plan) -> Item:
 
 
 def evaluation_item(shape: Shape, plan: Plan) -> Item:
-    """Measuring follows training; on a CPU the allocator still holds then what the activations lay in."""
-    training = max(logit_bytes(shape, plan), workspace_bytes(shape, plan))
-    if plan.device == "cuda":
-        training += activation_bytes(shape, plan)
+    """Measuring follows training, when the memory of its activations is free."""
+    training = activation_bytes(shape, plan) + max(logit_bytes(shape, plan), workspace_bytes(shape, plan))
     beyond = max(0, evaluation_bytes(shape, plan) - training)
     words = f"measuring the voice on {plan.evaluation_rows} held-out rows at a time, as far as it exceeds training"
     return Item("evaluation", beyond, words if plan.evaluation_rows else "none")
-
-
-def allocator_item(shape: Shape, plan: Plan) -> Item:
-    """Freed memory that stays resident on a CPU: glibc gives back large tensors and the end of its heap."""
-    if plan.device == "cuda":
-        return Item("allocator", 0, "none: PyTorch's CUDA allocator uses freed blocks again; fragments are not counted")
-    loading = shape.parameters * STORED_BYTES
-    training = HEAP_SHARE * activation_bytes(shape, plan) + HEAP_WORKSPACES * workspace_bytes(shape, plan)
-    words = (
-        f"freed memory that glibc keeps, measured: the bfloat16 weights that were read ({loading:,} bytes), and freed "
-        f"pieces among the activations, {HEAP_SHARE:.0%} of them and {HEAP_WORKSPACES} backward workspaces"
-    )
-    return Item("allocator", loading + round(training), words)
 
 
 def loading_item(shape: Shape, plan: Plan, items: tuple[Item, ...]) -> Item:
@@ -197,7 +179,7 @@ def loading_item(shape: Shape, plan: Plan, items: tuple[Item, ...]) -> Item:
     if plan.device == "cuda":
         return Item("loading", 0, "none: weights are read in main memory and quantized one by one")
     stored = shape.parameters * STORED_BYTES
-    training = sum(item.bytes for item in items if item.name not in HELD_WHILE_LOADING) - stored
+    training = sum(item.bytes for item in items if item.name not in HELD_WHILE_LOADING)
     words = f"the checkpoint's {stored:,} bytes in bfloat16, mapped while it is read, as far as training takes less"
     return Item("loading", max(0, stored - training), words)
 

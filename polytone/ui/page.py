@@ -1,110 +1,103 @@
-"""The chat page: pick a voice, chat with streaming and stop."""
+"""The pages: one tab for each thing that testers and operators do here."""
 
 import os
-from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import gradio as gr
 from fastapi import FastAPI
-from openai import APIError, AsyncOpenAI
+
+from .api import Server
+from .chat import chat_tab
+from .compare import compare_tab
+from .monitor import monitor_tab
+from .review import review_tab
+from .shell import Shell
+from .voices import voices_tab
 
 FONTS = ["system-ui", "sans-serif"]
 MONO = ["ui-monospace", "monospace"]
-TESTERS_AT_ONCE = 64
-MAX_TOKENS = 400
+HERE = Path(__file__).parent
+HOUR = 3600  # how long a file that was chosen and not sent stays
+LARGEST_FILE = "1gb"
+# Whatever a model says, the page fetches nothing from elsewhere: no picture that tells a stranger who reads it.
+POLICY = "default-src 'self' data: blob: 'unsafe-inline' 'unsafe-eval'; object-src 'none'; base-uri 'self'"
+HEAD = f"""<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta http-equiv="Content-Security-Policy" content="{POLICY}">"""
 
 
 def page_app(url: str, path: str) -> FastAPI:
-    """The page under `path` of an app of its own; it talks to the API at `url`."""
+    """The pages under `path` of an app of its own; they talk to the API at `url`."""
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
-    gr.mount_gradio_app(app, build_page(url), path=path, theme=theme(), footer_links=[])
+    gr.mount_gradio_app(
+        app, build_page(url), path=path, footer_links=[], ssr_mode=False, max_file_size=LARGEST_FILE, **looks()
+    )
     return app
 
 
+def launch(url: str, port: int) -> None:
+    """Serve the pages alone on loopback."""
+    build_page(url).launch(
+        server_name="127.0.0.1", server_port=port, footer_links=[], max_file_size=LARGEST_FILE, **looks()
+    )
+
+
+def looks() -> dict[str, Any]:
+    script = f"<script>{(HERE / 'page.js').read_text()}</script>"
+    return {"theme": theme(), "css_paths": HERE / "style.css", "head": HEAD + script}
+
+
 def theme() -> gr.themes.Base:
-    """Local fonts only: the page fetches nothing from outside."""
-    return gr.themes.Soft(primary_hue="teal", font=FONTS, font_mono=MONO)
+    """Local fonts only: the page fetches nothing from outside. Words are dark enough to read on every ground."""
+    plain = gr.themes.Default(primary_hue="teal", neutral_hue="slate", font=FONTS, font_mono=MONO, radius_size="sm")
+    return plain.set(
+        block_title_text_color="*neutral_700",
+        block_title_text_color_dark="*neutral_200",
+        block_label_text_color="*neutral_700",
+        block_label_text_color_dark="*neutral_200",
+        body_text_color_subdued="*neutral_600",
+        body_text_color_subdued_dark="*neutral_300",
+        input_placeholder_color="*neutral_500",
+        input_placeholder_color_dark="*neutral_400",
+        button_primary_background_fill="*primary_700",
+        button_primary_background_fill_hover="*primary_800",
+        button_primary_background_fill_dark="*primary_700",
+        button_primary_background_fill_hover_dark="*primary_600",
+        button_primary_text_color="white",
+    )
 
 
 def build_page(url: str) -> gr.Blocks:
-    def client(key: str | None) -> AsyncOpenAI:
-        return AsyncOpenAI(base_url=f"{url}/v1", api_key=key or "none", max_retries=0)
-
-    async def voices(key: str | None) -> list[tuple[str, str]]:
-        """(label, model) of everything that answers now, the voices first."""
-        async with client(key) as server:
-            cards = [card async for card in server.models.list()]
-        cards.sort(key=lambda card: getattr(card, "parent", None) is None)
-        return [(label(card), card.id) for card in cards]
-
-    async def refresh(chosen: str | None, key: str | None) -> Any:
-        try:
-            choices = await voices(key)
-        except APIError as error:
-            gr.Warning(f"The server cannot list its voices: {error.message}")
-            return gr.skip()
-        known = [model for _, model in choices]
-        return gr.update(choices=choices, value=chosen if chosen in known else known[0])
-
-    async def answer(
-        message: str, history: list[dict[str, Any]], model: str | None, key: str | None
-    ) -> AsyncIterator[str]:
-        if not model:
-            raise gr.Error("No voice answers yet. The server may still be starting; try again shortly.")
-        messages = [{"role": turn["role"], "content": text_of(turn["content"])} for turn in history]
-        messages.append({"role": "user", "content": message})
-        said = ""
-        try:
-            async with (
-                client(key) as server,
-                await server.chat.completions.create(
-                    model=model, messages=messages, stream=True, max_tokens=MAX_TOKENS
-                ) as stream,
-            ):
-                async for chunk in stream:
-                    if chunk.choices and chunk.choices[0].delta.content:
-                        said += chunk.choices[0].delta.content
-                        yield said
-        except APIError as error:
-            raise gr.Error(f"{model} could not answer: {error.message}", duration=None) from None
-
-    with gr.Blocks(title="Polytone", fill_height=True, analytics_enabled=False) as page:
-        gr.Markdown("# Polytone\nOne base model, many brand voices. Pick a voice and talk to it.")
-        with gr.Row():
-            voice = gr.Dropdown(label="Voice", choices=[], interactive=True, scale=3)
-            key = gr.Textbox(label="Key (if the server needs one)", type="password", scale=1)
-        gr.ChatInterface(
-            answer,
-            additional_inputs=[voice, key],
-            chatbot=gr.Chatbot(label="Conversation", height="60vh", sanitize_html=True, buttons=["copy", "copy_all"]),
-            textbox=gr.Textbox(
-                placeholder="Ask as a customer would",
-                label="Message",
-                show_label=False,
-                submit_btn=True,
-                stop_btn=True,
-            ),
-            concurrency_limit=TESTERS_AT_ONCE,
-            api_visibility="private",
-        )
-        for moment in (page.load, voice.focus, key.submit):
-            moment(refresh, [voice, key], voice, api_visibility="private")
+    with gr.Blocks(title="Polytone", analytics_enabled=False, fill_width=True, delete_cache=(HOUR, HOUR)) as page:
+        with gr.Row(elem_id="top"):
+            gr.Markdown("# Polytone\nOne base model, many brand voices.", elem_id="brand")
+            tester = gr.Textbox(
+                "", label="Your name", placeholder="shown with your feedback", max_length=100, min_width=180
+            )
+            key = gr.Textbox("", label="Key", placeholder="if the server needs one", type="password", min_width=180)
+        kept = gr.BrowserState({"tester": "", "key": ""}, storage_key="polytone-who", secret="polytone")  # noqa: S106
+        shell = Shell(Server(url), key, tester)
+        with gr.Tabs(elem_id="tabs"):
+            for name, build in TABS.items():
+                with gr.Tab(name, id=name.lower()) as tab:
+                    build(shell, page, tab)
+        page.load(lambda who: (who["tester"], who["key"]), kept, [tester, key], api_visibility="private")
+        for box in (tester, key):
+            box.change(
+                lambda name, secret: {"tester": name, "key": secret},
+                [tester, key],
+                kept,
+                api_visibility="private",
+                show_progress="hidden",
+            )
     return page
 
 
-def label(card: Any) -> str:
-    version = getattr(card, "version", card.id)
-    return f"{card.id} ({version.partition('@')[2]})" if "@" in version else f"{card.id} (base)"
-
-
-def text_of(content: Any) -> str:
-    """A turn's text; Gradio stores it as a string or as parts."""
-    if isinstance(content, str):
-        return content
-    return "".join(part.get("text", "") for part in content if isinstance(part, dict))
-
-
-def launch(url: str, port: int) -> None:
-    """Serve the page alone on loopback."""
-    build_page(url).launch(server_name="127.0.0.1", server_port=port, theme=theme(), footer_links=[], quiet=False)
+TABS = {
+    "Chat": chat_tab,
+    "Compare": compare_tab,
+    "Review": review_tab,
+    "Voices": voices_tab,
+    "Monitor": monitor_tab,
+}

@@ -1,0 +1,136 @@
+"""What versions answered over time: how much, how fast, and what people thought of it."""
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import Any
+
+import numpy as np
+from sqlalchemy import Engine, select
+
+from polytone.contract.errors import InputError
+
+from .database import aware, in_utc, now, reading
+from .feedback import standing
+from .tables import AnswerRow, FeedbackRow
+
+MOST_ROWS = 200_000
+ROWS_AT_ONCE = 5000
+SHORTEST_BUCKET = timedelta(seconds=1)
+WHOLE = 200
+FAILED = 500  # as the alerts count: a reader who left early (499) is no failure of the version
+
+
+@dataclass
+class Bucket:
+    """One version in one stretch of time."""
+
+    answers: int = 0
+    errors: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    first_tokens: list[float] = field(default_factory=list)
+    seconds: list[float] = field(default_factory=list)
+    thumbs: dict[str, int] = field(default_factory=lambda: {"up": 0, "down": 0})
+
+    def as_json(self, at: datetime) -> dict[str, Any]:
+        return {
+            "at": at.isoformat(),
+            "answers": self.answers,
+            "errors": self.errors,
+            "prompt_tokens": self.prompt_tokens,
+            "completion_tokens": self.completion_tokens,
+            "first_token_p50": quantile(self.first_tokens, 0.5),
+            "first_token_p95": quantile(self.first_tokens, 0.95),
+            "seconds_p50": quantile(self.seconds, 0.5),
+            "seconds_p95": quantile(self.seconds, 0.95),
+            "thumbs_up": self.thumbs["up"],
+            "thumbs_down": self.thumbs["down"],
+        }
+
+
+def period(since: datetime | None, until: datetime | None, buckets: int) -> tuple[datetime, datetime]:
+    """The moments that were asked for, by default the last 24 hours.
+
+    Raises:
+        InputError: `invalid_request`.
+    """
+    end = in_utc(until) if until else now()
+    try:
+        begin = in_utc(since) if since else end - timedelta(days=1)
+    except OverflowError:
+        begin = end
+    if end - begin < buckets * SHORTEST_BUCKET:
+        raise InputError(
+            "since: it must lie before until, by a second for each of the buckets at least.",
+            code="invalid_request",
+            param="since",
+        )
+    return begin, end
+
+
+def activity(database: Engine, since: datetime, until: datetime, buckets: int) -> dict[str, Any]:
+    """Every version's answers and thumbs from `since` to before `until`, in `buckets` stretches of the same length.
+    Blocks.
+
+    Only stretches in which something happened are there. Times are in seconds, and of whole answers. Thumbs count where
+    they were given, as they stood at `until`. Of more than `MOST_ROWS` answers the newest are taken, and `cut` says so.
+    """
+    step = (until - since) / buckets
+    found: dict[tuple[str, str], dict[int, Bucket]] = defaultdict(lambda: defaultdict(Bucket))
+    count = 0
+    for at, adapter, version, status, read, written, first, seconds in answers_between(database, since, until):
+        count += 1
+        if count > MOST_ROWS:  # the last one says only that there are more
+            continue
+        bucket = found[adapter, version][place(aware(at), since, step, buckets)]
+        bucket.answers += status < FAILED
+        bucket.errors += status >= FAILED
+        bucket.prompt_tokens += read
+        bucket.completion_tokens += written
+        if status == WHOLE:
+            bucket.seconds.append(seconds)
+            if first is not None:
+                bucket.first_tokens.append(first)
+    for thumb in thumbs_between(database, since, until):
+        bucket = found[thumb.adapter, thumb.version][place(aware(thumb.at), since, step, buckets)]
+        bucket.thumbs[str(thumb.value)] += 1
+    return {
+        "since": since.isoformat(),
+        "until": until.isoformat(),
+        "bucket_seconds": step.total_seconds(),
+        "cut": count > MOST_ROWS,
+        "versions": [
+            {
+                "adapter": adapter,
+                "version": version,
+                "points": [bucket.as_json(since + number * step) for number, bucket in sorted(points.items())],
+            }
+            for (adapter, version), points in sorted(found.items())
+        ],
+    }
+
+
+def answers_between(database: Engine, since: datetime, until: datetime) -> Iterator[Any]:
+    """The newest first, one more than are counted."""
+    row = AnswerRow
+    columns = (row.at, row.adapter, row.version, row.status, row.prompt_tokens, row.completion_tokens)
+    wanted = select(*columns, row.first_token_seconds, row.seconds).where(row.at >= since, row.at < until)
+    newest = wanted.order_by(row.at.desc()).limit(MOST_ROWS + 1).execution_options(yield_per=ROWS_AT_ONCE)
+    with reading(database) as session, session.execute(newest) as rows:
+        yield from rows
+
+
+def thumbs_between(database: Engine, since: datetime, until: datetime) -> Sequence[FeedbackRow]:
+    within = (FeedbackRow.at >= since, FeedbackRow.at < until)
+    with reading(database) as session:
+        return standing(session, until, FeedbackRow.key == "thumb", *within)
+
+
+def place(at: datetime, since: datetime, step: timedelta, buckets: int) -> int:
+    return min(int((at - since) / step), buckets - 1)
+
+
+def quantile(values: list[float], share: float) -> float | None:
+    return round(float(np.quantile(values, share)), 4) if values else None

@@ -1,0 +1,209 @@
+"""Conversations that testers keep: trees of turns that are added once and never changed."""
+
+import re
+import secrets
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from sqlalchemy import Engine, and_, delete, exists, func, or_, select
+from sqlalchemy.orm import Session
+
+from polytone.contract.errors import ConflictError, InputError, NotFoundError
+
+from .conversation_body import TurnBody
+from .conversation_lines import lines_of, model_of
+from .database import aware, now, reading, writing
+from .tables import ConversationRow, TurnRow
+
+LONGEST_TITLE = 80
+CONVERSATION_ID = r"conv_[0-9a-f]{32}"
+CURSOR = rf"^[0-9]{{1,17}}-{CONVERSATION_ID}$"
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+MICROSECOND = timedelta(microseconds=1)
+NEWEST = (ConversationRow.updated_at.desc(), ConversationRow.id)
+
+
+@dataclass(frozen=True)
+class Kept:
+    """A conversation, how many turns it has, and, where asked for, the turns in the order they were said."""
+
+    row: ConversationRow
+    count: int
+    turns: tuple[TurnRow, ...] | None = None
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "id": self.row.id,
+            "title": self.row.title,
+            "model": self.row.model,
+            "created_at": aware(self.row.created_at).isoformat(),
+            "updated_at": aware(self.row.updated_at).isoformat(),
+            "turns": self.count if self.turns is None else [turn_json(turn) for turn in self.turns],
+        }
+
+
+class Conversations:
+    """The conversations in the database. `owner` is whose they are; another's are not there. Methods block."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    def create(self, owner: str, title: str = "") -> Kept:
+        moment, name = now(), f"conv_{secrets.token_hex(16)}"
+        row = ConversationRow(id=name, owner=owner, title=title.strip(), created_at=moment, updated_at=moment)
+        with writing(self._engine) as session:
+            session.add(row)
+            session.flush()
+        return Kept(row, 0)
+
+    def add(self, owner: str, conversation: str, body: TurnBody) -> TurnRow:
+        """Add a turn.
+
+        Raises:
+            NotFoundError: `conversation_not_found`.
+            InputError: `invalid_request`, if there is no such parent.
+            ConflictError: `idempotency_conflict`, if the id is taken by another turn.
+        """
+        with writing(self._engine) as session:
+            row = owned(session, owner, conversation, lock=True)
+            if body.id is not None and (known := turn_of(session, conversation, body.id)):
+                return the_same(known, body)
+            if body.parent is not None and turn_of(session, conversation, body.parent) is None:
+                raise InputError(
+                    f"parent: {conversation} has no turn {body.parent}.", code="invalid_request", param="parent"
+                )
+            said = body.model_dump(exclude={"id"})
+            turn = TurnRow(id=body.id or f"turn_{secrets.token_hex(16)}", conversation=conversation, **said)
+            session.add(turn)
+            row.updated_at = now()
+            if body.role == "user" and not row.title:
+                row.title = first_line(body.content)
+            if body.role == "assistant":
+                row.model = model_of(body.details) or row.model
+            session.flush()
+            return turn
+
+    def get(self, owner: str, conversation: str) -> Kept:
+        """Raises NotFoundError `conversation_not_found`."""
+        with reading(self._engine) as session:
+            row = owned(session, owner, conversation)
+            turns = turns_of(session, conversation)
+            return Kept(row, len(turns), tuple(turns))
+
+    def page(
+        self, owner: str, search: str | None = None, cursor: str | None = None, limit: int = 50
+    ) -> tuple[list[Kept], str | None]:
+        """Up to `limit`, the one that was added to last first, and the cursor of the next page or None."""
+        counted = (
+            select(func.count())
+            .select_from(TurnRow)
+            .where(TurnRow.conversation == ConversationRow.id)
+            .scalar_subquery()
+        )
+        wanted = select(ConversationRow, counted).where(*found_by(owner, search)).order_by(*NEWEST).limit(limit + 1)
+        if cursor is not None:
+            wanted = wanted.where(after(cursor))
+        with reading(self._engine) as session:
+            rows = [Kept(row, count) for row, count in session.execute(wanted)]
+        return rows[:limit], cursor_of(rows[limit - 1].row) if len(rows) > limit else None
+
+    def delete(self, owner: str, conversation: str) -> int:
+        """Delete a conversation; how many turns it had.
+
+        Raises:
+            NotFoundError: `conversation_not_found`.
+        """
+        with writing(self._engine) as session:
+            owned(session, owner, conversation, lock=True)
+            return delete_conversation(session, conversation)
+
+    def export(self, owner: str, conversation: str | None = None, search: str | None = None) -> Iterator[str]:
+        """JSON lines, read one conversation at a time.
+
+        Raises:
+            NotFoundError: `conversation_not_found`.
+        """
+        with reading(self._engine) as session:
+            if conversation is not None:
+                return self._lines([owned(session, owner, conversation).id])
+            wanted = select(ConversationRow.id).where(*found_by(owner, search)).order_by(*NEWEST)
+            return self._lines(session.scalars(wanted).all())
+
+    def _lines(self, conversations: Sequence[str]) -> Iterator[str]:
+        for conversation in conversations:
+            with reading(self._engine) as session:
+                turns = turns_of(session, conversation)
+            yield from lines_of(conversation, turns)
+
+
+def owned(session: Session, owner: str, conversation: str, lock: bool = False) -> ConversationRow:
+    row = None
+    if re.fullmatch(CONVERSATION_ID, conversation):
+        row = session.get(ConversationRow, conversation, with_for_update=lock)
+    if row is None or row.owner != owner:
+        raise NotFoundError(
+            f"There is no conversation {conversation!r}.", code="conversation_not_found", param="conversation_id"
+        )
+    return row
+
+
+def turn_of(session: Session, conversation: str, turn: str) -> TurnRow | None:
+    return session.scalar(select(TurnRow).where(TurnRow.conversation == conversation, TurnRow.id == turn))
+
+
+def turns_of(session: Session, conversation: str) -> Sequence[TurnRow]:
+    return session.scalars(select(TurnRow).where(TurnRow.conversation == conversation).order_by(TurnRow.number)).all()
+
+
+def the_same(known: TurnRow, body: TurnBody) -> TurnRow:
+    if any(getattr(known, name) != value for name, value in body.model_dump().items()):
+        raise ConflictError(f"{known.id} was sent before with other content.", code="idempotency_conflict", param="id")
+    return known
+
+
+def found_by(owner: str, search: str | None) -> list[Any]:
+    """Whose they are, and words of the title or of any turn, in capitals or not; `%` and `_` are only themselves."""
+    if not search:
+        return [ConversationRow.owner == owner]
+    said = exists().where(
+        TurnRow.conversation == ConversationRow.id, TurnRow.content.icontains(search, autoescape=True)
+    )
+    return [ConversationRow.owner == owner, or_(ConversationRow.title.icontains(search, autoescape=True), said)]
+
+
+def cursor_of(row: ConversationRow) -> str:
+    """A place in the list that stays where it is when a conversation moves to the front."""
+    return f"{(aware(row.updated_at) - EPOCH) // MICROSECOND}-{row.id}"
+
+
+def after(cursor: str) -> Any:
+    moment, _, last = cursor.partition("-")
+    at = EPOCH + int(moment) * MICROSECOND
+    return or_(ConversationRow.updated_at < at, and_(ConversationRow.updated_at == at, ConversationRow.id > last))
+
+
+def delete_conversation(session: Session, conversation: str) -> int:
+    """Delete a conversation, whoever it belongs to; how many turns it had."""
+    session.get(ConversationRow, conversation, with_for_update=True)  # so that no turn is added meanwhile
+    done = session.execute(delete(TurnRow).where(TurnRow.conversation == conversation))
+    session.execute(delete(ConversationRow).where(ConversationRow.id == conversation))
+    return int(getattr(done, "rowcount", 0))
+
+
+def turn_json(turn: TurnRow) -> dict[str, Any]:
+    return {
+        "id": turn.id,
+        "parent": turn.parent,
+        "role": turn.role,
+        "content": turn.content,
+        "completion_id": turn.completion_id,
+        "details": turn.details,
+        "at": aware(turn.at).isoformat(),
+    }
+
+
+def first_line(text: str) -> str:
+    lines = text.strip().splitlines()
+    return lines[0].strip()[:LONGEST_TITLE] if lines else ""

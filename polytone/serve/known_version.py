@@ -1,0 +1,100 @@
+"""What is known here of one version: what it was made of, whether it answers, and what its evaluation found."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from polytone.contract.adapter import EVALUATION, MANIFEST, DataSource, Manifest
+from polytone.contract.errors import NotFoundError
+from polytone.contract.evaluation import GateVerdict
+from polytone.contract.home import Home
+
+from .gates import verdict_if_readable
+from .runtime import Runtime
+
+
+def known_version(runtime: Runtime, version: str) -> dict[str, Any]:
+    """`manifest` is null where its files are not here or damaged, `evaluation` where none was made on this machine.
+    Blocks.
+
+    Raises:
+        NotFoundError: `version_not_found`, if it was never published.
+    """
+    states = {row.id: row.state for row in runtime.registry.versions()}
+    if version not in states:
+        raise NotFoundError(f"No version {version!r} was published here.", code="version_not_found", param="digest")
+    state, reason = runtime.voices.states().get(version, (states[version], None))
+    manifest = runtime.voices.manifest(version) or manifest_if_readable(runtime.home, version)
+    verdict = verdict_if_readable(runtime.home, version)
+    return {
+        "version": version,
+        "state": state,
+        "reason": reason,
+        "resident": version in runtime.voices.resident(),
+        "manifest": facts(manifest) if manifest else None,
+        "evaluation": findings(runtime.home, verdict) if verdict else None,
+    }
+
+
+def manifest_if_readable(home: Home, version: str) -> Manifest | None:
+    """Not checked against the weights, which takes long: whoever loads the version does that."""
+    try:
+        manifest = Manifest.model_validate_json((home.adapter_folder(version) / MANIFEST).read_bytes())
+    except (OSError, ValidationError):
+        return None
+    return manifest if manifest.version == version else None
+
+
+def facts(manifest: Manifest) -> dict[str, Any]:
+    """What a person asks of a version; the whole manifest lies in its folder."""
+    evaluation, train = manifest.evaluation, manifest.data.train
+    training = manifest.recipe.get("training")
+    return {
+        "base": manifest.base.id,
+        "created": manifest.created.isoformat(timespec="seconds"),
+        "parent": manifest.parent,
+        "method": training.get("method") if isinstance(training, dict) else None,
+        "rank": manifest.peft.rank,
+        "targets": manifest.peft.targets,
+        "rows": train.rows,
+        "assistant_tokens": train.assistant_tokens,
+        "export": export_facts(train),
+        "held_out_loss": evaluation.adapter_loss,
+        "base_loss": evaluation.base_loss,
+        "parent_loss": evaluation.parent_loss,
+        "system_prompt": manifest.system_prompt,
+        "licence": manifest.licence,
+    }
+
+
+def export_facts(source: DataSource) -> dict[str, Any] | None:
+    """How many answers of traffic it was trained on; the manifest has every id."""
+    if source.export is None:
+        return None
+    return {**source.export.model_dump(exclude={"completions"}), "completions": len(source.export.completions)}
+
+
+def findings(home: Home, verdict: GateVerdict) -> dict[str, Any]:
+    """The verdict with every gate and figure, as far as its evaluation's folder lies in the home; else only with the
+    gates that failed."""
+    document = document_of(home, verdict)
+    failed = [{**reason.model_dump(exclude={"message"}), "passed": False} for reason in verdict.reasons]
+    return {
+        **verdict.model_dump(mode="json", exclude={"version"}),
+        "gates": document.get("held", failed),
+        "figures": document.get("models", {}),
+    }
+
+
+def document_of(home: Home, verdict: GateVerdict) -> dict[str, Any]:
+    """evaluation.json of this very verdict; empty where there is none, as after `polytone evaluate --out`."""
+    if verdict.folder is None or Path(verdict.folder).name != verdict.folder:
+        return {}
+    try:
+        document = json.loads((home.evaluations / verdict.folder / EVALUATION).read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return {}
+    of_this = isinstance(document, dict) and document.get("verdict") == verdict.model_dump(mode="json")
+    return document if of_this else {}

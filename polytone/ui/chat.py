@@ -1,0 +1,156 @@
+"""The chat tab: talk to a voice, stop it, ask again, go back to an earlier answer, and say what an answer was like."""
+
+import time
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import gradio as gr
+
+from .answer import answered, ended
+from .api import ApiError
+from .chat_view import ChatView, shown
+from .conversations import History, keep_turn, new_conversation
+from .opinion import Opinion
+from .shell import Shell, voice_choices, warn
+from .thread import Thread, Turn, new_id
+from .transcript import turn_at
+
+TESTERS_AT_ONCE = 64
+SECONDS_BETWEEN_UPDATES = 0.05
+NO_VOICE = "No voice answers yet. The server may still be starting: open the list of voices again shortly."
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """What a question is asked with."""
+
+    model: str | None
+    system: str | None
+    temperature: float | None
+    max_tokens: float | None
+    seed: float | None
+
+    def request(self, thread: Thread, question: str) -> dict[str, Any]:
+        """The chat completion that answers `question`; what is not set is left to the voice."""
+        system = [{"role": "system", "content": self.system}] if (self.system or "").strip() else []
+        wanted: dict[str, Any] = {"model": self.model, "messages": [*system, *thread.messages(question)]}
+        if self.max_tokens is not None:
+            wanted["max_tokens"] = int(self.max_tokens)
+        if self.temperature is not None:
+            wanted["temperature"] = self.temperature
+        if self.seed is not None:
+            wanted["seed"] = int(self.seed)
+        return wanted
+
+
+def chat_tab(shell: Shell, page: gr.Blocks, tab: gr.Tab) -> None:
+    with gr.Row(elem_id="chat"):
+        with gr.Column(scale=1, min_width=260, elem_id="history"):
+            history = History.build()
+        with gr.Column(scale=4, min_width=320):
+            view = ChatView.build()
+            opinion = Opinion.build()
+    asked = wire(Chat(shell), view, page, tab)
+    history.wire(shell, page, tab, view, asked)
+    opinion.wire(shell, view)
+
+
+@dataclass(frozen=True)
+class Chat:
+    """The handlers; every update is what `ChatView.outputs` show then."""
+
+    shell: Shell
+
+    async def voices(self, chosen: str | None, key: str) -> Any:
+        try:
+            choices = voice_choices(await self.shell.api(key).models())
+        except ApiError as error:
+            warn(error)
+            return gr.skip()
+        known = [model for _, model in choices]
+        if chosen in known:  # another may be chosen while this is under way
+            return gr.update(choices=choices)
+        return gr.update(choices=choices, value=next(iter(known), None))
+
+    async def send(self, text: str, thread: Thread, key: str, *chosen: Any) -> AsyncIterator[Any]:
+        if not text.strip():
+            yield nothing_new(thread)
+            return
+        async for update in self._ask(thread.said("user", text, thread.head), key, Chosen(*chosen)):
+            yield update
+
+    async def again(self, event: gr.RetryData, thread: Thread, key: str, *chosen: Any) -> AsyncIterator[Any]:
+        """Ask the question once more; the answer that is there stays as a sibling."""
+        turn = turn_at(thread, event.index)
+        if turn is None:
+            yield nothing_new(thread)
+            return
+        question = turn.parent if turn.is_answer else turn.id
+        async for update in self._ask(replace(thread, head=question), key, Chosen(*chosen)):
+            yield update
+
+    async def edit(self, event: gr.EditData, thread: Thread, key: str, *chosen: Any) -> AsyncIterator[Any]:
+        """Ask in other words; the old ones stay as a sibling."""
+        turn = turn_at(thread, event.index)
+        before = turn.parent if turn else thread.head
+        async for update in self._ask(thread.said("user", str(event.value), before), key, Chosen(*chosen)):
+            yield update
+
+    async def _ask(self, thread: Thread, key: str, chosen: Chosen) -> AsyncIterator[Any]:
+        """Answer the thread's head, a question."""
+        if not chosen.model:
+            raise gr.Error(NO_VOICE, title="No voice")
+        api, url = self.shell.api(key), self.shell.server.url
+        question = thread.head or ""
+        yield shown(thread, url, busy=True)
+        thread = await new_conversation(api, thread)
+        await keep_turn(api, thread, thread.turns[question])
+        started = Turn(new_id(), question, "assistant", "")
+        told = 0.0
+        async for answer in answered(api, chosen.request(thread, question), thread.id, started):
+            thread = thread.with_turn(answer)
+            if time.monotonic() - told > SECONDS_BETWEEN_UPDATES:
+                told = time.monotonic()
+                yield shown(thread, url, busy=True)
+        await keep_turn(api, thread, thread.turns[started.id])
+        yield shown(thread, url)
+
+    async def stopped(self, thread: Thread, key: str) -> Any:
+        """What had come until then stays, and is kept."""
+        last = thread.turns.get(thread.head or "")
+        if last is not None and last.is_answer:
+            thread = thread.with_turn(ended(last, finish="stopped"))
+            await keep_turn(self.shell.api(key), thread, thread.turns[last.id])
+        return shown(thread, self.shell.server.url)
+
+    def beside(self, step: int) -> Callable[[Thread], Any]:
+        return lambda thread: shown(thread.beside(step), self.shell.server.url)
+
+    def anew(self) -> Any:
+        return shown(Thread(), self.shell.server.url)
+
+
+def nothing_new(thread: Thread) -> tuple[Any, ...]:
+    """An event that yields nothing at all would empty everything it may change."""
+    return tuple(gr.skip() for _ in shown(thread, ""))
+
+
+def wire(chat: Chat, view: ChatView, page: gr.Blocks, tab: gr.Tab) -> list[Any]:
+    """The events of the chat itself; returns those that answer, for others to cancel."""
+    key = chat.shell.key
+    quiet: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
+    busy: dict[str, Any] = {**quiet, "outputs": view.outputs, "concurrency_limit": TESTERS_AT_ONCE}
+    asked = [
+        view.box.submit(chat.send, [view.box, view.thread, key, *view.asking], **busy),
+        view.chatbot.retry(chat.again, [view.thread, key, *view.asking], **busy),
+        view.chatbot.edit(chat.edit, [view.thread, key, *view.asking], **busy),
+    ]
+    view.box.stop(chat.stopped, [view.thread, key], view.outputs, cancels=asked, **quiet)
+    for start in (view.fresh.click, view.chatbot.clear):
+        start(chat.anew, None, view.outputs, cancels=asked, **quiet)
+    for button, step in ((view.earlier, -1), (view.later, 1)):
+        button.click(chat.beside(step), view.thread, view.outputs, **quiet)
+    for moment in (page.load, view.voice.focus, key.submit, tab.select):
+        moment(chat.voices, [view.voice, key], view.voice, **quiet)
+    return asked

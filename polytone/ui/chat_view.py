@@ -1,0 +1,98 @@
+"""The components of the chat tab, and what they show of a thread."""
+
+from dataclasses import dataclass
+from typing import Any
+from uuid import uuid4
+
+import gradio as gr
+
+from .thread import Thread
+from .transcript import transcript
+
+BUSY = {"submit_btn": False, "stop_btn": True}
+READY = {"submit_btn": True, "stop_btn": False}
+
+
+@dataclass(frozen=True)
+class ChatView:
+    """`thread` is the session's conversation; `settled` changes when it has, and no answer is under way."""
+
+    thread: gr.State
+    settled: gr.State
+    voice: gr.Dropdown
+    fresh: gr.Button
+    chatbot: gr.Chatbot
+    branches: gr.Row
+    earlier: gr.Button
+    place: gr.Markdown
+    later: gr.Button
+    box: gr.Textbox
+    system: gr.Textbox
+    temperature: gr.Number
+    max_tokens: gr.Number
+    seed: gr.Number
+
+    @classmethod
+    def build(cls) -> "ChatView":
+        with gr.Row(elem_id="chat-head"):
+            voice = gr.Dropdown(label="Voice", choices=[], interactive=True, scale=3, min_width=200)
+            fresh = gr.Button("New conversation", scale=1, min_width=140)
+        chatbot = gr.Chatbot(
+            label="Conversation",
+            height="58vh",
+            sanitize_html=True,
+            allow_tags=False,
+            editable="user",
+            buttons=["copy", "copy_all"],
+            placeholder="**Ask as a customer would.**\n\nThe answer comes from the voice chosen above.",
+            elem_id="transcript",
+        )
+        with gr.Row(visible=False, elem_id="branches") as branches:
+            earlier = gr.Button("← Earlier", size="sm", min_width=90, scale=0)
+            place = gr.Markdown("", elem_id="branch-place")
+            later = gr.Button("Later →", size="sm", min_width=90, scale=0)
+        box = gr.Textbox(
+            label="Message",
+            show_label=False,
+            placeholder="Ask as a customer would",
+            submit_btn=True,
+            max_lines=8,
+            autofocus=True,
+            elem_id="message",
+        )
+        with gr.Accordion("Settings", open=False):
+            system = gr.Textbox(label="System prompt", placeholder="Empty: the voice's own", lines=2)
+            with gr.Row():
+                temperature = gr.Number(
+                    label="Temperature", value=None, minimum=0, maximum=2, step=0.1, placeholder="the voice's own"
+                )
+                max_tokens = gr.Number(
+                    label="Longest answer, in tokens", value=None, minimum=1, precision=0, placeholder="the voice's own"
+                )
+                seed = gr.Number(label="Seed", value=None, precision=0, placeholder="none")
+        states = (gr.State(Thread()), gr.State(""))
+        head, branch = (voice, fresh, chatbot), (branches, earlier, place, later)
+        return cls(*states, *head, *branch, box, system, temperature, max_tokens, seed)
+
+    @property
+    def asking(self) -> list[Any]:
+        """What a question is asked with, in the order of `Chosen`."""
+        return [self.voice, self.system, self.temperature, self.max_tokens, self.seed]
+
+    @property
+    def outputs(self) -> list[Any]:
+        """What `shown` gives values for."""
+        return [self.box, self.chatbot, self.branches, self.place, self.thread, self.settled]
+
+
+def shown(thread: Thread, url: str, busy: bool = False) -> tuple[Any, ...]:
+    """The view of a thread, for `ChatView.outputs`."""
+    number, of = thread.place()
+    return (
+        gr.update(value="", **(BUSY if busy else READY)),
+        gr.update(value=transcript(thread, url)),
+        gr.update(visible=of > 1 and not busy),
+        f"Branch {number} of {of}",
+        thread,
+        gr.skip() if busy else uuid4().hex,
+    )

@@ -1,0 +1,117 @@
+"""The review tab: one answer after the other, held for whoever looks at it, and decided once."""
+
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import quote
+
+import gradio as gr
+
+from .api import ApiError
+from .markup import paragraph, told_badly, told_well
+from .review_item import EMPTY, Held, queue_table, waiting
+from .review_view import ANYONE, ReviewView, shown
+from .shell import Shell, annotator, told, warn
+
+TESTERS_AT_ONCE = 64
+GONE = ("review_decided", "review_leased", "review_not_found", "completion_not_found")
+DONE = {"accept": "Accepted.", "edit": "Your correction is kept.", "reject": "Rejected: it is left out of exports."}
+UNCHANGED = "Change the text first, or accept the answer as it is."
+HELD = "This is the answer in your hands: decide on it first."
+FOCUS = """() => setTimeout(() => {
+  (document.querySelector("#review-text textarea") || document.getElementById("review-accept"))?.focus();
+}, 50)"""
+
+
+@dataclass(frozen=True)
+class Review:
+    """What the tab does when something is clicked."""
+
+    shell: Shell
+
+    async def load(self, voice: str | None, key: str) -> Any:
+        """The queue's counts, and the voices to choose from."""
+        try:
+            adapters = (await self.shell.api(key).get("/admin/adapters"))["adapters"]
+        except ApiError as error:
+            return told_badly(f"The queue cannot be shown. {told(error)}"), gr.skip(), gr.skip()
+        names = [adapter["name"] for adapter in adapters]
+        choices = [ANYONE, *((name, name) for name in names)]
+        return *await self.count(key), gr.update(choices=choices, value=voice if voice in names else "")
+
+    async def count(self, key: str) -> tuple[Any, Any]:
+        try:
+            reviews = (await self.shell.api(key).get("/admin/reviews"))["reviews"]
+        except ApiError as error:
+            return told_badly(f"The queue cannot be counted. {told(error)}"), gr.skip()
+        return paragraph(waiting(reviews)), queue_table(reviews)
+
+    async def following(self, held: Held | None, voice: str | None, key: str, tester: str) -> Any:
+        """The next item; where that is the one in hand, what was written of it stays."""
+        updates = await self.lease(voice, key, tester)
+        if held is not None and updates[0] is not None and updates[0].completion == held.completion:
+            return [updates[0], gr.update(value=told_well(HELD), visible=True), *[gr.skip()] * (len(updates) - 2)]
+        return updates
+
+    async def lease(self, voice: str | None, key: str, tester: str, before: str = "", bad: bool = False) -> list[Any]:
+        """The next item, after a sentence about the one before."""
+        reviewer = annotator(tester)["id"]
+        body = {"reviewer": reviewer, **({"adapter": voice} if voice else {})}
+        try:
+            item = (await self.shell.api(key).post("/admin/reviews/next", body))["item"]
+        except ApiError as error:
+            return shown(None, f"{before} The next answer cannot be fetched. {told(error)}".strip(), bad=True)
+        if item is None:
+            return shown(None, f"{before} {EMPTY}".strip())
+        return shown(Held(item, reviewer), f"{before} This is the next answer.".strip() if before else "", bad)
+
+    async def accept(self, held: Held | None, voice: str | None, key: str, tester: str) -> Any:
+        return await self.decide("accept", held, voice, key, tester)
+
+    async def reject(self, held: Held | None, voice: str | None, key: str, tester: str) -> Any:
+        return await self.decide("reject", held, voice, key, tester)
+
+    async def save(self, text: str, held: Held | None, voice: str | None, key: str, tester: str) -> Any:
+        if not text.strip() or (held is not None and text.strip() == (held.reply or "").strip()):
+            gr.Info(UNCHANGED)
+            return gr.skip()
+        return await self.decide("edit", held, voice, key, tester, text=text)
+
+    async def decide(
+        self, decision: str, held: Held | None, voice: str | None, key: str, tester: str, **more: str
+    ) -> Any:
+        """Close the item and go on; one that someone else was faster at is left to them."""
+        if held is None:
+            return gr.skip()
+        body = {"reviewer": held.reviewer, "decision": decision, **more}
+        try:
+            await self.shell.api(key).post(f"/admin/reviews/{quote(held.completion, safe='')}", body)
+        except ApiError as error:
+            if error.code not in GONE:
+                warn(error)
+                return gr.skip()
+            return await self.lease(voice, key, tester, f"Not decided by you: {told(error)}", bad=True)
+        return await self.lease(voice, key, tester, DONE[decision])
+
+
+def review_tab(shell: Shell, page: gr.Blocks, tab: gr.Tab) -> None:
+    view, does = ReviewView.build(), Review(shell)
+    asking = [view.voice, shell.key, shell.tester]
+    deciding = [view.held, *asking]
+    quiet: dict[str, Any] = {
+        "api_visibility": "private",
+        "show_progress": "hidden",
+        "concurrency_limit": TESTERS_AT_ONCE,
+    }
+    decided = [
+        view.following.click(does.following, deciding, view.outputs, **quiet),
+        view.accept.click(does.accept, deciding, view.outputs, **quiet),
+        view.reject.click(does.reject, deciding, view.outputs, **quiet),
+    ]
+    saved = view.save.click(does.save, [view.text, *deciding], view.outputs, **quiet)
+    for event in (*decided, saved):
+        event.then(does.count, shell.key, [view.waiting, view.counts], **quiet)
+    saved.then(None, js=FOCUS)
+    view.edit.click(lambda: gr.update(visible=True), None, view.editor, **quiet).then(None, js=FOCUS)
+    view.cancel.click(lambda: gr.update(visible=False), None, view.editor, **quiet)
+    for moment in (tab.select, shell.key.submit):
+        moment(does.load, [view.voice, shell.key], [view.waiting, view.counts, view.voice], **quiet)

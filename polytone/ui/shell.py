@@ -1,0 +1,53 @@
+"""What every tab is given: the server, who is asking, and how a refusal is told."""
+
+from dataclasses import dataclass
+
+import gradio as gr
+
+from .api import Api, ApiError, Server
+
+ANONYMOUS = "tester"
+
+
+@dataclass(frozen=True)
+class Shell:
+    """`key` and `tester` are inputs of every event: the key to ask with, and the name feedback is given under."""
+
+    server: Server
+    key: gr.Textbox
+    tester: gr.Textbox
+
+    def api(self, key: str | None) -> Api:
+        return self.server.api(key)
+
+
+def annotator(tester: str | None) -> dict[str, str]:
+    """Who says it, as POST /v1/feedback takes it."""
+    return {"id": (tester or "").strip()[:100] or ANONYMOUS, "kind": "human"}
+
+
+def told(error: ApiError) -> str:
+    """A refusal as one sentence or a few; keys are asked for where they are missing."""
+    if error.code in ("key_missing", "key_invalid"):
+        return "This server asks for a key. Enter yours at the top of the page."
+    if error.code == "key_of_other_kind":
+        return "This part of the page needs a key of another kind: an inference key to chat, an admin key to manage."
+    return " ".join([error.message, *(f"• {reason}" for reason in error.reasons)])
+
+
+def warn(error: ApiError) -> None:
+    gr.Warning(told(error))
+
+
+def voice_choices(cards: list[dict[str, object]], pinned: bool = False) -> list[tuple[str, str]]:
+    """(label, model) of everything that answers: the voices first, the base last."""
+    voices = sorted(cards, key=lambda card: (card.get("parent") is None, str(card["id"])))
+    return [(voice_label(card), str(card["id"])) for card in voices if pinned or "@" not in str(card["id"])]
+
+
+def voice_label(card: dict[str, object]) -> str:
+    name = str(card["id"])
+    digest = str(card.get("version", "")).partition("@")[2]
+    if "@" in name:
+        return name
+    return f"{name} ({digest})" if digest else f"{name} (base)"

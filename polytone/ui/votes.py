@@ -1,0 +1,48 @@
+"""The four votes on a pair: as buttons, and by key."""
+
+from dataclasses import dataclass
+
+import gradio as gr
+
+from .blind import VOTES
+
+WORDS = {"a": "A is better (a)", "b": "B is better (b)", "tie": "Tie (t)", "both_bad": "Both bad (x)"}
+HINT = "By click, or by the key in brackets while no text box has the focus."
+LISTEN = """() => {
+  if (window.polytoneVotes) return;
+  window.polytoneVotes = {on: true};
+  const buttons = {a: "vote-a", b: "vote-b", t: "vote-tie", x: "vote-both_bad"};
+  document.addEventListener("keydown", (event) => {
+    if (!window.polytoneVotes.on || event.ctrlKey || event.metaKey || event.altKey || event.repeat) return;
+    if (event.target.closest("input:not([type=checkbox]), textarea, select, [contenteditable=true]")) return;
+    const button = document.getElementById(buttons[event.key.toLowerCase()]);
+    if (button?.checkVisibility()) button.click();
+  });
+}"""
+SWITCH = "(on) => { window.polytoneVotes = window.polytoneVotes || {}; window.polytoneVotes.on = on; }"
+LEAVE_THE_TEXT = "() => { document.activeElement?.blur(); }"
+
+
+@dataclass(frozen=True)
+class Votes:
+    row: gr.Column
+    buttons: tuple[gr.Button, ...]
+    by_key: gr.Checkbox
+
+    @classmethod
+    def build(cls, by_key: gr.Checkbox) -> "Votes":
+        with gr.Column(visible=False, elem_id="votes") as row:
+            with gr.Row():
+                buttons = tuple(gr.Button(WORDS[vote], elem_id=f"vote-{vote}", min_width=130) for vote in VOTES)
+            gr.Markdown(HINT, elem_classes="hint")
+        return cls(row, buttons, by_key)
+
+    def listen(self, page: gr.Blocks) -> None:
+        """Take keys; who dictates or types in other ways can turn that off."""
+        page.load(None, js=LISTEN)
+        self.by_key.change(None, self.by_key, js=SWITCH)
+
+
+def vote_of(event: gr.EventData) -> str:
+    """Which vote a click on one of the buttons is."""
+    return str(event.target.elem_id).removeprefix("vote-")
