@@ -3,7 +3,7 @@ PYTHON ?= python3.11
 LOCK ?= requirements/cpu.txt
 BIN := .venv/bin
 
-.PHONY: setup demo test lint check check-serving check-training soak bench screenshots clean
+.PHONY: setup demo test test-pages test-training test-serving lint check check-serving check-training soak bench screenshots clean
 
 setup: .venv/.ready
 
@@ -17,9 +17,10 @@ setup: .venv/.ready
 demo: setup
 	$(BIN)/python examples/demo.py
 
-## Lint, types and the whole suite, real engine and real small model included
-test: lint
-	$(BIN)/python -m pytest
+## Lint, types and the whole suite, real engine and real small model included; two parts at a time where one core each will do
+test: setup
+	@$(MAKE) --no-print-directory --jobs 2 --output-sync=line test-pages test-training test-serving lint
+	$(BIN)/python -m pytest -m "(engine or e2e) and not soak"
 
 lint: setup
 	$(BIN)/ruff check .
@@ -30,16 +31,27 @@ lint: setup
 check: setup
 	@$(MAKE) --no-print-directory --jobs 2 --output-sync check-serving check-training lint
 
-# Two halves of about the same length: the second waits for the training libraries to import.
-FAST := $(BIN)/python -m pytest -q -m "not engine and not slow"
+# Parts of about the same length: training's tests wait for its libraries to import, the pages' for a browser.
+ONE_CORE := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q
+PAGES := $(wildcard tests/test_page_*.py)
 TRAINING := $(addprefix tests/, test_train.py test_training_options.py test_engine.py test_kto.py test_dpo.py \
-	test_preferences.py test_reference.py test_evaluate.py test_publish.py)
+	test_preferences.py test_reference.py test_evaluate.py test_publish.py test_sweep.py test_resume.py test_processes.py)
+ELSEWHERE := $(PAGES:%=--ignore %) $(TRAINING:%=--ignore %) --ignore tests/soak --ignore tests/test_e2e.py
+
+test-pages: setup
+	@$(ONE_CORE) $(PAGES)
+
+test-training: setup
+	@$(ONE_CORE) -m "not engine" $(TRAINING)
+
+test-serving: setup
+	@$(ONE_CORE) -m "not engine" $(ELSEWHERE)
 
 check-serving: setup
-	$(FAST) --ignore tests/soak --ignore tests/test_e2e.py $(TRAINING:%=--ignore %)
+	@$(ONE_CORE) -m "not engine and not slow" $(ELSEWHERE)
 
 check-training: setup
-	$(FAST) $(TRAINING)
+	@$(ONE_CORE) -m "not engine and not slow" $(TRAINING)
 
 ## Slow proofs: faults, floods and memory on a tiny model (10 minutes), then tone and a rollout on the demo's voices, drift, data, memory and verdicts
 soak: setup

@@ -86,6 +86,6 @@ def facts(page: Page, version: str) -> Locator:
     return page.locator("#transcript").get_by_role("button", name=re.compile(rf"^{re.escape(version)} · \d+ tokens"))
 
 
-async def choose(page: Page, voice: str) -> None:
-    await page.get_by_label("Voice", exact=True).click()
-    await page.get_by_role("option", name=voice).click()
+async def choose(page: Page, option: str, of: str = "Voice") -> None:
+    await page.get_by_label(of, exact=True).click()
+    await page.get_by_role("option", name=option).click()

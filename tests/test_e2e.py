@@ -27,6 +27,8 @@ from polytone.contract.home import Home
 
 from .conftest import Process, free_port, polytone, served
 from .pages import ask, asked, browsing, choose, needs_browser
+from .soak.marked import restamped
+from .test_page_voices import confirm, propose, upload
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
 
@@ -379,6 +381,62 @@ async def vote_blind(page: Page, prompts: int) -> None:
         await page.locator("#sides h2").first.click()  # out of any text box
         await page.keyboard.press("t")
     await expect(page.get_by_text(f"All {prompts} prompts are through.")).to_be_visible(timeout=30_000)
+
+
+@needs_browser
+async def test_a_day_of_an_operator_on_the_page(shop: Shop) -> None:
+    """Review what someone did not like, see an upload refused, promote another version and roll it back."""
+    old = shop.voices["driftpepper"]
+    new = restamped(shop.home, old, 1).version
+    bad = dislike(shop, "driftpepper")
+    assert polytone("adapters", "publish", new, home=shop.home.root).returncode == 0
+    async with browsing() as browser:
+        page = await browser.new_page()
+        await page.goto(f"{shop.server.url}/ui/")
+        await page.get_by_role("tab", name="Review").click(timeout=60_000)
+        await page.get_by_label("Your name").fill("Robin")
+        found = page.locator("#review-asked").get_by_text("How much is the blue one?")
+        await page.get_by_role("button", name="Next answer").click()
+        for _ in range(5):  # others may wait in this shop, the longest first
+            await expect(page.locator("#review-item")).to_be_visible(timeout=30_000)
+            with contextlib.suppress(AssertionError):
+                await expect(found).to_be_visible(timeout=3_000)
+                break
+            await page.get_by_role("button", name="Accept: good as it is").click()
+        await page.get_by_role("button", name="Edit: make it right").click()
+        await page.locator("#review-text textarea").fill("It is nine pounds.")
+        await page.get_by_role("button", name="Save the correction").click()
+        await expect(found).to_be_hidden(timeout=30_000)
+
+        await page.get_by_role("tab", name="Voices").click()
+        await page.get_by_role("button", name="Upload a version").click(timeout=30_000)
+        await upload(page, "driftpepper", b"no archive at all")
+        await expect(page.get_by_role("alert").filter(has_text="archive")).to_be_visible(timeout=30_000)
+        await choose(page, "driftpepper", "Voice to look at")
+        await choose(page, new, "Version")
+        for button, done in (("Promote to 100 %", f"{new} is to answer 100 %"), ("Roll back", "driftpepper went back")):
+            await propose(page, button)
+            await confirm(page, done)
+        await expect(page.locator("#voice-panel")).to_contain_text(f"driftpepper: {old.version} 100 %", timeout=30_000)
+    corrections = fetched(f"{shop.server.url}/v1/feedback?adapter=driftpepper")["feedback"]
+    assert [one["text"] for one in corrections if one["completion_id"] == bad][-1] == "It is nine pounds."
+    card = fetched(f"{shop.server.url}/v1/models/driftpepper")
+    assert card["version"] == old.version
+    assert polytone("adapters", "retire", new, home=shop.home.root).returncode == 0
+
+
+def dislike(shop: Shop, voice: str) -> str:
+    """Give an answer of the voice a thumb down; its completion id."""
+    question: Any = [{"role": "user", "content": "How much is the blue one?"}]
+    answer = shop.client().chat.completions.create(model=voice, messages=question, max_tokens=8)
+    body = {"key": "thumb", "value": "down", "completion_id": answer.id, "annotator": {"id": "robin"}}
+    assert httpx.post(f"{shop.server.url}/v1/feedback", json=body).status_code == 201
+    return str(answer.id)
+
+
+def fetched(url: str) -> dict[str, Any]:
+    answer: dict[str, Any] = httpx.get(url).json()
+    return answer
 
 
 def engine_of(server: Process) -> psutil.Process:

@@ -57,9 +57,11 @@ async def test_a_stopped_answer_stays_as_far_as_it_came(pages: Pages) -> None:
     page = await open_chat(pages)
     await ask(page, "Tell me everything")
     await expect(page.locator("#transcript").get_by_text("word word")).to_be_visible(timeout=15_000)
+    await page.get_by_placeholder("Ask as a customer would").fill("What I type meanwhile")
     await page.locator("#message .stop-button").click()
     await expect(page.locator("#transcript").get_by_role("button", name=re.compile("stopped$"))).to_be_visible()
     await asyncio.wait_for(no_answer_runs(pages), 10)
+    await expect(page.get_by_placeholder("Ask as a customer would")).to_have_value("What I type meanwhile")
     turn = (await kept(pages))[0]["turns"][-1]
     assert turn["details"]["finish"] == "stopped"
     assert 0 < len(turn["content"].split()) < 400

@@ -1,7 +1,7 @@
 """The chat tab: talk to a voice, stop it, ask again, go back to an earlier answer, and say what an answer was like."""
 
-import time
 from collections.abc import AsyncIterator, Callable
+from contextlib import aclosing
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,11 +13,11 @@ from .chat_view import ChatView, shown
 from .conversations import History, keep_turn, new_conversation
 from .opinion import Opinion
 from .shell import Shell, voice_choices, warn
+from .sides import Halt, side_by_side
 from .thread import Thread, Turn, new_id
 from .transcript import turn_at
 
 TESTERS_AT_ONCE = 64
-SECONDS_BETWEEN_UPDATES = 0.05
 NO_VOICE = "No voice answers yet. The server may still be starting: open the list of voices again shortly."
 
 
@@ -73,56 +73,59 @@ class Chat:
             return gr.update(choices=choices)
         return gr.update(choices=choices, value=next(iter(known), None))
 
-    async def send(self, text: str, thread: Thread, key: str, *chosen: Any) -> AsyncIterator[Any]:
+    async def send(self, text: str, thread: Thread, halt: Halt, key: str, *chosen: Any) -> AsyncIterator[Any]:
         if not text.strip():
             yield nothing_new(thread)
             return
-        async for update in self._ask(thread.said("user", text, thread.head), key, Chosen(*chosen)):
+        async for update in self._ask(thread.said("user", text, thread.head), halt, key, Chosen(*chosen), sent=True):
             yield update
 
-    async def again(self, event: gr.RetryData, thread: Thread, key: str, *chosen: Any) -> AsyncIterator[Any]:
+    async def again(
+        self, event: gr.RetryData, thread: Thread, halt: Halt, key: str, *chosen: Any
+    ) -> AsyncIterator[Any]:
         """Ask the question once more; the answer that is there stays as a sibling."""
         turn = turn_at(thread, event.index)
         if turn is None:
             yield nothing_new(thread)
             return
         question = turn.parent if turn.is_answer else turn.id
-        async for update in self._ask(replace(thread, head=question), key, Chosen(*chosen)):
+        async for update in self._ask(replace(thread, head=question), halt, key, Chosen(*chosen)):
             yield update
 
-    async def edit(self, event: gr.EditData, thread: Thread, key: str, *chosen: Any) -> AsyncIterator[Any]:
+    async def edit(self, event: gr.EditData, thread: Thread, halt: Halt, key: str, *chosen: Any) -> AsyncIterator[Any]:
         """Ask in other words; the old ones stay as a sibling."""
         turn = turn_at(thread, event.index)
         before = turn.parent if turn else thread.head
-        async for update in self._ask(thread.said("user", str(event.value), before), key, Chosen(*chosen)):
+        async for update in self._ask(thread.said("user", str(event.value), before), halt, key, Chosen(*chosen)):
             yield update
 
-    async def _ask(self, thread: Thread, key: str, chosen: Chosen) -> AsyncIterator[Any]:
+    async def _ask(
+        self, thread: Thread, halt: Halt, key: str, chosen: Chosen, sent: bool = False
+    ) -> AsyncIterator[Any]:
         """Answer the thread's head, a question."""
         if not chosen.model:
             raise gr.Error(NO_VOICE, title="No voice")
         api, url = self.shell.api(key), self.shell.server.url
         question = thread.head or ""
-        yield shown(thread, url, busy=True)
+        yield shown(thread, url, busy=True, sent=sent)
         thread = await new_conversation(api, thread)
         await keep_turn(api, thread, thread.turns[question])
         started = Turn(new_id(), question, "assistant", "")
-        told = 0.0
-        async for answer in answered(api, chosen.request(thread, question), thread.id, started):
-            thread = thread.with_turn(answer)
-            if time.monotonic() - told > SECONDS_BETWEEN_UPDATES:
-                told = time.monotonic()
+        streams = [answered(api, chosen.request(thread, question), thread.id, started)]
+        async with aclosing(side_by_side(streams, [started], halt.begin())) as moments:
+            async for (answer,) in moments:
+                thread = thread.with_turn(answer)
                 yield shown(thread, url, busy=True)
-        await keep_turn(api, thread, thread.turns[started.id])
+        answer = thread.turns[started.id]
+        if answer.details.get("under_way"):  # it was stopped: what had come until then stays
+            answer = ended(answer, finish="stopped")
+        thread = thread.with_turn(answer)
+        await keep_turn(api, thread, answer)
         yield shown(thread, url)
 
-    async def stopped(self, thread: Thread, key: str) -> Any:
-        """What had come until then stays, and is kept."""
-        last = thread.turns.get(thread.head or "")
-        if last is not None and last.is_answer:
-            thread = thread.with_turn(ended(last, finish="stopped"))
-            await keep_turn(self.shell.api(key), thread, thread.turns[last.id])
-        return shown(thread, self.shell.server.url)
+    async def stop(self, halt: Halt) -> None:
+        """What is under way ends by itself, so that nothing of it comes after."""
+        halt.now()
 
     def beside(self, step: int) -> Callable[[Thread], Any]:
         return lambda thread: shown(thread.beside(step), self.shell.server.url)
@@ -142,11 +145,11 @@ def wire(chat: Chat, view: ChatView, page: gr.Blocks, tab: gr.Tab) -> list[Any]:
     quiet: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
     busy: dict[str, Any] = {**quiet, "outputs": view.outputs, "concurrency_limit": TESTERS_AT_ONCE}
     asked = [
-        view.box.submit(chat.send, [view.box, view.thread, key, *view.asking], **busy),
-        view.chatbot.retry(chat.again, [view.thread, key, *view.asking], **busy),
-        view.chatbot.edit(chat.edit, [view.thread, key, *view.asking], **busy),
+        view.box.submit(chat.send, [view.box, view.thread, view.halt, key, *view.asking], **busy),
+        view.chatbot.retry(chat.again, [view.thread, view.halt, key, *view.asking], **busy),
+        view.chatbot.edit(chat.edit, [view.thread, view.halt, key, *view.asking], **busy),
     ]
-    view.box.stop(chat.stopped, [view.thread, key], view.outputs, cancels=asked, **quiet)
+    view.box.stop(chat.stop, view.halt, None, **quiet)
     for start in (view.fresh.click, view.chatbot.clear):
         start(chat.anew, None, view.outputs, cancels=asked, **quiet)
     for button, step in ((view.earlier, -1), (view.later, 1)):

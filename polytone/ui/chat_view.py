@@ -6,6 +6,7 @@ from uuid import uuid4
 
 import gradio as gr
 
+from .sides import Halt
 from .thread import Thread
 from .transcript import transcript
 
@@ -15,10 +16,12 @@ READY = {"submit_btn": True, "stop_btn": False}
 
 @dataclass(frozen=True)
 class ChatView:
-    """`thread` is the session's conversation; `settled` changes when it has, and no answer is under way."""
+    """`thread` is the session's conversation; `settled` changes when it has, and no answer is under way, which
+    `halt` ends."""
 
     thread: gr.State
     settled: gr.State
+    halt: gr.State
     voice: gr.Dropdown
     fresh: gr.Button
     chatbot: gr.Chatbot
@@ -70,7 +73,7 @@ class ChatView:
                     label="Longest answer, in tokens", value=None, minimum=1, precision=0, placeholder="the voice's own"
                 )
                 seed = gr.Number(label="Seed", value=None, precision=0, placeholder="none")
-        states = (gr.State(Thread()), gr.State(""))
+        states = (gr.State(Thread()), gr.State(""), gr.State(Halt()))
         head, branch = (voice, fresh, chatbot), (branches, earlier, place, later)
         return cls(*states, *head, *branch, box, system, temperature, max_tokens, seed)
 
@@ -85,11 +88,11 @@ class ChatView:
         return [self.box, self.chatbot, self.branches, self.place, self.thread, self.settled]
 
 
-def shown(thread: Thread, url: str, busy: bool = False) -> tuple[Any, ...]:
-    """The view of a thread, for `ChatView.outputs`."""
+def shown(thread: Thread, url: str, busy: bool = False, sent: bool = False) -> tuple[Any, ...]:
+    """The view of a thread, for `ChatView.outputs`; the box is emptied where its words were `sent`."""
     number, of = thread.place()
     return (
-        gr.update(value="", **(BUSY if busy else READY)),
+        gr.update(**({"value": ""} if sent else {}), **(BUSY if busy else READY)),
         gr.update(value=transcript(thread, url)),
         gr.update(visible=of > 1 and not busy),
         f"Branch {number} of {of}",
