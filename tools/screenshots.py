@@ -8,12 +8,12 @@ import shutil
 import sys
 from pathlib import Path
 
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 TABS = ("Chat", "Compare", "Review", "Voices", "Monitor")
 SIZES = {"wide": (1600, 1000), "narrow": (380, 820)}
 QUESTION = "My parcel should have been here on Tuesday. Where is it?"
-ANSWERED = "#transcript button:has-text('tokens')"
+ANSWERED = "#transcript [role=button]:has-text('tokens')"
 SECONDS = 60_000
 
 
@@ -41,7 +41,7 @@ def taken(browser: Browser, url: str, folder: Path, scheme: str, size: str) -> l
     width, height = SIZES[size]
     page = browser.new_page(viewport={"width": width, "height": height})
     page.goto(f"{url}/ui/?__theme={scheme}")
-    page.get_by_label("Voice", exact=True).wait_for(timeout=SECONDS)
+    expect(page.get_by_label("Voice", exact=True)).not_to_have_value("", timeout=SECONDS)
     page.get_by_placeholder("Ask as a customer would").fill(QUESTION)
     page.keyboard.press("Enter")
     page.locator(ANSWERED).first.wait_for(timeout=SECONDS)
