@@ -82,7 +82,7 @@ def build_page(url: str) -> gr.Blocks:
             for name, build in TABS.items():
                 with gr.Tab(name, id=name.lower()) as tab:
                     build(shell, page, tab)
-        page.load(lambda who: (who["tester"], who["key"]), kept, [tester, key], api_visibility="private")
+        page.load(remembered, kept, [tester, key], api_visibility="private")
         for box in (tester, key):
             box.change(
                 lambda name, secret: {"tester": name, "key": secret},
@@ -92,6 +92,11 @@ def build_page(url: str) -> gr.Blocks:
                 show_progress="hidden",
             )
     return page
+
+
+def remembered(who: dict[str, str]) -> tuple[Any, Any]:
+    """Name and key of the last visit. Where none is known, what was typed while the page loaded stays."""
+    return who["tester"] or gr.skip(), who["key"] or gr.skip()
 
 
 TABS = {
