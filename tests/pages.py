@@ -36,6 +36,18 @@ class Pages:
         await opened.goto(f"{self.url}{path}")
         return opened
 
+    async def feedback(self) -> list[dict[str, Any]]:
+        """What the server was told, in that order."""
+        feedback: list[dict[str, Any]] = (await self.server.client.get("/v1/feedback")).json()["feedback"]
+        return feedback
+
+    async def silence(self, voice: str) -> None:
+        """Let nobody answer for the voice, and wait until nobody does."""
+        assert (await self.server.client.delete(f"/admin/adapters/{voice}")).status_code == 200
+        async with asyncio.timeout(10):
+            while any(card["id"] == voice for card in (await self.server.client.get("/v1/models")).json()["data"]):
+                await asyncio.sleep(0.05)
+
 
 @asynccontextmanager
 async def browsing() -> AsyncIterator[Browser]:
@@ -74,11 +86,11 @@ async def ask(page: Page, text: str) -> None:
     await box.press("Enter")
 
 
-async def asked(page: Page, text: str, version: str) -> None:
+async def asked(page: Page, text: str, version: str, seconds: float = 15) -> None:
     """Ask, and wait until the version's answer is whole."""
     before = await facts(page, version).count()
     await ask(page, text)
-    await expect(facts(page, version)).to_have_count(before + 1, timeout=15_000)
+    await expect(facts(page, version)).to_have_count(before + 1, timeout=seconds * 1000)
 
 
 def facts(page: Page, version: str) -> Locator:
@@ -86,6 +98,6 @@ def facts(page: Page, version: str) -> Locator:
     return page.locator("#transcript").get_by_role("button", name=re.compile(rf"^{re.escape(version)} · \d+ tokens"))
 
 
-async def choose(page: Page, option: str, of: str = "Voice") -> None:
+async def choose(page: Page, option: str, of: str = "Voice", exact: bool = False) -> None:
     await page.get_by_label(of, exact=True).click()
-    await page.get_by_role("option", name=option).click()
+    await page.get_by_role("option", name=option, exact=exact).click()

@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
-from polytone.ui.asking import Asking, at_its_end
-from polytone.ui.blind import choice_of, order_of, shown_left
-from polytone.ui.compare_view import HIDDEN, side
-from polytone.ui.comparison import Comparison, Session
-from polytone.ui.prompts import MOST_PROMPTS, PromptsError, as_text, asked, prompts_of
+from polytone.ui.compare.asking import asked_with, at_its_end
+from polytone.ui.compare.blind import choice_of, order_of, shown_left
+from polytone.ui.compare.comparison import Comparison, Session
+from polytone.ui.compare.prompts import MOST_PROMPTS, PromptsError, as_text, asked, prompts_of
+from polytone.ui.compare.view import HIDDEN, side
 from polytone.ui.sides import Halt, side_by_side
 from polytone.ui.thread import Turn
 
@@ -116,10 +116,10 @@ def test_a_set_goes_on_after_a_vote_and_ends() -> None:
 
 
 def test_requests_have_what_was_set_and_nothing_else() -> None:
-    asking = Asking("", ["acme", " acme@1 ", "acme"], True, None, 40.0, 7.0)
+    asking = asked_with("", ["acme", " acme@1 ", "acme"], True, None, 40.0, 7.0)
     assert asking.models == ("acme", "acme@1")
     wanted = {"model": "acme", "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 40, "seed": 7}
-    assert asking.request("acme", asked(" Hi ")) == wanted
+    assert asking.comparison(asked(" Hi "), Random(1)).answers[0].details["request"] == wanted
     assert asking.comparison(asked("Hi"), Random(1)).blind
     three = replace(asking, chosen=["a", "b", "c"]).comparison(asked("Hi"), Random(1))
     assert (three.blind, three.order) == (False, (0, 1, 2))

@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 
-from polytone.ui.activity import (
+from polytone.ui.api import ApiError, refusal
+from polytone.ui.monitor.activity import (
     COLOURS,
     DRAWN,
     PERIODS,
@@ -19,9 +20,8 @@ from polytone.ui.activity import (
     totals_table,
     window,
 )
-from polytone.ui.api import ApiError, refusal
-from polytone.ui.drift import acknowledge, alarm_panel, alarms_of, chance_words, drift_panel
-from polytone.ui.health import health_words
+from polytone.ui.monitor.drift import acknowledge, alarm_panel, alarms_of, chance_words, drift_panel
+from polytone.ui.monitor.health import health_words
 
 A, B = "acme@aaaaaaaaaaaa", "zest@bbbbbbbbbbbb"
 HOUR = PERIODS[0]

@@ -5,7 +5,6 @@ import json
 import re
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 from playwright.async_api import Locator, Page, expect
@@ -50,11 +49,6 @@ async def ask(page: Page, question: str) -> None:
     await page.get_by_label("Question", exact=True).press("Enter")
 
 
-async def said(pages: Pages) -> list[dict[str, Any]]:
-    feedback: list[dict[str, Any]] = (await pages.server.client.get("/v1/feedback")).json()["feedback"]
-    return feedback
-
-
 async def test_ten_prompts_are_compared_blind(pages: Pages) -> None:
     versions = await two_voices(pages)
     page = await compare_tab(pages)
@@ -88,7 +82,7 @@ async def test_ten_prompts_are_compared_blind(pages: Pages) -> None:
         wanted.append(({"acme": "a", "zest": "b"}.get(value, value), "a" if left == "acme" else "b"))
 
     await expect(page.get_by_text("All 10 prompts are through.")).to_be_visible()
-    given = await said(pages)
+    given = await pages.feedback()
     assert [(one["value"], one["pair"]["shown"]) for one in given] == wanted
     assert len({one["pair"]["a"] for one in given}) == len(given) == 10
     for one in given:
@@ -126,19 +120,13 @@ async def test_one_side_fails_and_the_others_answer(pages: Pages) -> None:
 async def test_a_blind_side_that_fails_is_named_once_nothing_is_left_to_vote_on(pages: Pages) -> None:
     versions = await two_voices(pages)
     page = await compare_tab(pages)
-    assert (await pages.server.client.delete("/admin/adapters/zest")).status_code == 200
-    await asyncio.wait_for(gone(pages, "zest"), 10)
+    await pages.silence("zest")
     await ask(page, "Where is my parcel?")
     failed = page.locator("#sides").get_by_text("No answer: ")
     await expect(failed).to_contain_text("zest")
     await expect(page.locator("#sides")).to_contain_text(versions["acme"])
     await expect(page.locator("#vote-a")).to_be_hidden()
     await expect(page.get_by_role("button", name="Ask this again")).to_be_visible()
-
-
-async def gone(pages: Pages, voice: str) -> None:
-    while any(card["id"] == voice for card in (await pages.server.client.get("/v1/models")).json()["data"]):
-        await asyncio.sleep(0.05)
 
 
 async def test_stop_ends_every_side(pages: Pages) -> None:
@@ -182,6 +170,6 @@ async def test_a_file_of_prompts_is_compared_with_names_shown(pages: Pages, tmp_
     assert [one["messages"] for one in pages.server.engine.requests[-2:]] == [messages, messages]
     await page.keyboard.press("b")
     await expect(page.locator("#compare-notice")).to_contain_text("you preferred B")
-    (given,) = await said(pages)
+    (given,) = await pages.feedback()
     assert (given["value"], given["pair"]["shown"], given["pair"]["blind"]) == ("b", "a", False)
     await expect(page.locator("#standing")).to_contain_text("(names shown)")

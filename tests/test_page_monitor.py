@@ -15,7 +15,7 @@ from polytone.serve.engine import EngineError
 from polytone.serve.keys import Kind
 from polytone.serve.tables import AnswerRow, FeedbackRow
 
-from .pages import Pages, needs_browser, serving_pages
+from .pages import Pages, choose, needs_browser, serving_pages
 from .serving import Server, eventually
 from .test_drift import PLAIN, answers, referenced, report, work
 
@@ -96,7 +96,7 @@ async def test_what_was_planted_is_counted_and_drawn(pages: Pages) -> None:
         thumb(server, completion, acme, value)
 
     page = await open_monitor(pages)
-    await choose(page, "The last", "hour")
+    await choose(page, "hour", "The last", exact=True)
     totals = page.locator("#totals")
     await expect(totals).to_contain_text("The last hour", timeout=TIMEOUT)
     of = {version: totals.get_by_role("row").filter(has_text=version).get_by_role("cell") for version in (acme, zest)}
@@ -108,16 +108,11 @@ async def test_what_was_planted_is_counted_and_drawn(pages: Pages) -> None:
     for chart in ("median", "slow", "thumbs"):
         await expect(page.locator(f"#chart-{chart} path[aria-roledescription='line mark']").first).to_be_attached()
 
-    await choose(page, "Voice to watch", "zest")
+    await choose(page, "zest", "Voice to watch", exact=True)
     await expect(totals).not_to_contain_text(acme)
-    await choose(page, "The last", "24 hours")
+    await choose(page, "24 hours", "The last", exact=True)
     await expect(of[zest].first).to_have_text("9", timeout=TIMEOUT)
     assert sorted(await drawn(page, "requests")) == [(zest, 3), (zest, 6)]
-
-
-async def choose(page: Page, label: str, option: str) -> None:
-    await page.get_by_label(label, exact=True).click()
-    await page.get_by_role("option", name=option, exact=True).click()
 
 
 async def drawn(page: Page, chart: str) -> list[tuple[str, int]]:

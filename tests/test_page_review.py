@@ -10,7 +10,7 @@ from playwright.async_api import Page, expect
 from polytone.serve.capture import Policies, Policy
 from polytone.serve.keys import Kind
 from polytone.serve.reviews import Reviews
-from polytone.ui.review_view import LOADING
+from polytone.ui.review.view import LOADING
 
 from .pages import Pages, needs_browser, serving_pages
 from .test_export import ask, give
@@ -65,7 +65,7 @@ async def test_an_answer_is_edited_one_is_someone_elses_and_then_nothing_waits(p
     await expect(page.get_by_text("And my refund?")).to_be_visible()
     await expect(box).to_be_hidden()
     await expect(page.get_by_text("Waiting: 2 (2 thumbs down).")).to_be_visible()
-    corrections = [one for one in await said(pages) if one["key"] == "correction"]
+    corrections = [one for one in await pages.feedback() if one["key"] == "correction"]
     assert [(one["text"], one["annotator"]["id"]) for one in corrections] == [("It left us this morning!", "Robin")]
     assert corrections[0].get("completion_id", corrections[0].get("target_id")) == first
 
@@ -85,11 +85,6 @@ async def test_an_answer_is_edited_one_is_someone_elses_and_then_nothing_waits(p
     states = {(one["state"], one["reason"]): one["count"] for one in await counts(pages)}
     assert states == {(state, "thumbs_down"): 1 for state in ("open", "edited", "rejected")}
     assert pages.server.runtime.traffic.known(third) is not None
-
-
-async def said(pages: Pages) -> list[dict[str, Any]]:
-    feedback: list[dict[str, Any]] = (await pages.server.client.get("/v1/feedback")).json()["feedback"]
-    return feedback
 
 
 async def counts(pages: Pages) -> list[dict[str, Any]]:

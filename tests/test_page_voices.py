@@ -10,7 +10,7 @@ from polytone.serve.keys import Kind
 from polytone.serve.registry import Part
 
 from .adapters import change_manifest
-from .pages import Pages, needs_browser, serving_pages
+from .pages import Pages, choose, needs_browser, serving_pages
 from .serving import Server
 from .test_promotion import EMPTY, REPEATS, judged
 from .test_upload import Workshop, config, packed
@@ -30,11 +30,6 @@ async def open_voices(pages: Pages, shows: str = "acme") -> Page:
     await page.get_by_role("tab", name="Voices").click(timeout=TIMEOUT)
     await expect(page.locator("#voices-overview")).to_contain_text(shows, timeout=TIMEOUT)
     return page
-
-
-async def choose(page: Page, label: str, option: str) -> None:
-    await page.get_by_label(label, exact=True).click()
-    await page.get_by_role("option", name=option).click()
 
 
 async def propose(page: Page, button: str) -> Locator:
@@ -61,7 +56,7 @@ async def test_a_promotion_a_canary_and_the_way_back(pages: Pages) -> None:
     page = await open_voices(pages)
     panel, audit = page.locator("#voice-panel"), page.locator("#audit")
     await expect(panel).to_contain_text(f"acme: {old} 100 %")
-    await choose(page, "Version", new)
+    await choose(page, new, "Version")
     await expect(page.locator("#version-facts")).to_contain_text(new)
 
     preview = await propose(page, "Promote to 100 %")
@@ -99,7 +94,7 @@ async def test_a_version_is_retired_and_nobody_answers(pages: Pages) -> None:
     page = await open_voices(pages)
     await page.get_by_role("button", name="Retire the version").click()
     await expect(page.get_by_role("alert")).to_contain_text(f"{old} answers for acme")
-    await choose(page, "Version", new)
+    await choose(page, new, "Version")
     await expect(page.get_by_role("alert")).to_have_count(0)
     await expect(await propose(page, "Retire the version")).to_contain_text(f"Retires {new}")
     await confirm(page, f"{new} is retired")
@@ -117,7 +112,7 @@ async def test_someone_who_was_slower_is_told_and_shown_how_it_is(pages: Pages) 
     old, new = await server.voice("acme", 1), server.add("acme", 2)
     page = await open_voices(pages)
     for button in ("Promote to 100 %", "Let nobody answer"):
-        await choose(page, "Version", new)
+        await choose(page, new, "Version")
         await propose(page, button)
         faster = server.registry.roll_out("acme", [Part(old, 60 + len(button)), Part(new, 10)], "ada")
         await page.get_by_role("button", name="Confirm", exact=True).click()
@@ -132,7 +127,7 @@ async def test_failed_gates_are_shown_and_passed_over_by_force_only(pages: Pages
     bad = server.add("acme", 2)
     judged(server.home, bad, REPEATS, EMPTY)
     page = await open_voices(pages)
-    await choose(page, "Version", bad)
+    await choose(page, bad, "Version")
     facts = page.locator("#version-facts")
     await expect(facts).to_contain_text("not good enough")
     await expect(facts).to_contain_text(REPEATS.message)
@@ -200,7 +195,7 @@ async def test_a_key_is_asked_for_and_names_who_did_it(pages: Pages) -> None:
     await page.get_by_label("Key").fill(secret)
     await page.get_by_role("button", name="Refresh").locator("visible=true").click()
     await expect(page.locator("#voices-overview")).to_contain_text("acme", timeout=TIMEOUT)
-    await choose(page, "Version", new)
+    await choose(page, new, "Version")
     await propose(page, "Promote to 100 %")
     await confirm(page, "is to answer 100 %")
     assert server.registry.audit(1)[0].actor == "key ops"

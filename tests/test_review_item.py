@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from polytone.ui.review_item import DRAWN, NO_PROMPT, NO_REPLY, NOT_KEPT, NOTHING_SAID, Held, queue_table, waiting
+from polytone.ui.review.item import DRAWN, NO_PROMPT, NO_REPLY, NOT_KEPT, NOTHING_SAID, Held, queue_table, waiting
 
 
 def held(**changes: Any) -> Held:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from polytone.ui.standing import NONE_YET, Tally, Vote, percent, sentence, standing, tallies, wilson
+from polytone.ui.compare.standing import NONE_YET, Tally, Vote, percent, sentence, standing, tallies, wilson
 
 ACME, ZEST = "acme@111111111111", "zest@222222222222"
 

@@ -8,9 +8,9 @@ import pytest
 from polytone.ui.api import ApiError
 from polytone.ui.markup import escaped, joined, paragraph, table, told_badly
 from polytone.ui.plan import Plan, PlanError, refusal
-from polytone.ui.version_words import version_panel
-from polytone.ui.voice_plans import canary, promote, retire, roll_back, silence, upload
-from polytone.ui.voice_words import all_versions, audit_words, late, rollout_words, state_words, voice_panel
+from polytone.ui.voices.plans import canary, promote, retire, roll_back, silence, upload
+from polytone.ui.voices.version_words import version_panel
+from polytone.ui.voices.words import all_versions, audit_words, late, rollout_words, state_words, voice_panel
 
 A, B, C = (f"acme@{letter * 12}" for letter in "abc")
 

@@ -2,7 +2,6 @@
 
 import asyncio
 import tempfile
-from collections.abc import Callable
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Annotated, Any
@@ -16,16 +15,15 @@ from polytone.contract.errors import NotFoundError
 from polytone.contract.home import check_name
 
 from .bodies import Strict, limited
+from .callers import admin_actor
 from .database import now
 from .description import UPLOAD
 from .gates import Gates, evaluations_of
-from .keys import Key, Kind
+from .keys import Kind
 from .known_version import known_version
 from .registry import Part
 from .runtime import Runtime
 from .upload import receive_version
-
-NOBODY = "anyone on this machine"
 
 
 class PartBody(Strict):
@@ -60,16 +58,6 @@ class KeyBody(Strict):
     tokens_per_minute: Annotated[int, Field(ge=1)] | None = None
     concurrent_requests: Annotated[int, Field(ge=1)] | None = None
     days: Annotated[int, Field(ge=1, le=3650)] | None = None
-
-
-def admin_actor(runtime: Runtime) -> Callable[[Request], str]:
-    """A dependency that says who acts, for the audit log, and refuses who may not."""
-
-    def actor(request: Request) -> str:
-        key: Key | None = runtime.keyring.authenticate(request.headers.get("authorization"), Kind.ADMIN)
-        return f"key {key.name}" if key else NOBODY
-
-    return actor
 
 
 def admin_routes(runtime: Runtime) -> APIRouter:

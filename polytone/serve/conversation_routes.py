@@ -3,27 +3,27 @@
 import asyncio
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, Query, Request
+from fastapi import APIRouter, Depends, Query
 from fastapi.responses import StreamingResponse
 
+from .callers import inference_caller
 from .conversation_body import ConversationBody, ShortId, TurnBody, Words
 from .conversations import CURSOR, Conversations, turn_json
 from .data_routes import LINES, ROWS
-from .keys import Kind
+from .keys import Key
 from .runtime import Runtime
 
-NOBODY = ""
+UNOWNED = ""
 Search = Annotated[Words | None, Query(max_length=200)]
 
 
 def conversation_routes(runtime: Runtime) -> APIRouter:
-    def caller(request: Request) -> str:
+    def owned_by(key: Annotated[Key | None, Depends(inference_caller(runtime))]) -> str:
         """Whose conversations these are; without keys, those of anyone on this machine."""
-        key = runtime.keyring.authenticate(request.headers.get("authorization"), Kind.INFERENCE)
-        return key.name if key else NOBODY
+        return key.name if key else UNOWNED
 
     router = APIRouter(prefix="/v1/conversations", tags=["conversations"])
-    owner = Annotated[str, Depends(caller)]
+    owner = Annotated[str, Depends(owned_by)]
     store = Conversations(runtime.database)
 
     @router.post("", status_code=201)

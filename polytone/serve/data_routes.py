@@ -11,8 +11,8 @@ from pydantic import Field, model_validator
 from polytone.contract.errors import NotFoundError
 
 from .activity import activity, period
-from .admin import admin_actor
 from .bodies import Strict
+from .callers import admin_actor
 from .database import in_utc
 from .drift_words import report
 from .export import Format, Split, export

@@ -5,28 +5,26 @@ import time
 from datetime import datetime
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, Query, Request
+from fastapi import APIRouter, Depends, Query
 
 from polytone.contract.errors import NotFoundError
 
+from .callers import NOBODY, inference_caller
 from .capture import Known
 from .database import in_utc
 from .feedback import FeedbackStore, as_json
 from .feedback_body import Annotator, FeedbackBody
-from .keys import Key, Kind
+from .keys import Key
 from .runtime import Runtime
 
-ANYONE = Annotator(id="anyone on this machine")
+ANYONE = Annotator(id=NOBODY)
 ELSEWHERE_SECONDS = 2.0
 LOOK_AGAIN_SECONDS = 0.1
 
 
 def feedback_routes(runtime: Runtime) -> APIRouter:
-    def caller(request: Request) -> Key | None:
-        return runtime.keyring.authenticate(request.headers.get("authorization"), Kind.INFERENCE)
-
     router = APIRouter(prefix="/v1/feedback", tags=["feedback"])
-    who = Annotated[Key | None, Depends(caller)]
+    who = Annotated[Key | None, Depends(inference_caller(runtime))]
     store = FeedbackStore(runtime.database)
 
     @router.post("", status_code=201)

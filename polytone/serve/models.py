@@ -2,21 +2,19 @@
 
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, Request
+from fastapi import APIRouter, Depends
 
 from polytone.contract.errors import NotFoundError
 
-from .keys import Key, Kind
+from .callers import inference_caller
+from .keys import Key
 from .registry import Rollout
 from .runtime import Runtime
 
 
 def model_routes(runtime: Runtime) -> APIRouter:
-    def caller(request: Request) -> Key | None:
-        return runtime.keyring.authenticate(request.headers.get("authorization"), Kind.INFERENCE)
-
     router = APIRouter(prefix="/v1/models", tags=["models"])
-    who = Annotated[Key | None, Depends(caller)]
+    who = Annotated[Key | None, Depends(inference_caller(runtime))]
 
     @router.get("")
     async def list_models(key: who) -> dict[str, Any]:

@@ -9,10 +9,9 @@ import gradio as gr
 from .api import ApiError, Json
 from .markup import Safe, joined, paragraph, told_badly, told_well
 from .plan import Plan, PlanError, carry_out, refusal
-from .shell import Shell, told
+from .shell import EVENT, QUIET, Shell, told
 
 ANYWAY = "Promote anyway (forced; the audit log says so)"
-AT_ONCE = 64
 
 
 @dataclass(frozen=True)
@@ -52,7 +51,7 @@ class Confirmation:
             except PlanError as error:
                 return settled(told_badly(error))
 
-        event(propose, inputs, self.outputs, api_visibility="private", show_progress="hidden")
+        event(propose, inputs, self.outputs, **QUIET)
 
     def forgets(self, event: Any) -> None:
         """What waits belongs to what was looked at before."""
@@ -60,7 +59,7 @@ class Confirmation:
         async def forget() -> tuple[Any, ...]:
             return settled()
 
-        event(forget, None, self.outputs, api_visibility="private", show_progress="hidden")
+        event(forget, None, self.outputs, **QUIET)
 
     def wire(self, shell: Shell) -> Any:
         """Returns the event after which the page should look again."""
@@ -77,10 +76,9 @@ class Confirmation:
                 return refused(plan, error)
             return settled(told_well(joined(plan.done, notes(answer))))
 
-        quiet: dict[str, Any] = {"api_visibility": "private"}
         self.forgets(self.cancel.click)
-        self.anyway.click(force, self.refused, self.outputs, show_progress="hidden", **quiet)
-        return self.confirm.click(carry, [self.plan, shell.key], self.outputs, concurrency_limit=AT_ONCE, **quiet)
+        self.anyway.click(force, self.refused, self.outputs, **QUIET)
+        return self.confirm.click(carry, [self.plan, shell.key], self.outputs, **EVENT)
 
 
 def asking(plan: Plan) -> tuple[Any, ...]:

@@ -8,12 +8,12 @@ import gradio as gr
 from fastapi import FastAPI
 
 from .api import Server
-from .chat import chat_tab
-from .compare import compare_tab
-from .monitor import monitor_tab
-from .review import review_tab
-from .shell import Shell
-from .voices import voices_tab
+from .chat.tab import chat_tab
+from .compare.tab import compare_tab
+from .monitor.tab import monitor_tab
+from .review.tab import review_tab
+from .shell import QUIET, Shell
+from .voices.tab import voices_tab
 
 FONTS = ["system-ui", "sans-serif"]
 MONO = ["ui-monospace", "monospace"]
@@ -82,14 +82,13 @@ def build_page(url: str) -> gr.Blocks:
             for name, build in TABS.items():
                 with gr.Tab(name, id=name.lower()) as tab:
                     build(shell, page, tab)
-        page.load(remembered, kept, [tester, key], api_visibility="private")
+        page.load(remembered, kept, [tester, key], **QUIET)
         for box in (tester, key):
             box.change(
                 lambda name, secret: {"tester": name, "key": secret},
                 [tester, key],
                 kept,
-                api_visibility="private",
-                show_progress="hidden",
+                **QUIET,
             )
     return page
 

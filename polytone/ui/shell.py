@@ -1,12 +1,17 @@
 """What every tab is given: the server, who is asking, and how a refusal is told."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import gradio as gr
 
 from .api import Api, ApiError, Server
 
 ANONYMOUS = "tester"
+TESTERS_AT_ONCE = 64
+# For events: not offered as an API of Gradio's, and for as many testers at once (Gradio's own default is one).
+EVENT: dict[str, Any] = {"api_visibility": "private", "concurrency_limit": TESTERS_AT_ONCE}
+QUIET: dict[str, Any] = {**EVENT, "show_progress": "hidden"}
 
 
 @dataclass(frozen=True)
@@ -39,15 +44,13 @@ def warn(error: ApiError) -> None:
     gr.Warning(told(error))
 
 
-def voice_choices(cards: list[dict[str, object]], pinned: bool = False) -> list[tuple[str, str]]:
+def voice_choices(cards: list[dict[str, object]]) -> list[tuple[str, str]]:
     """(label, model) of everything that answers: the voices first, the base last."""
     voices = sorted(cards, key=lambda card: (card.get("parent") is None, str(card["id"])))
-    return [(voice_label(card), str(card["id"])) for card in voices if pinned or "@" not in str(card["id"])]
+    return [(voice_label(card), str(card["id"])) for card in voices]
 
 
 def voice_label(card: dict[str, object]) -> str:
     name = str(card["id"])
     digest = str(card.get("version", "")).partition("@")[2]
-    if "@" in name:
-        return name
     return f"{name} ({digest})" if digest else f"{name} (base)"

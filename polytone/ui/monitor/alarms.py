@@ -6,11 +6,11 @@ from typing import Any
 
 import gradio as gr
 
-from .api import Json
-from .confirmation import Confirmation
+from ..api import Json
+from ..confirmation import Confirmation
+from ..markup import paragraph
+from ..shell import Shell
 from .drift import NO_ALARM, acknowledge, alarm_panel, signal_words
-from .markup import paragraph
-from .shell import Shell
 
 
 @dataclass(frozen=True)

@@ -5,16 +5,15 @@ from typing import Any
 
 import gradio as gr
 
-from .api import ApiError, Json
-from .confirmation import Confirmation
-from .markup import paragraph, told_badly
-from .shell import Shell, told
+from ..api import ApiError, Json
+from ..confirmation import Confirmation
+from ..markup import paragraph, told_badly
+from ..shell import EVENT, QUIET, Shell, told
+from .plans import canary, promote, retire, roll_back, silence, upload
+from .reading import Look, look
 from .version_words import version_panel
-from .voice_plans import canary, promote, retire, roll_back, silence, upload
-from .voice_reading import Look, look
-from .voice_words import all_versions, audit_table, share_words, voice_panel, voices_table
+from .words import all_versions, audit_table, share_words, voice_panel, voices_table
 
-AT_ONCE = 64
 WAIT = "Loading the voices."
 
 
@@ -66,9 +65,8 @@ class VoicesView:
                 show,
                 [shell.key, self.name, self.version],
                 outputs,
-                api_visibility="private",
-                concurrency_limit=AT_ONCE,
                 show_progress="minimal",
+                **EVENT,
             )
 
 
@@ -146,5 +144,5 @@ class Upload:
     def wire(self, shell: Shell) -> Any:
         self.confirmation.proposes(self.send.click, upload, [self.name, self.file])
         sent = self.confirmation.wire(shell)
-        sent.then(lambda: None, None, self.file, api_visibility="private", show_progress="hidden")
+        sent.then(lambda: None, None, self.file, **QUIET)
         return sent

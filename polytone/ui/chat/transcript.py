@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from .answer import footer, raw
-from .thread import Thread, Turn
+from ..answer import footer, raw
+from ..thread import Thread, Turn
 
 
 def transcript(thread: Thread, url: str) -> list[dict[str, Any]]:

@@ -7,17 +7,18 @@ from typing import Any
 
 import gradio as gr
 
-from .answer import answered, ended
-from .api import ApiError
-from .chat_view import ChatView, shown
-from .conversations import History, keep_turn, new_conversation
+from ..answer import answered, ended
+from ..api import ApiError
+from ..sampling import Sampling
+from ..shell import QUIET, Shell, voice_choices, warn
+from ..sides import Halt, side_by_side
+from ..thread import Thread, Turn, new_id
+from .history import History
+from .keeping import keep_turn, new_conversation
 from .opinion import Opinion
-from .shell import Shell, voice_choices, warn
-from .sides import Halt, side_by_side
-from .thread import Thread, Turn, new_id
 from .transcript import turn_at
+from .view import ChatView, nothing_new, shown
 
-TESTERS_AT_ONCE = 64
 NO_VOICE = "No voice answers yet. The server may still be starting: open the list of voices again shortly."
 
 
@@ -25,23 +26,19 @@ NO_VOICE = "No voice answers yet. The server may still be starting: open the lis
 class Chosen:
     """What a question is asked with."""
 
-    model: str | None
-    system: str | None
-    temperature: float | None
-    max_tokens: float | None
-    seed: float | None
+    model: str
+    system: str
+    sampling: Sampling
 
     def request(self, thread: Thread, question: str) -> dict[str, Any]:
-        """The chat completion that answers `question`; what is not set is left to the voice."""
-        system = [{"role": "system", "content": self.system}] if (self.system or "").strip() else []
-        wanted: dict[str, Any] = {"model": self.model, "messages": [*system, *thread.messages(question)]}
-        if self.max_tokens is not None:
-            wanted["max_tokens"] = int(self.max_tokens)
-        if self.temperature is not None:
-            wanted["temperature"] = self.temperature
-        if self.seed is not None:
-            wanted["seed"] = int(self.seed)
-        return wanted
+        """The chat completion that answers `question`."""
+        system = [{"role": "system", "content": self.system}] if self.system.strip() else []
+        return self.sampling.request(self.model, [*system, *thread.messages(question)])
+
+
+def chosen(model: str | None, system: str | None, *sampling: Any) -> Chosen:
+    """Out of the values of `ChatView.asking`."""
+    return Chosen(model or "", system or "", Sampling(*sampling))
 
 
 def chat_tab(shell: Shell, page: gr.Blocks, tab: gr.Tab) -> None:
@@ -62,26 +59,26 @@ class Chat:
 
     shell: Shell
 
-    async def voices(self, chosen: str | None, key: str) -> Any:
+    async def voices(self, model: str | None, key: str) -> Any:
         try:
             choices = voice_choices(await self.shell.api(key).models())
         except ApiError as error:
             warn(error)
             return gr.skip()
-        known = [model for _, model in choices]
-        if chosen in known:  # another may be chosen while this is under way
+        known = [known for _, known in choices]
+        if model in known:  # another may be chosen while this is under way
             return gr.update(choices=choices)
         return gr.update(choices=choices, value=next(iter(known), None))
 
-    async def send(self, text: str, thread: Thread, halt: Halt, key: str, *chosen: Any) -> AsyncIterator[Any]:
+    async def send(self, text: str, thread: Thread, halt: Halt, key: str, *asking: Any) -> AsyncIterator[Any]:
         if not text.strip():
             yield nothing_new(thread)
             return
-        async for update in self._ask(thread.said("user", text, thread.head), halt, key, Chosen(*chosen), sent=True):
+        async for update in self._ask(thread.said("user", text, thread.head), halt, key, chosen(*asking), sent=True):
             yield update
 
     async def again(
-        self, event: gr.RetryData, thread: Thread, halt: Halt, key: str, *chosen: Any
+        self, event: gr.RetryData, thread: Thread, halt: Halt, key: str, *asking: Any
     ) -> AsyncIterator[Any]:
         """Ask the question once more; the answer that is there stays as a sibling."""
         turn = turn_at(thread, event.index)
@@ -89,21 +86,19 @@ class Chat:
             yield nothing_new(thread)
             return
         question = turn.parent if turn.is_answer else turn.id
-        async for update in self._ask(replace(thread, head=question), halt, key, Chosen(*chosen)):
+        async for update in self._ask(replace(thread, head=question), halt, key, chosen(*asking)):
             yield update
 
-    async def edit(self, event: gr.EditData, thread: Thread, halt: Halt, key: str, *chosen: Any) -> AsyncIterator[Any]:
+    async def edit(self, event: gr.EditData, thread: Thread, halt: Halt, key: str, *asking: Any) -> AsyncIterator[Any]:
         """Ask in other words; the old ones stay as a sibling."""
         turn = turn_at(thread, event.index)
         before = turn.parent if turn else thread.head
-        async for update in self._ask(thread.said("user", str(event.value), before), halt, key, Chosen(*chosen)):
+        async for update in self._ask(thread.said("user", str(event.value), before), halt, key, chosen(*asking)):
             yield update
 
-    async def _ask(
-        self, thread: Thread, halt: Halt, key: str, chosen: Chosen, sent: bool = False
-    ) -> AsyncIterator[Any]:
+    async def _ask(self, thread: Thread, halt: Halt, key: str, how: Chosen, sent: bool = False) -> AsyncIterator[Any]:
         """Answer the thread's head, a question."""
-        if not chosen.model:
+        if not how.model:
             raise gr.Error(NO_VOICE, title="No voice")
         api, url = self.shell.api(key), self.shell.server.url
         question = thread.head or ""
@@ -111,7 +106,7 @@ class Chat:
         thread = await new_conversation(api, thread)
         await keep_turn(api, thread, thread.turns[question])
         started = Turn(new_id(), question, "assistant", "")
-        streams = [answered(api, chosen.request(thread, question), thread.id, started)]
+        streams = [answered(api, how.request(thread, question), thread.id, started)]
         async with aclosing(side_by_side(streams, [started], halt.begin())) as moments:
             async for (answer,) in moments:
                 thread = thread.with_turn(answer)
@@ -134,26 +129,19 @@ class Chat:
         return shown(Thread(), self.shell.server.url)
 
 
-def nothing_new(thread: Thread) -> tuple[Any, ...]:
-    """An event that yields nothing at all would empty everything it may change."""
-    return tuple(gr.skip() for _ in shown(thread, ""))
-
-
 def wire(chat: Chat, view: ChatView, page: gr.Blocks, tab: gr.Tab) -> list[Any]:
     """The events of the chat itself; returns those that answer, for others to cancel."""
     key = chat.shell.key
-    quiet: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
-    busy: dict[str, Any] = {**quiet, "outputs": view.outputs, "concurrency_limit": TESTERS_AT_ONCE}
     asked = [
-        view.box.submit(chat.send, [view.box, view.thread, view.halt, key, *view.asking], **busy),
-        view.chatbot.retry(chat.again, [view.thread, view.halt, key, *view.asking], **busy),
-        view.chatbot.edit(chat.edit, [view.thread, view.halt, key, *view.asking], **busy),
+        view.box.submit(chat.send, [view.box, view.thread, view.halt, key, *view.asking], view.outputs, **QUIET),
+        view.chatbot.retry(chat.again, [view.thread, view.halt, key, *view.asking], view.outputs, **QUIET),
+        view.chatbot.edit(chat.edit, [view.thread, view.halt, key, *view.asking], view.outputs, **QUIET),
     ]
-    view.box.stop(chat.stop, view.halt, None, **quiet)
+    view.box.stop(chat.stop, view.halt, None, **QUIET)
     for start in (view.fresh.click, view.chatbot.clear):
-        start(chat.anew, None, view.outputs, cancels=asked, **quiet)
+        start(chat.anew, None, view.outputs, cancels=asked, **QUIET)
     for button, step in ((view.earlier, -1), (view.later, 1)):
-        button.click(chat.beside(step), view.thread, view.outputs, **quiet)
+        button.click(chat.beside(step), view.thread, view.outputs, **QUIET)
     for moment in (page.load, view.voice.focus, key.submit, tab.select):
-        moment(chat.voices, [view.voice, key], view.voice, **quiet)
+        moment(chat.voices, [view.voice, key], view.voice, **QUIET)
     return asked

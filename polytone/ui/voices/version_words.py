@@ -1,9 +1,9 @@
 """What is known of one version: what it was made of and what its evaluation found."""
 
-from .api import Json
-from .markup import Safe, joined, listing, pairs, paragraph, told_badly, told_well
-from .plan import counted
-from .voice_words import moment, state_words
+from ..api import Json
+from ..markup import Safe, joined, listing, pairs, paragraph, told_badly, told_well
+from ..plan import counted
+from .words import moment, state_words
 
 UNREAD = "What it was made of is not known on this server yet: it reads that when it loads the version."
 NOT_EVALUATED = "It was never evaluated on this machine, so no gate holds it back. To do so: polytone evaluate {}"

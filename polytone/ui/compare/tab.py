@@ -7,18 +7,17 @@ from typing import Any
 
 import gradio as gr
 
-from .api import Api, ApiError
-from .asking import Asking, compared
+from ..api import Api, ApiError
+from ..markup import told_badly
+from ..shell import QUIET, Shell, told, voice_choices, warn
+from ..sides import Halt
+from .asking import Asking, asked_with, compared
 from .blind import PLACES
-from .compare_view import CompareView, shown
 from .comparison import Session
-from .markup import told_badly
 from .prompts import Prompt, PromptsError, asked, prompts_of
-from .shell import Shell, told, voice_choices, warn
-from .sides import Halt
+from .view import CompareView, shown
 from .votes import LEAVE_THE_TEXT, vote_of
 
-TESTERS_AT_ONCE = 64
 TOO_FEW = "Choose two to four voices to compare."
 NO_VOICE = "No voice answers yet. The server may still be starting: reload the voices shortly."
 
@@ -49,7 +48,7 @@ class Compare:
             gr.Info("Write a question first.")
             yield gr.skip()
             return
-        async for update in self.compare(asked(text), session, halt, Asking(*asking)):
+        async for update in self.compare(asked(text), session, halt, asked_with(*asking)):
             yield ["", *update]
 
     async def start(
@@ -72,7 +71,7 @@ class Compare:
             return
         prompt = session.prompts[session.asked]
         session = replace(session, asked=session.asked + 1)
-        async for update in self.compare(prompt, session, halt, Asking(*asking)):
+        async for update in self.compare(prompt, session, halt, asked_with(*asking)):
             yield update
 
     async def after_vote(self, session: Session, halt: Halt, *asking: Any) -> AsyncIterator[Any]:
@@ -86,7 +85,7 @@ class Compare:
         if session.comparison is None:
             yield gr.skip()
             return
-        async for update in self.compare(session.comparison.prompt, session, halt, Asking(*asking)):
+        async for update in self.compare(session.comparison.prompt, session, halt, asked_with(*asking)):
             yield update
 
     async def compare(self, prompt: Prompt, session: Session, halt: Halt, asking: Asking) -> AsyncIterator[list[Any]]:
@@ -117,25 +116,20 @@ class Compare:
 def compare_tab(shell: Shell, page: gr.Blocks, tab: gr.Tab) -> None:
     view, does = CompareView.build(), Compare(shell, SystemRandom())
     asking = [view.state, view.halt, shell.key, *view.asking]
-    quiet: dict[str, Any] = {
-        "api_visibility": "private",
-        "show_progress": "hidden",
-        "concurrency_limit": TESTERS_AT_ONCE,
-    }
     clicks = [button.click for button in view.votes.buttons]
     voter = [view.state, shell.key, shell.tester]
-    voted = gr.on(clicks, does.vote, voter, view.outputs, trigger_mode="once", **quiet)
+    voted = gr.on(clicks, does.vote, voter, view.outputs, trigger_mode="once", **QUIET)
     asks = [view.box.submit, view.ask.click]
-    gr.on(asks, does.ask, [view.box, *asking], [view.box, *view.outputs], **quiet)
-    view.start.click(does.start, [view.lines, view.file, *asking], view.outputs, **quiet)
-    view.following.click(does.following, asking, view.outputs, **quiet)
-    view.again.click(does.again, asking, view.outputs, **quiet)
-    voted.then(does.after_vote, asking, view.outputs, **quiet)
-    view.stop.click(does.stop, view.halt, None, **quiet)
+    gr.on(asks, does.ask, [view.box, *asking], [view.box, *view.outputs], **QUIET)
+    view.start.click(does.start, [view.lines, view.file, *asking], view.outputs, **QUIET)
+    view.following.click(does.following, asking, view.outputs, **QUIET)
+    view.again.click(does.again, asking, view.outputs, **QUIET)
+    voted.then(does.after_vote, asking, view.outputs, **QUIET)
+    view.stop.click(does.stop, view.halt, None, **QUIET)
     view.box.submit(None, js=LEAVE_THE_TEXT)
     view.votes.listen(page)
     for moment in (tab.select, view.reload.click, shell.key.submit):
-        moment(does.load, [view.models, shell.key], [view.models, view.trouble], **quiet)
+        moment(does.load, [view.models, shell.key], [view.models, view.trouble], **QUIET)
 
 
 async def versions_of(api: Api, cards: list[dict[str, Any]]) -> list[str]:

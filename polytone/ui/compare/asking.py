@@ -5,16 +5,16 @@ from collections.abc import AsyncIterator
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 from random import Random
-from typing import Any
 from uuid import uuid4
 
-from .answer import answered, ended
-from .api import Api
+from ..answer import answered, ended
+from ..api import Api
+from ..sampling import Sampling
+from ..sides import side_by_side
+from ..thread import Turn, new_id
 from .blind import order_of
 from .comparison import Comparison, Session
 from .prompts import Prompt
-from .sides import side_by_side
-from .thread import Turn, new_id
 
 
 @dataclass(frozen=True)
@@ -24,33 +24,26 @@ class Asking:
     key: str
     chosen: list[str] | None
     hide: bool
-    temperature: float | None
-    max_tokens: float | None
-    seed: float | None
+    sampling: Sampling
 
     @property
     def models(self) -> tuple[str, ...]:
         """Each once; what was typed may have spaces around it."""
         return tuple(dict.fromkeys(filter(None, (model.strip() for model in self.chosen or ()))))
 
-    def request(self, model: str, prompt: Prompt) -> dict[str, Any]:
-        """A chat completion; what is not set is left to the voice."""
-        wanted: dict[str, Any] = {"model": model, "messages": list(prompt)}
-        if self.temperature is not None:
-            wanted["temperature"] = self.temperature
-        if self.max_tokens is not None:
-            wanted["max_tokens"] = int(self.max_tokens)
-        if self.seed is not None:
-            wanted["seed"] = int(self.seed)
-        return wanted
-
     def comparison(self, prompt: Prompt, random: Random) -> Comparison:
         """The comparison before anything has come. Only two can be compared blind."""
         models = self.models
         blind = self.hide and len(models) == 2
-        details = ({"model": model, "request": self.request(model, prompt), "under_way": True} for model in models)
+        requests = (self.sampling.request(model, list(prompt)) for model in models)
+        details = ({"model": request["model"], "request": request, "under_way": True} for request in requests)
         blank = tuple(Turn(new_id(), None, "assistant", "", details=one) for one in details)
         return Comparison(uuid4().hex, prompt, models, order_of(len(models), blind, random), blind, blank)
+
+
+def asked_with(key: str, chosen: list[str] | None, hide: bool, *sampling: float | None) -> Asking:
+    """Out of a key and the values of `CompareView.asking`."""
+    return Asking(key, chosen, hide, Sampling(*sampling))
 
 
 async def compared(api: Api, session: Session, comparison: Comparison, halt: asyncio.Event) -> AsyncIterator[Session]:

@@ -5,8 +5,8 @@ from typing import Any
 
 import gradio as gr
 
-from .markup import heading, paragraph, told_badly, told_well
-from .review_item import Held
+from ..markup import heading, paragraph, told_badly, told_well
+from .item import Held
 
 ANYONE = ("Any voice", "")
 LOADING = "The queue is being counted."

@@ -6,13 +6,12 @@ from urllib.parse import quote
 
 import gradio as gr
 
-from .api import ApiError
-from .markup import paragraph, told_badly, told_well
-from .review_item import EMPTY, Held, queue_table, waiting
-from .review_view import ANYONE, ReviewView, shown
-from .shell import Shell, annotator, told, warn
+from ..api import ApiError
+from ..markup import paragraph, told_badly, told_well
+from ..shell import QUIET, Shell, annotator, told, warn
+from .item import EMPTY, Held, queue_table, waiting
+from .view import ANYONE, ReviewView, shown
 
-TESTERS_AT_ONCE = 64
 GONE = ("review_decided", "review_leased", "review_not_found", "completion_not_found")
 DONE = {"accept": "Accepted.", "edit": "Your correction is kept.", "reject": "Rejected: it is left out of exports."}
 UNCHANGED = "Change the text first, or accept the answer as it is."
@@ -97,21 +96,16 @@ def review_tab(shell: Shell, page: gr.Blocks, tab: gr.Tab) -> None:
     view, does = ReviewView.build(), Review(shell)
     asking = [view.voice, shell.key, shell.tester]
     deciding = [view.held, *asking]
-    quiet: dict[str, Any] = {
-        "api_visibility": "private",
-        "show_progress": "hidden",
-        "concurrency_limit": TESTERS_AT_ONCE,
-    }
     decided = [
-        view.following.click(does.following, deciding, view.outputs, **quiet),
-        view.accept.click(does.accept, deciding, view.outputs, **quiet),
-        view.reject.click(does.reject, deciding, view.outputs, **quiet),
+        view.following.click(does.following, deciding, view.outputs, **QUIET),
+        view.accept.click(does.accept, deciding, view.outputs, **QUIET),
+        view.reject.click(does.reject, deciding, view.outputs, **QUIET),
     ]
-    saved = view.save.click(does.save, [view.text, *deciding], view.outputs, **quiet)
+    saved = view.save.click(does.save, [view.text, *deciding], view.outputs, **QUIET)
     for event in (*decided, saved):
-        event.then(does.count, shell.key, [view.waiting, view.counts], **quiet)
+        event.then(does.count, shell.key, [view.waiting, view.counts], **QUIET)
     saved.then(None, js=FOCUS)
-    view.edit.click(lambda: gr.update(visible=True), None, view.editor, **quiet).then(None, js=FOCUS)
-    view.cancel.click(lambda: gr.update(visible=False), None, view.editor, **quiet)
+    view.edit.click(lambda: gr.update(visible=True), None, view.editor, **QUIET).then(None, js=FOCUS)
+    view.cancel.click(lambda: gr.update(visible=False), None, view.editor, **QUIET)
     for moment in (tab.select, shell.key.submit):
-        moment(does.load, [view.voice, shell.key], [view.waiting, view.counts, view.voice], **quiet)
+        moment(does.load, [view.voice, shell.key], [view.waiting, view.counts, view.voice], **QUIET)

@@ -6,8 +6,9 @@ from uuid import uuid4
 
 import gradio as gr
 
-from .sides import Halt
-from .thread import Thread
+from ..sampling import sampling_fields
+from ..sides import Halt
+from ..thread import Thread
 from .transcript import transcript
 
 BUSY = {"submit_btn": False, "stop_btn": True}
@@ -31,9 +32,7 @@ class ChatView:
     later: gr.Button
     box: gr.Textbox
     system: gr.Textbox
-    temperature: gr.Number
-    max_tokens: gr.Number
-    seed: gr.Number
+    sampling: list[gr.Number]
 
     @classmethod
     def build(cls) -> "ChatView":
@@ -65,22 +64,15 @@ class ChatView:
         )
         with gr.Accordion("Settings", open=False):
             system = gr.Textbox(label="System prompt", placeholder="Empty: the voice's own", lines=2)
-            with gr.Row():
-                temperature = gr.Number(
-                    label="Temperature", value=None, minimum=0, maximum=2, step=0.1, placeholder="the voice's own"
-                )
-                max_tokens = gr.Number(
-                    label="Longest answer, in tokens", value=None, minimum=1, precision=0, placeholder="the voice's own"
-                )
-                seed = gr.Number(label="Seed", value=None, precision=0, placeholder="none")
+            sampling = sampling_fields()
         states = (gr.State(Thread()), gr.State(""), gr.State(Halt()))
         head, branch = (voice, fresh, chatbot), (branches, earlier, place, later)
-        return cls(*states, *head, *branch, box, system, temperature, max_tokens, seed)
+        return cls(*states, *head, *branch, box, system, sampling)
 
     @property
     def asking(self) -> list[Any]:
-        """What a question is asked with, in the order of `Chosen`."""
-        return [self.voice, self.system, self.temperature, self.max_tokens, self.seed]
+        """What a question is asked with, in the order that `chosen` takes it."""
+        return [self.voice, self.system, *self.sampling]
 
     @property
     def outputs(self) -> list[Any]:
@@ -99,3 +91,8 @@ def shown(thread: Thread, url: str, busy: bool = False, sent: bool = False) -> t
         thread,
         gr.skip() if busy else uuid4().hex,
     )
+
+
+def nothing_new(thread: Thread) -> tuple[Any, ...]:
+    """An event that yields nothing at all would empty everything it may change."""
+    return tuple(gr.skip() for _ in shown(thread, ""))

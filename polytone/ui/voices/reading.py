@@ -3,8 +3,8 @@
 import asyncio
 from dataclasses import dataclass, field
 
-from .api import Api, ApiError, Json
-from .voice_words import all_versions, shares
+from ..api import Api, ApiError, Json
+from .words import all_versions, shares
 
 AUDIT_ENTRIES = 20
 

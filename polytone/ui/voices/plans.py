@@ -3,9 +3,9 @@
 import re
 from typing import Any
 
-from .api import Json
-from .plan import Plan, PlanError, generation_of
-from .voice_words import rollout_words, shares, version_of
+from ..api import Json
+from ..plan import Plan, PlanError, generation_of
+from .words import rollout_words, shares, version_of
 
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
 UNKNOWN = "Choose a voice first."

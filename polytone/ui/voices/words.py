@@ -3,8 +3,8 @@
 from datetime import datetime
 from typing import Any
 
-from .api import Json
-from .markup import Safe, joined, paragraph, table
+from ..api import Json
+from ..markup import Safe, joined, paragraph, table
 
 NO_VOICES = (
     "No voice is published here yet. Train one (polytone train RECIPE) and publish it (polytone adapters publish "

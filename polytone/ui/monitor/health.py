@@ -1,7 +1,7 @@
 """What GET /readyz says, for people."""
 
-from .api import Api, ApiError
-from .markup import Safe, told_badly, told_well
+from ..api import Api, ApiError
+from ..markup import Safe, told_badly, told_well
 
 READY = "The server is ready: its engine answers, and every published version was tried."
 UNREACHABLE = "Nothing can be said of its engine. Is it running? Press Refresh to look again."

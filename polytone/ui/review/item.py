@@ -4,8 +4,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from .markup import Safe, joined, listing, paragraph, table
-from .shell import ANONYMOUS
+from ..markup import Safe, joined, listing, paragraph, table
+from ..shell import ANONYMOUS
 
 REASONS = {
     "thumbs_down": "someone gave it a thumb down",

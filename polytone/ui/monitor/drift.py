@@ -3,9 +3,9 @@
 from datetime import datetime
 from typing import Any
 
-from .api import Json
-from .markup import Safe, escaped, joined, paragraph, table
-from .plan import Plan, counted
+from ..api import Json
+from ..markup import Safe, escaped, joined, paragraph, table
+from ..plan import Plan, counted
 
 STATES = {
     "drift": "changed",

@@ -5,12 +5,13 @@ from typing import Any
 
 import gradio as gr
 
-from .answer import footer
+from ..answer import footer
+from ..markup import heading, joined, paragraph, told_badly, told_well
+from ..sampling import sampling_fields
+from ..sides import Halt
 from .blind import PLACES
 from .comparison import Comparison, Session, version_of
-from .markup import heading, joined, paragraph, told_badly, told_well
 from .prompts import as_text
-from .sides import Halt
 from .standing import standing
 from .votes import Votes
 
@@ -60,9 +61,7 @@ class CompareView:
     lines: gr.Textbox
     file: gr.File
     start: gr.Button
-    temperature: gr.Number
-    max_tokens: gr.Number
-    seed: gr.Number
+    sampling: list[gr.Number]
     notice: gr.HTML
     progress: gr.Markdown
     following: gr.Button
@@ -112,14 +111,7 @@ class CompareView:
                 )
             start = gr.Button("Start with the first prompt", variant="primary")
         with gr.Accordion("Settings", open=False):
-            with gr.Row():
-                temperature = gr.Number(
-                    label="Temperature", value=None, minimum=0, maximum=2, step=0.1, placeholder="the voice's own"
-                )
-                max_tokens = gr.Number(
-                    label="Longest answer, in tokens", value=None, minimum=1, precision=0, placeholder="the voice's own"
-                )
-                seed = gr.Number(label="Seed", value=None, precision=0, placeholder="none")
+            sampling = sampling_fields()
             by_key = gr.Checkbox(True, label="Vote by key")
         notice = gr.HTML(paragraph(WELCOME, "hint"), elem_id="compare-notice")
         with gr.Row(elem_id="compare-progress"):
@@ -146,13 +138,13 @@ class CompareView:
             file,
             start,
         )
-        settings, course = (temperature, max_tokens, seed), (notice, progress, following, again, prompt)
-        return cls(*head, *settings, *course, sides, votes, table)
+        course = (notice, progress, following, again, prompt)
+        return cls(*head, sampling, *course, sides, votes, table)
 
     @property
     def asking(self) -> list[Any]:
         """What a prompt is asked with, in the order of `Asking`."""
-        return [self.models, self.blind, self.temperature, self.max_tokens, self.seed]
+        return [self.models, self.blind, *self.sampling]
 
     @property
     def outputs(self) -> list[Any]:

@@ -3,11 +3,11 @@
 from dataclasses import dataclass, replace
 from typing import Any
 
+from ..shell import annotator
+from ..thread import Turn
 from .blind import PLACES, Order, choice_of, shown_left
 from .prompts import Prompt
-from .shell import annotator
 from .standing import Vote
-from .thread import Turn
 
 SAID = {
     "a": "you preferred A",

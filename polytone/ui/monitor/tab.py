@@ -7,17 +7,16 @@ from typing import Any, TypeVar
 
 import gradio as gr
 
+from ..api import Api, ApiError, Json
+from ..markup import heading, paragraph, told_badly
+from ..shell import EVENT, QUIET, Shell, told
 from .activity import PERIODS, Activity, of_voice, read_activity, totals_table
 from .alarms import Alarms
-from .api import Api, ApiError, Json
 from .charts import Charts, drawn, nothing_drawn
 from .drift import alarms_of, drift_panel
 from .health import read_health
-from .markup import heading, paragraph, told_badly
-from .shell import Shell, told
 
 T = TypeVar("T")
-AT_ONCE = 64
 EVERY_SECONDS = 30
 ALL = "all of them"
 WAIT = "Loading."
@@ -75,17 +74,14 @@ class MonitorView:
             "fn": show,
             "inputs": [shell.key, top.voice, top.period],
             "outputs": outputs,
-            "api_visibility": "private",
-            "concurrency_limit": AT_ONCE,
+            **EVENT,
         }
         acknowledged = self.alarms.wire(shell)
         for moment in (tab.select, top.refresh.click, top.voice.input, top.period.input, shell.key.submit):
             moment(**looks, show_progress="minimal")
         for moment in (acknowledged.then, top.timer.tick):
             moment(**looks, show_progress="hidden")
-        top.often.input(
-            lambda on: gr.Timer(active=on), top.often, top.timer, api_visibility="private", show_progress="hidden"
-        )
+        top.often.input(lambda on: gr.Timer(active=on), top.often, top.timer, **QUIET)
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,8 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import TypeAlias
 
-from .api import Api, Json
-from .markup import Safe, escaped, joined, paragraph, table
+from ..api import Api, Json
+from ..markup import Safe, escaped, joined, paragraph, table
 
 Row: TypeAlias = tuple[float, float | None, str]  # milliseconds since 1970, a number, a version
 

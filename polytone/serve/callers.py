@@ -1,0 +1,29 @@
+"""Who calls a route: what a route asks for its key, and what refuses who may not."""
+
+from collections.abc import Callable
+
+from fastapi import Request
+
+from .keys import Key, Kind
+from .runtime import Runtime
+
+NOBODY = "anyone on this machine"
+
+
+def inference_caller(runtime: Runtime) -> Callable[[Request], Key | None]:
+    """A dependency: the inference key of the request; None where no keys exist."""
+
+    def caller(request: Request) -> Key | None:
+        return runtime.keyring.authenticate(request.headers.get("authorization"), Kind.INFERENCE)
+
+    return caller
+
+
+def admin_actor(runtime: Runtime) -> Callable[[Request], str]:
+    """A dependency: who acts, for the audit log."""
+
+    def actor(request: Request) -> str:
+        key = runtime.keyring.authenticate(request.headers.get("authorization"), Kind.ADMIN)
+        return f"key {key.name}" if key else NOBODY
+
+    return actor
