@@ -63,10 +63,14 @@ class Opinion:
         """What `blank` empties."""
         return [self.thumb, self.reasons, self.comment, self.editor]
 
-    def wire(self, shell: Shell, view: ChatView) -> None:
+    def wire(self, shell: Shell, view: ChatView, turning: list[Any]) -> None:
+        """`turning` are the events with which one turns to another answer: what was not sent goes then, and not only
+        when the answer is there, when someone may have begun to say something of it."""
         does = OpinionEvents(shell)
+        for event in turning:
+            event(blank, None, self.said, **QUIET)
         who = [shell.key, shell.tester]
-        view.settled.change(newest, view.thread, self.focused, **QUIET)
+        view.settled.change(newest, view.thread, [self.about, self.selected], **QUIET)
         view.chatbot.select(clicked, view.thread, self.focused, **QUIET)
         view.chatbot.like(does.liked, [view.thread, self.given, *who], [self.given, *self.focused], **QUIET)
         words = [self.selected, self.given, self.thumb, self.reasons, self.comment, *who]
@@ -143,7 +147,7 @@ class OpinionEvents:
 
 def newest(thread: Thread) -> Any:
     answers = [turn for turn in thread.path() if turn.is_answer and turn.completion_id]
-    return focus(answers[-1] if answers else None)
+    return about(answers[-1] if answers else None)
 
 
 def clicked(event: gr.SelectData, thread: Thread) -> Any:

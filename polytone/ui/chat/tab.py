@@ -50,7 +50,7 @@ def chat_tab(shell: Shell, page: gr.Blocks, tab: gr.Tab) -> None:
             opinion = Opinion.build()
     asked = wire(Chat(shell), view, page, tab)
     history.wire(shell, page, tab, view, asked)
-    opinion.wire(shell, view)
+    opinion.wire(shell, view, [*view.turning, history.chosen.input])
 
 
 @dataclass(frozen=True)

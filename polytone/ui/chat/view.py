@@ -75,6 +75,12 @@ class ChatView:
         return [self.voice, self.system, *self.sampling]
 
     @property
+    def turning(self) -> list[Any]:
+        """The events with which one turns to another answer, or asks for one."""
+        asked = [self.box.submit, self.chatbot.retry, self.chatbot.edit]
+        return [*asked, self.chatbot.clear, self.fresh.click, self.earlier.click, self.later.click]
+
+    @property
     def outputs(self) -> list[Any]:
         """What `shown` gives values for."""
         return [self.box, self.chatbot, self.branches, self.place, self.thread, self.settled]
