@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 from playwright.async_api import Locator, Page, expect
 
+from polytone.contract.adapter import Data, DataSource
+from polytone.contract.export import ExportReference
 from polytone.serve.keys import Kind
 from polytone.serve.registry import Part
 
@@ -105,6 +107,15 @@ async def test_a_version_is_retired_and_nobody_answers(pages: Pages) -> None:
     assert answering(server) == {}
     await expect(page.locator("#voice-panel")).to_contain_text("Nobody answers for acme")
     await expect(page.locator("#audit")).to_contain_text("let nobody answer for acme")
+
+
+async def test_a_version_that_learned_from_feedback_says_so(pages: Pages) -> None:
+    """The page took the number of answers for their list, and showed nothing of such a version at all."""
+    export = ExportReference(sha256="0" * 64, format="sft", adapter="acme", completions=["chatcmpl-1", "chatcmpl-2"])
+    source = DataSource(path="rows.jsonl", sha256="0" * 64, rows=2, assistant_tokens=10, export=export)
+    await pages.server.voice("acme", 1, data=Data(train=source, held_out=source))
+    page = await open_voices(pages)
+    await expect(page.locator("#version-facts")).to_contain_text("an export of feedback (sft), 2 answers")
 
 
 async def test_someone_who_was_slower_is_told_and_shown_how_it_is(pages: Pages) -> None:

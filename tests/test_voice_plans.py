@@ -194,4 +194,4 @@ def test_what_is_known_of_a_version() -> None:
     assert "No gate failed." in passed
     unknown = version_panel({"version": A, "state": "published", "manifest": None, "evaluation": None})
     assert f"polytone evaluate {A}" in unknown
-    assert "What it was made of is not known on this server yet" in unknown
+    assert "its files are not on this server, or are damaged" in unknown

@@ -5,7 +5,7 @@ from ..markup import Safe, joined, listing, pairs, paragraph, told_badly, told_w
 from ..plan import counted
 from .words import moment, state_words
 
-UNREAD = "What it was made of is not known on this server yet: it reads that when it loads the version."
+UNREAD = "What it was made of is not known here: its files are not on this server, or are damaged."
 NOT_EVALUATED = "It was never evaluated on this machine, so no gate holds it back. To do so: polytone evaluate {}"
 
 
@@ -42,7 +42,7 @@ def manifest_facts(manifest: Json) -> list[tuple[str, str]]:
 def export_words(export: Json | None) -> str | None:
     if not export:
         return None
-    return f"an export of feedback ({export.get('format')}), {counted(len(export.get('completions') or ()), 'answer')}"
+    return f"an export of feedback ({export.get('format')}), {counted(int(export.get('completions') or 0), 'answer')}"
 
 
 def loss_words(manifest: Json) -> str | None:
