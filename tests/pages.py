@@ -87,10 +87,11 @@ async def ask(page: Page, text: str) -> None:
 
 
 async def asked(page: Page, text: str, version: str, seconds: float = 15) -> None:
-    """Ask, and wait until the version's answer is whole."""
+    """Ask, and wait until the version's answer is whole and kept: only then can something else be asked."""
     before = await facts(page, version).count()
     await ask(page, text)
     await expect(facts(page, version)).to_have_count(before + 1, timeout=seconds * 1000)
+    await expect(page.locator("#message .stop-button")).to_have_count(0, timeout=seconds * 1000)
 
 
 def facts(page: Page, version: str) -> Locator:

@@ -1,15 +1,19 @@
 """The chat tab in a real browser, over the double."""
 
 import asyncio
+import contextlib
 import json
 import re
+import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from playwright.async_api import Page, expect
 
+from .conftest import free_port
 from .pages import Pages, ask, asked, choose, facts, needs_browser, open_chat, serving_pages
 
 pytestmark = [needs_browser, pytest.mark.slow]
@@ -44,6 +48,25 @@ async def test_a_tester_changes_voices_reloads_and_finds_the_conversation_again(
     await expect(facts(again, zest)).to_have_count(1)
     await again.get_by_label("Search").fill("nothing like it")
     await expect(again.get_by_text("Nothing was said in these words.")).to_be_visible()
+
+
+async def test_a_conversation_is_exported_and_forgotten(pages: Pages) -> None:
+    acme = await pages.server.voice("acme", 1)
+    page = await open_chat(pages)
+    await asked(page, "Where is my parcel?", acme)
+    (conversation,) = await kept(pages)
+    async with page.expect_download() as saving:
+        await page.get_by_role("button", name="Export").click()
+    saved = await saving.value
+    assert saved.suggested_filename == f"{conversation['id']}.jsonl"
+    (line,) = (await saved.path()).read_text().splitlines()
+    assert (json.loads(line)["messages"][0]["content"], json.loads(line)["versions"]) == ("Where is my parcel?", [acme])
+    await page.get_by_role("button", name="Delete", exact=True).click()
+    assert len(await kept(pages)) == 1
+    await page.get_by_role("button", name="Delete for good").click()
+    await expect(page.get_by_text("None yet. What you say is kept here.")).to_be_visible(timeout=15_000)
+    assert await kept(pages) == []
+    await expect(facts(page, acme)).to_have_count(0)
 
 
 async def test_a_stopped_answer_stays_as_far_as_it_came(pages: Pages) -> None:
@@ -205,5 +228,37 @@ async def test_a_key_is_asked_for_and_stays_out_of_the_address(pages: Pages) -> 
     await page.get_by_label("Key", exact=True).press("Enter")
     await expect(page.get_by_label("Voice", exact=True)).to_have_value(re.compile("^acme"), timeout=15_000)
     await asked(page, "Hello", acme)
-    assert not [url for url in requested if secret in url]
+    await page.get_by_role("tab", name="Voices").click()
+    await expect(page.get_by_text("This server asks for a key.").last).to_be_visible(timeout=15_000)
+    manager = pages.server.key(Kind.ADMIN)["authorization"].removeprefix("Bearer ")
+    await page.get_by_label("Admin key").fill(manager)
+    await page.get_by_label("Admin key").press("Enter")
+    await expect(page.locator("#voices-overview")).to_contain_text(acme, timeout=15_000)
+    assert not [url for url in requested if secret in url or manager in url]
     assert not [url for url in requested if not url.startswith((pages.url, "data:", "blob:"))]
+
+
+async def test_the_pages_run_alone_against_a_server_elsewhere(pages: Pages) -> None:
+    acme = await pages.server.voice("acme", 1)
+    port = free_port()
+    command = ["-m", "polytone", "ui", "--url", pages.url, "--port", str(port)]
+    alone = await asyncio.create_subprocess_exec(sys.executable, *command, stdout=asyncio.subprocess.DEVNULL)
+    try:
+        await asyncio.wait_for(answering(f"http://127.0.0.1:{port}/"), 60)
+        page = await pages.browser.new_page()
+        await page.goto(f"http://127.0.0.1:{port}/")
+        await expect(page.get_by_label("Voice", exact=True)).to_have_value(re.compile("^acme"), timeout=15_000)
+        await asked(page, "Where is my parcel?", acme)
+    finally:
+        alone.terminate()
+        await alone.wait()
+    assert len(await kept(pages)) == 1
+
+
+async def answering(url: str) -> None:
+    async with httpx.AsyncClient() as client:
+        while True:
+            with contextlib.suppress(httpx.TransportError):
+                if (await client.get(url)).status_code == 200:
+                    return
+            await asyncio.sleep(0.2)

@@ -183,8 +183,8 @@ async def test_without_traffic_or_a_key_the_page_says_what_to_do(pages: Pages) -
     await refresh(page)
     for panel in ("#totals", "#drift"):
         await expect(page.locator(panel)).to_contain_text("This server asks for a key", timeout=TIMEOUT)
-    await page.get_by_label("Key").fill(header["authorization"].removeprefix("Bearer "))
-    await page.get_by_label("Key").press("Enter")
+    await page.get_by_label("Admin key").fill(header["authorization"].removeprefix("Bearer "))
+    await page.get_by_label("Admin key").press("Enter")
     await expect(page.locator("#totals")).to_contain_text("Nobody asked for anything", timeout=TIMEOUT)
 
 

@@ -203,7 +203,7 @@ async def test_a_key_is_asked_for_and_names_who_did_it(pages: Pages) -> None:
     new = server.add("acme", 2)
     secret = server.key(Kind.ADMIN, "ops")["authorization"].removeprefix("Bearer ")
     page = await open_voices(pages, shows="This server asks for a key")
-    await page.get_by_label("Key").fill(secret)
+    await page.get_by_label("Admin key").fill(secret)
     await page.get_by_role("button", name="Refresh").locator("visible=true").click()
     await expect(page.locator("#voices-overview")).to_contain_text("acme", timeout=TIMEOUT)
     await choose(page, new, "Version")

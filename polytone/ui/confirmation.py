@@ -78,7 +78,7 @@ class Confirmation:
 
         self.forgets(self.cancel.click)
         self.anyway.click(force, self.refused, self.outputs, **QUIET)
-        return self.confirm.click(carry, [self.plan, shell.key], self.outputs, **EVENT)
+        return self.confirm.click(carry, [self.plan, shell.admin], self.outputs, **EVENT)
 
 
 def asking(plan: Plan) -> tuple[Any, ...]:

@@ -72,30 +72,25 @@ def build_page(url: str) -> gr.Blocks:
     with gr.Blocks(title="Polytone", analytics_enabled=False, fill_width=True, delete_cache=(HOUR, HOUR)) as page:
         with gr.Row(elem_id="top"):
             gr.Markdown("# Polytone\nOne base model, many brand voices.", elem_id="brand")
-            tester = gr.Textbox(
-                "", label="Your name", placeholder="shown with your feedback", max_length=100, min_width=180
-            )
-            key = gr.Textbox("", label="Key", placeholder="if the server needs one", type="password", min_width=180)
-        kept = gr.BrowserState({"tester": "", "key": ""}, storage_key="polytone-who", secret="polytone")  # noqa: S106
-        shell = Shell(Server(url), key, tester)
+            tester = gr.Textbox("", label="Your name", placeholder="for your feedback", max_length=100, min_width=100)
+            key = gr.Textbox("", label="Key", placeholder="if one is needed", type="password", min_width=100)
+            admin = gr.Textbox("", label="Admin key", placeholder="to manage", type="password", min_width=100)
+        who = [tester, key, admin]
+        kept = gr.BrowserState(["", "", ""], storage_key="polytone-visitor", secret="polytone")  # noqa: S106
+        shell = Shell(Server(url), key, admin, tester)
         with gr.Tabs(elem_id="tabs"):
             for name, build in TABS.items():
                 with gr.Tab(name, id=name.lower()) as tab:
                     build(shell, page, tab)
-        page.load(remembered, kept, [tester, key], **QUIET)
-        for box in (tester, key):
-            box.change(
-                lambda name, secret: {"tester": name, "key": secret},
-                [tester, key],
-                kept,
-                **QUIET,
-            )
+        page.load(remembered, kept, who, **QUIET)
+        for box in who:
+            box.change(lambda *typed: list(typed), who, kept, **QUIET)
     return page
 
 
-def remembered(who: dict[str, str]) -> tuple[Any, Any]:
-    """Name and key of the last visit. Where none is known, what was typed while the page loaded stays."""
-    return who["tester"] or gr.skip(), who["key"] or gr.skip()
+def remembered(who: list[str]) -> list[Any]:
+    """Name and keys of the last visit. Where none is known, what was typed while the page loaded stays."""
+    return [typed or gr.skip() for typed in who]
 
 
 TABS = {

@@ -16,10 +16,11 @@ QUIET: dict[str, Any] = {**EVENT, "show_progress": "hidden"}
 
 @dataclass(frozen=True)
 class Shell:
-    """`key` and `tester` are inputs of every event: the key to ask with, and the name feedback is given under."""
+    """Inputs of events: the key to chat with, the one to manage with, and the name that feedback is given under."""
 
     server: Server
     key: gr.Textbox
+    admin: gr.Textbox
     tester: gr.Textbox
 
     def api(self, key: str | None) -> Api:

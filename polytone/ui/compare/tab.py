@@ -29,7 +29,7 @@ class Compare:
     shell: Shell
     random: Random
 
-    async def load(self, chosen: list[str] | None, key: str) -> Any:
+    async def load(self, chosen: list[str] | None, key: str, admin: str) -> Any:
         """The voices to choose from; the first two are chosen where nothing is."""
         api = self.shell.api(key)
         try:
@@ -38,7 +38,7 @@ class Compare:
             return gr.skip(), gr.update(value=told_badly(f"The voices cannot be listed. {told(error)}"), visible=True)
         voices = voice_choices(cards)
         chosen = chosen or [model for _, model in voices[:2]]
-        choices = [*voices, *((version, version) for version in await versions_of(api, cards))]
+        choices = [*voices, *((version, version) for version in await versions_of(self.shell.api(admin), cards))]
         known = {model for _, model in choices}
         choices += [(model, model) for model in chosen if model not in known]
         return gr.update(choices=choices, value=chosen), gr.update(value=told_badly(NO_VOICE), visible=not voices)
@@ -128,8 +128,8 @@ def compare_tab(shell: Shell, page: gr.Blocks, tab: gr.Tab) -> None:
     view.stop.click(does.stop, view.halt, None, **QUIET)
     view.box.submit(None, js=LEAVE_THE_TEXT)
     view.votes.listen(page)
-    for moment in (tab.select, view.reload.click, shell.key.submit):
-        moment(does.load, [view.models, shell.key], [view.models, view.trouble], **QUIET)
+    for moment in (tab.select, view.reload.click, shell.key.submit, shell.admin.submit):
+        moment(does.load, [view.models, shell.key, shell.admin], [view.models, view.trouble], **QUIET)
 
 
 async def versions_of(api: Api, cards: list[dict[str, Any]]) -> list[str]:

@@ -72,12 +72,12 @@ class MonitorView:
         outputs = [top.health, top.voice, self.alarms.standing, self.totals, self.drift, *self.charts.outputs]
         looks: dict[str, Any] = {
             "fn": show,
-            "inputs": [shell.key, top.voice, top.period],
+            "inputs": [shell.admin, top.voice, top.period],
             "outputs": outputs,
             **EVENT,
         }
         acknowledged = self.alarms.wire(shell)
-        for moment in (tab.select, top.refresh.click, top.voice.input, top.period.input, shell.key.submit):
+        for moment in (tab.select, top.refresh.click, top.voice.input, top.period.input, shell.admin.submit):
             moment(**looks, show_progress="minimal")
         for moment in (acknowledged.then, top.timer.tick):
             moment(**looks, show_progress="hidden")

@@ -94,7 +94,7 @@ class Review:
 
 def review_tab(shell: Shell, page: gr.Blocks, tab: gr.Tab) -> None:
     view, does = ReviewView.build(), Review(shell)
-    asking = [view.voice, shell.key, shell.tester]
+    asking = [view.voice, shell.admin, shell.tester]
     deciding = [view.held, *asking]
     decided = [
         view.following.click(does.following, deciding, view.outputs, **QUIET),
@@ -103,9 +103,9 @@ def review_tab(shell: Shell, page: gr.Blocks, tab: gr.Tab) -> None:
     ]
     saved = view.save.click(does.save, [view.text, *deciding], view.outputs, **QUIET)
     for event in (*decided, saved):
-        event.then(does.count, shell.key, [view.waiting, view.counts], **QUIET)
+        event.then(does.count, shell.admin, [view.waiting, view.counts], **QUIET)
     saved.then(None, js=FOCUS)
     view.edit.click(lambda: gr.update(visible=True), None, view.editor, **QUIET).then(None, js=FOCUS)
     view.cancel.click(lambda: gr.update(visible=False), None, view.editor, **QUIET)
-    for moment in (tab.select, shell.key.submit):
-        moment(does.load, [view.voice, shell.key], [view.waiting, view.counts, view.voice], **QUIET)
+    for moment in (tab.select, shell.admin.submit):
+        moment(does.load, [view.voice, shell.admin], [view.waiting, view.counts, view.voice], **QUIET)

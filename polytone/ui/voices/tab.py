@@ -59,11 +59,11 @@ class VoicesView:
                 return None, nothing, said, "", nothing, "", ""
 
         outputs = [self.shown, self.name, self.overview, self.panel, self.version, self.facts, audit]
-        moments = (tab.select, self.refresh.click, self.name.input, self.version.input, shell.key.submit)
+        moments = (tab.select, self.refresh.click, self.name.input, self.version.input, shell.admin.submit)
         for moment in (*moments, *(change.then for change in changes)):
             moment(
                 show,
-                [shell.key, self.name, self.version],
+                [shell.admin, self.name, self.version],
                 outputs,
                 show_progress="minimal",
                 **EVENT,
