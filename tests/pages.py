@@ -51,6 +51,7 @@ class Pages:
 
 @asynccontextmanager
 async def browsing() -> AsyncIterator[Browser]:
+    expect.set_options(timeout=15_000)  # for two busy cores; Playwright's own is five seconds
     async with async_playwright() as playwright:
         browser = await playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
         yield browser

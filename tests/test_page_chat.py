@@ -13,6 +13,8 @@ import httpx
 import pytest
 from playwright.async_api import Page, expect
 
+from polytone.ui.api import Api
+
 from .conftest import free_port
 from .pages import Pages, ask, asked, choose, facts, needs_browser, open_chat, serving_pages
 
@@ -48,6 +50,31 @@ async def test_a_tester_changes_voices_reloads_and_finds_the_conversation_again(
     await expect(facts(again, zest)).to_have_count(1)
     await again.get_by_label("Search").fill("nothing like it")
     await expect(again.get_by_text("Nothing was said in these words.")).to_be_visible()
+
+
+async def test_a_slow_look_does_not_replace_a_later_one(pages: Pages, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A list that took long came after the one that was searched for, and stood in its place."""
+    acme = await pages.server.voice("acme", 1)
+    page = await open_chat(pages)
+    await asked(page, "Where is my parcel?", acme)
+    asks, begun, may_end = Api.get, asyncio.Event(), asyncio.Event()
+
+    async def slow(self: Api, path: str, **params: Any) -> Any:
+        found = await asks(self, path, **params)
+        if path == "/v1/conversations" and params["search"] is None:
+            begun.set()
+            await may_end.wait()
+        return found
+
+    monkeypatch.setattr(Api, "get", slow)
+    await page.get_by_role("button", name="New conversation").click()
+    await begun.wait()
+    await page.get_by_label("Search").fill("nothing like it")
+    await page.wait_for_timeout(500)
+    may_end.set()
+    await expect(page.get_by_text("Nothing was said in these words.")).to_be_visible()
+    await page.wait_for_timeout(500)
+    await expect(page.get_by_text("Nothing was said in these words.")).to_be_visible()
 
 
 async def test_a_conversation_is_exported_and_forgotten(pages: Pages) -> None:

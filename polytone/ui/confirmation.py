@@ -12,6 +12,10 @@ from .plan import Plan, PlanError, carry_out, refusal
 from .shell import EVENT, QUIET, Shell, told
 
 ANYWAY = "Promote anyway (forced; the audit log says so)"
+FORGET = """() => {
+  const hidden = { __type__: "update", visible: false };
+  return [hidden, "", "", hidden];
+}"""
 
 
 @dataclass(frozen=True)
@@ -54,12 +58,8 @@ class Confirmation:
         event(propose, inputs, self.outputs, **QUIET)
 
     def forgets(self, event: Any) -> None:
-        """What waits belongs to what was looked at before."""
-
-        async def forget() -> tuple[Any, ...]:
-            return settled()
-
-        event(forget, None, self.outputs, **QUIET)
+        """What waits belongs to what was looked at before. In the browser: it cannot come too late."""
+        event(None, None, [self.box, self.sentence, self.result, self.anyway], js=FORGET, **QUIET)
 
     def wire(self, shell: Shell) -> Any:
         """Returns the event after which the page should look again."""

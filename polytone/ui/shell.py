@@ -12,6 +12,9 @@ TESTERS_AT_ONCE = 64
 # For events: not offered as an API of Gradio's, and for as many testers at once (Gradio's own default is one).
 EVENT: dict[str, Any] = {"api_visibility": "private", "concurrency_limit": TESTERS_AT_ONCE}
 QUIET: dict[str, Any] = {**EVENT, "show_progress": "hidden"}
+# For `gr.on`, where several moments show the same anew: one after the other, so that an earlier look that took longer
+# does not replace a later one.
+LATEST: dict[str, Any] = {**EVENT, "trigger_mode": "always_last"}
 
 
 @dataclass(frozen=True)

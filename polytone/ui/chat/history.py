@@ -6,7 +6,7 @@ from typing import Any
 import gradio as gr
 
 from ..api import ApiError
-from ..shell import EVENT, QUIET, Shell, told, warn
+from ..shell import EVENT, LATEST, QUIET, Shell, told, warn
 from ..thread import Thread, list_label, thread_of
 from .view import ChatView, nothing_new, shown
 
@@ -69,8 +69,8 @@ class History:
         """`asked` are the events that answer: they end when another conversation is opened."""
         does = HistoryEvents(shell)
         now = [view.thread, shell.key]
-        for moment in (page.load, tab.select, self.search.change, shell.key.submit, view.settled.change):
-            moment(does.listed, [self.search, *now], self.listing, **QUIET)
+        moments = [page.load, tab.select, self.search.change, shell.key.submit, view.settled.change]
+        gr.on(moments, does.listed, [self.search, *now], self.listing, show_progress="hidden", **LATEST)
         self.open_id.change(None, self.open_id, None, js=ADDRESS, **EVENT)
         self.chosen.input(does.opened, [self.chosen, *now], view.outputs, cancels=asked, **QUIET)
         page.load(does.linked, now, view.outputs, **QUIET)

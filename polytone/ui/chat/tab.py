@@ -10,7 +10,7 @@ import gradio as gr
 from ..answer import answered, ended
 from ..api import ApiError
 from ..sampling import Sampling
-from ..shell import QUIET, Shell, voice_choices, warn
+from ..shell import LATEST, QUIET, Shell, voice_choices, warn
 from ..sides import Halt, side_by_side
 from ..thread import Thread, Turn, new_id
 from .history import History
@@ -142,6 +142,6 @@ def wire(chat: Chat, view: ChatView, page: gr.Blocks, tab: gr.Tab) -> list[Any]:
         start(chat.anew, None, view.outputs, cancels=asked, **QUIET)
     for button, step in ((view.earlier, -1), (view.later, 1)):
         button.click(chat.beside(step), view.thread, view.outputs, **QUIET)
-    for moment in (page.load, view.voice.focus, key.submit, tab.select):
-        moment(chat.voices, [view.voice, key], view.voice, **QUIET)
+    moments = [page.load, view.voice.focus, key.submit, tab.select]
+    gr.on(moments, chat.voices, [view.voice, key], view.voice, show_progress="hidden", **LATEST)
     return asked

@@ -9,7 +9,7 @@ import gradio as gr
 
 from ..api import Api, ApiError
 from ..markup import told_badly
-from ..shell import QUIET, Shell, told, voice_choices, warn
+from ..shell import LATEST, QUIET, Shell, told, voice_choices, warn
 from ..sides import Halt
 from .asking import Asking, asked_with, compared
 from .blind import PLACES
@@ -128,8 +128,9 @@ def compare_tab(shell: Shell, page: gr.Blocks, tab: gr.Tab) -> None:
     view.stop.click(does.stop, view.halt, None, **QUIET)
     view.box.submit(None, js=LEAVE_THE_TEXT)
     view.votes.listen(page)
-    for moment in (tab.select, view.reload.click, shell.key.submit, shell.admin.submit):
-        moment(does.load, [view.models, shell.key, shell.admin], [view.models, view.trouble], **QUIET)
+    moments = [tab.select, view.reload.click, shell.key.submit, shell.admin.submit]
+    who = [view.models, shell.key, shell.admin]
+    gr.on(moments, does.load, who, [view.models, view.trouble], show_progress="hidden", **LATEST)
 
 
 async def versions_of(api: Api, cards: list[dict[str, Any]]) -> list[str]:

@@ -9,7 +9,7 @@ import gradio as gr
 
 from ..api import Api, ApiError, Json
 from ..markup import heading, paragraph, told_badly
-from ..shell import EVENT, QUIET, Shell, told
+from ..shell import LATEST, QUIET, Shell, told
 from .activity import PERIODS, Activity, of_voice, read_activity, totals_table
 from .alarms import Alarms
 from .charts import Charts, drawn, nothing_drawn
@@ -70,17 +70,10 @@ class MonitorView:
 
         top = self.choosing
         outputs = [top.health, top.voice, self.alarms.standing, self.totals, self.drift, *self.charts.outputs]
-        looks: dict[str, Any] = {
-            "fn": show,
-            "inputs": [shell.admin, top.voice, top.period],
-            "outputs": outputs,
-            **EVENT,
-        }
-        acknowledged = self.alarms.wire(shell)
-        for moment in (tab.select, top.refresh.click, top.voice.input, top.period.input, shell.admin.submit):
-            moment(**looks, show_progress="minimal")
-        for moment in (acknowledged.then, top.timer.tick):
-            moment(**looks, show_progress="hidden")
+        chosen = [shell.admin, top.voice, top.period]
+        moments = [tab.select, top.refresh.click, top.voice.input, top.period.input, shell.admin.submit, top.timer.tick]
+        gr.on(moments, show, chosen, outputs, show_progress="minimal", **LATEST)
+        self.alarms.wire(shell).then(show, chosen, outputs, **QUIET)
         top.often.input(lambda on: gr.Timer(active=on), top.often, top.timer, **QUIET)
 
 

@@ -8,7 +8,7 @@ import gradio as gr
 
 from ..api import ApiError
 from ..markup import paragraph, told_badly, told_well
-from ..shell import QUIET, Shell, annotator, told, warn
+from ..shell import LATEST, QUIET, Shell, annotator, told, warn
 from .item import EMPTY, Held, queue_table, waiting
 from .view import ANYONE, ReviewView, shown
 
@@ -107,5 +107,7 @@ def review_tab(shell: Shell, page: gr.Blocks, tab: gr.Tab) -> None:
     saved.then(None, js=FOCUS)
     view.edit.click(lambda: gr.update(visible=True), None, view.editor, **QUIET).then(None, js=FOCUS)
     view.cancel.click(lambda: gr.update(visible=False), None, view.editor, **QUIET)
-    for moment in (tab.select, shell.admin.submit):
-        moment(does.load, [view.voice, shell.admin], [view.waiting, view.counts, view.voice], **QUIET)
+    loaded = [view.waiting, view.counts, view.voice]
+    gr.on(
+        [tab.select, shell.admin.submit], does.load, [view.voice, shell.admin], loaded, show_progress="hidden", **LATEST
+    )

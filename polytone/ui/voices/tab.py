@@ -8,7 +8,7 @@ import gradio as gr
 from ..api import ApiError, Json
 from ..confirmation import Confirmation
 from ..markup import paragraph, told_badly
-from ..shell import EVENT, QUIET, Shell, told
+from ..shell import EVENT, LATEST, QUIET, Shell, told
 from .plans import canary, promote, retire, roll_back, silence, upload
 from .reading import Look, look
 from .version_words import version_panel
@@ -59,15 +59,11 @@ class VoicesView:
                 return None, nothing, said, "", nothing, "", ""
 
         outputs = [self.shown, self.name, self.overview, self.panel, self.version, self.facts, audit]
-        moments = (tab.select, self.refresh.click, self.name.input, self.version.input, shell.admin.submit)
-        for moment in (*moments, *(change.then for change in changes)):
-            moment(
-                show,
-                [shell.admin, self.name, self.version],
-                outputs,
-                show_progress="minimal",
-                **EVENT,
-            )
+        moments = [tab.select, self.refresh.click, self.name.input, self.version.input, shell.admin.submit]
+        chosen = [shell.admin, self.name, self.version]
+        gr.on(moments, show, chosen, outputs, show_progress="minimal", **LATEST)
+        for change in changes:
+            change.then(show, chosen, outputs, show_progress="minimal", **EVENT)
 
 
 def shown(seen: Look) -> tuple[Any, ...]:
@@ -123,7 +119,7 @@ class Actions:
         self.confirmation.proposes(self.back.click, roll_back, [view.shown])
         self.confirmation.proposes(self.retire.click, retire, chosen)
         self.confirmation.proposes(self.silence.click, silence, [view.shown])
-        for moment in (view.name.input, view.version.input):
+        for moment in (view.name.select, view.version.select):  # `input` comes again when the list is left
             self.confirmation.forgets(moment)
         return self.confirmation.wire(shell)
 
