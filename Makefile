@@ -7,10 +7,15 @@ BIN := .venv/bin
 
 setup: .venv/.ready
 
-.venv/.ready: $(LOCK) pyproject.toml tools/install.py
+.venv/.ready: $(LOCK) requirements/dev.txt pyproject.toml tools/install.py
 	@command -v $(PYTHON) >/dev/null || { echo "Python 3.11 is needed; name it: make PYTHON=/path/to/python3.11 $(MAKECMDGOALS)"; exit 1; }
 	$(PYTHON) -m venv .venv
-	$(BIN)/python tools/install.py $(LOCK)
+	$(BIN)/python tools/install.py $(LOCK) requirements/dev.txt
+	@touch $@
+
+# Ray Serve, which a single machine does without.
+.venv/.cluster: .venv/.ready requirements/cluster.txt
+	$(BIN)/python tools/install.py requirements/cluster.txt
 	@touch $@
 
 ## Train two brand voices and serve them with the base on http://127.0.0.1:8000
@@ -18,7 +23,7 @@ demo: setup
 	$(BIN)/python examples/demo.py
 
 ## Lint, types and the whole suite, real engine and real small model included; two parts at a time where one core each will do
-test: setup
+test: setup .venv/.cluster
 	@$(MAKE) --no-print-directory --jobs 2 --output-sync=line test-pages test-training test-serving lint
 	$(BIN)/python -m pytest -m "(engine or e2e) and not soak"
 

@@ -1,6 +1,6 @@
-"""Install a pinned lock into this Python's environment, then Polytone itself in place.
+"""Install pinned locks into this Python's environment, then Polytone itself in place.
 
-Nothing is resolved: the lock names every package. `torch==...+cpu` is not on the default index: pip's own configuration
+Nothing is resolved: the locks name every package. `torch==...+cpu` is not on the default index: pip's own configuration
 (a mirror, a find-links folder) is asked first, PyTorch's wheel index second.
 """
 
@@ -13,8 +13,8 @@ PIP = [sys.executable, "-m", "pip", "--disable-pip-version-check"]
 TORCH_INDEX = "https://download.pytorch.org/whl/cpu"
 
 
-def main(lock: Path) -> int:
-    lines = [line.strip() for line in lock.read_text().splitlines()]
+def main(locks: list[Path]) -> int:
+    lines = [line.strip() for lock in locks for line in lock.read_text().splitlines()]
     pins = [line for line in lines if line and not line.startswith("#")]
     local = [pin for pin in pins if "+cpu" in pin]
     for pin in local:
@@ -69,4 +69,4 @@ def install_all(pins: list[str]) -> bool:
 
 
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1])))
+    sys.exit(main([Path(name) for name in sys.argv[1:]]))
