@@ -59,7 +59,7 @@ check-training: setup
 	@$(ONE_CORE) -m "not engine and not slow" $(TRAINING)
 
 ## Slow proofs: faults, floods and memory on a tiny model (10 minutes), then tone and a rollout on the demo's voices, drift, data, memory and verdicts
-soak: setup
+soak: setup .venv/.cluster
 	$(BIN)/python -m pytest -m soak -s
 	$(BIN)/python -m bench.identity
 	$(BIN)/python -m bench.tone

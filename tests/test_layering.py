@@ -1,4 +1,5 @@
-"""Imports go one way: train -> contract, measure <- serve, ui -> HTTP; the engine and its plugin alone import vLLM."""
+"""Imports go one way: train -> contract, measure <- serve <- deploy, ui -> HTTP; the engine and its plugin alone import
+vLLM."""
 
 import ast
 from pathlib import Path
@@ -65,6 +66,17 @@ def test_ui_knows_http_only() -> None:
     for file, name in every_import():
         if file.startswith("ui/"):
             assert not name.startswith("polytone") or name.startswith("polytone.ui"), f"{file} imports {name}"
+
+
+def test_the_cluster_knows_the_server_only() -> None:
+    for path in (ROOT.parent / "deploy").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("polytone"):
+                assert str(node.module).startswith(("polytone.serve", "polytone.contract")), f"{path}: {node.module}"
+
+
+def test_one_machine_does_without_ray() -> None:
+    assert not [(file, name) for file, name in every_import() if name.split(".")[0] == "ray"]
 
 
 def test_only_the_engine_and_its_plugin_import_vllm() -> None:

@@ -167,6 +167,7 @@ def listen(host: str, port: int) -> socket.socket:
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind((host, port))
+        listener.listen()  # only that keeps another from binding it too
     except OSError as error:
         listener.close()
         raise InputError(
