@@ -21,6 +21,39 @@ from polytone.contract.adapter import Manifest
 from polytone.contract.base import Base
 from polytone.contract.home import Home
 
+from . import postgresql as own
+
+DATABASE_URL = "POLYTONE_DATABASE_URL"
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "both_databases: runs on SQLite and on a PostgreSQL of the tests' own")
+    os.environ.pop(DATABASE_URL, None)  # no test touches a database that somebody uses
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Of the tests that are marked, those with a folder have a database."""
+    if metafunc.definition.get_closest_marker("both_databases") and "tmp_path" in metafunc.fixturenames:
+        metafunc.parametrize("kind_of_database", ["sqlite", "postgresql"], indirect=True)
+
+
+@pytest.fixture(scope="session")
+def postgresql() -> Iterator[own.Postgresql]:
+    if not own.installed():
+        pytest.skip(own.MISSING)
+    with own.running_postgresql() as server:
+        yield server
+
+
+@pytest.fixture(autouse=True)
+def kind_of_database(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Unless a test asks for PostgreSQL, its database is SQLite in its home."""
+    if getattr(request, "param", "sqlite") == "sqlite":
+        return "sqlite"
+    server: own.Postgresql = request.getfixturevalue("postgresql")
+    monkeypatch.setenv(DATABASE_URL, server.migrated())
+    return "postgresql"
+
 
 @dataclass(frozen=True)
 class TinyHome:

@@ -1,7 +1,6 @@
 """A running app over the double, for the tests of the server."""
 
 import asyncio
-import hashlib
 import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -12,7 +11,6 @@ from typing import Any
 import httpx
 import numpy as np
 from fastapi import FastAPI
-from sqlalchemy import create_engine, text
 
 from polytone.contract.base import Base
 from polytone.contract.home import Home
@@ -28,7 +26,9 @@ from polytone.serve.openai_request import RequestLimits
 from polytone.serve.profile import Profiles
 from polytone.serve.registry import Registry
 from polytone.serve.replicas import Replicas
+from polytone.serve.reviews import Reviews
 from polytone.serve.runtime import Runtime, ServerLimits, running
+from polytone.serve.store import AdapterStore, Fetcher
 from polytone.serve.traffic import Traffic
 from polytone.serve.voices import Limits, Voices
 
@@ -92,17 +92,8 @@ async def eventually(condition: Any, seconds: float = 5.0) -> None:
 
 
 def database_url(home: Home) -> str:
-    """SQLite in the home; with `POLYTONE_TEST_POSTGRESQL`, a database of its own on that server."""
-    server = os.environ.get("POLYTONE_TEST_POSTGRESQL")
-    if server is None:
-        return home.database_url
-    name = f"polytone_{hashlib.sha256(str(home.root).encode()).hexdigest()[:16]}"
-    engine = create_engine(server, isolation_level="AUTOCOMMIT")
-    with engine.connect() as connection:
-        if not connection.scalar(text("SELECT count(*) FROM pg_database WHERE datname = :name"), {"name": name}):
-            connection.execute(text(f"CREATE DATABASE {name}"))
-    engine.dispose()
-    return engine.url.set(database=name).render_as_string(hide_password=False)
+    """SQLite in the home, or the PostgreSQL that the test is to run on (see conftest.py)."""
+    return os.environ.get("POLYTONE_DATABASE_URL", home.database_url)
 
 
 def embed_by_letters(texts: list[str]) -> Any:
@@ -121,14 +112,17 @@ async def serving(
     at_once: int = 128,
     origins: tuple[str, ...] = (),
     policies: Policies = Policies(),
+    store: AdapterStore | None = None,
+    shared_database: str | None = None,
     **limits: float,
 ) -> AsyncIterator[Server]:
     home = Home(root)
     base = make_base(home)
     engine = FakeEngine(base.id, step_seconds)
     metrics = Metrics()
-    database = open_database(database_url(home))
+    database = open_database(shared_database or database_url(home))
     keys = KeyStore(database)
+    fetcher = Fetcher(store, home, base, 16, metrics) if store is not None else None
     profiles = Profiles(home, lambda: embed_by_letters, lambda version: frozen_siblings(database, version, []))
     runtime = Runtime(
         engine=engine,
@@ -138,9 +132,10 @@ async def serving(
         keys=keys,
         keyring=Keyring(keys.with_hashes()),
         admission=Admission(at_once),
-        voices=Voices(engine, home, base, Limits(16, max_resident, max_batch, drain_seconds), metrics),
+        voices=Voices(engine, home, base, Limits(16, max_resident, max_batch, drain_seconds), metrics, fetcher),
         metrics=metrics,
         traffic=Traffic(database, metrics, policies, profiles.measure, capacity=int(limits.get("traffic_queue", 1000))),
+        reviews=Reviews(database),
         drift=Drift(database, profiles, metrics, limits.get("run_length", 20_000), limits.get("quiet_seconds", 0)),
         home=home,
         limits=ServerLimits(
@@ -152,6 +147,7 @@ async def serving(
             start_seconds=limits.get("start_seconds", 30),
         ),
         poll_seconds=0.01,
+        store=store,
     )
     app = create_app(runtime, origins)
     async with (

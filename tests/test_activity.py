@@ -13,6 +13,8 @@ from polytone.serve.tables import AnswerRow, FeedbackRow
 
 from .serving import Server, serving
 
+pytestmark = pytest.mark.both_databases
+
 NOON = datetime(2026, 3, 1, 12, tzinfo=UTC)
 NONSENSE: tuple[dict[str, Any], ...] = (
     {"since": "2026-03-01T12:00:00Z", "until": "2026-03-01T11:00:00Z"},

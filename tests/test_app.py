@@ -16,7 +16,7 @@ from polytone.serve.registry import Part, Rollout
 from polytone.serve.replicas import Replicas
 
 from .adapters import make_version
-from .serving import HELLO, Server, eventually, serving
+from .serving import HELLO, Server, database_url, eventually, serving
 
 
 @pytest.fixture
@@ -214,6 +214,7 @@ async def test_a_drain_ends_at_its_deadline_with_an_error_event(tmp_path: Path) 
         await eventually(lambda: version not in server.engine.loaded)
 
 
+@pytest.mark.both_databases
 async def test_a_version_that_answers_for_a_voice_cannot_be_retired(server: Server) -> None:
     version = await server.voice("acme")
     with pytest.raises(CheckError, match="Promote another"):
@@ -276,14 +277,16 @@ async def test_admin_shows_states_and_reasons(server: Server) -> None:
     assert (await server.client.get("/admin/adapters/none")).status_code == 404
 
 
+@pytest.mark.both_databases
 async def test_a_replica_says_which_rollout_it_answers_with(server: Server) -> None:
     await server.voice("acme")
     await eventually(lambda: list(server.runtime.replicas.routes().values()) == [{"acme": 1}])
 
 
+@pytest.mark.both_databases
 def test_a_change_is_in_place_when_every_living_replica_answers_with_it(tmp_path: Path) -> None:
     """A version can be ready on every server while one of them still answers with the rollout before."""
-    database = open_database(Home(tmp_path).database_url)
+    database = open_database(database_url(Home(tmp_path)))
     replicas = Replicas(database)
     rollout = Rollout(2, (Part("acme@0123456789ab", 100),))
     assert wait_until_routed(replicas, "acme", rollout, 60) == "no server"
@@ -303,8 +306,9 @@ def test_a_change_is_in_place_when_every_living_replica_answers_with_it(tmp_path
     database.dispose()
 
 
+@pytest.mark.both_databases
 def test_a_failed_version_ends_the_wait_with_its_reason(tmp_path: Path) -> None:
-    database = open_database(Home(tmp_path).database_url)
+    database = open_database(database_url(Home(tmp_path)))
     replicas = Replicas(database)
     replicas.report("one", {"acme@0123456789ab": ("failed", "its file is damaged")}, {"acme": 1})
     with pytest.raises(CheckError, match="failed on one: its file is damaged"):
@@ -312,9 +316,10 @@ def test_a_failed_version_ends_the_wait_with_its_reason(tmp_path: Path) -> None:
     database.dispose()
 
 
+@pytest.mark.both_databases
 async def test_a_replica_that_stops_leaves_the_registry(tmp_path: Path) -> None:
     async with serving(tmp_path) as server:
         await eventually(server.runtime.replicas.living)
-    database = open_database(Home(tmp_path).database_url)
+    database = open_database(database_url(Home(tmp_path)))
     assert Replicas(database).living() == set()
     database.dispose()

@@ -16,6 +16,8 @@ from polytone.serve.keys import Kind
 
 from .serving import Server, serving
 
+pytestmark = pytest.mark.both_databases
+
 PATH = "/v1/conversations"
 BAD: tuple[dict[str, Any], ...] = (
     {"parent": "turn_99"},

@@ -1,5 +1,6 @@
 """Drift: one observation per conversation, seen once, alarms that stand, and words for them."""
 
+import asyncio
 import json
 from datetime import timedelta
 from pathlib import Path
@@ -21,6 +22,8 @@ from polytone.serve.tables import AnswerRow, DriftRow, ReviewRow
 from polytone.serve.watch import ScalarWatch, Standing, VectorWatch, watch_from_json
 
 from .serving import Server, serving
+
+pytestmark = pytest.mark.both_databases
 
 MINE = [f"Ahoy, matey number {i}, yer parcel be sailin' to ye." for i in range(60)]
 PLAIN = [f"Hello, customer number {i}, your parcel is on its way to you." for i in range(60)]
@@ -159,6 +162,20 @@ async def test_of_each_conversation_one_answer_is_observed_and_none_twice(tmp_pa
         work(server)
         work(server)
         assert (await report(server, version))["tone"]["observations"] == 10
+
+
+async def test_two_replicas_at_once_observe_everything_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On PostgreSQL each once waited for a detector that the other one held."""
+    monkeypatch.setattr("polytone.serve.drift.CONVERSATIONS", 5)
+    async with serving(tmp_path) as server:
+        versions = [server.add("acme", seed) for seed in range(3)]
+        for version in versions:
+            add_reference(server, version, reference(MINE))
+            answers(server, version, MINE[:20])
+        await asyncio.gather(*(asyncio.to_thread(work, server) for _ in range(4)))
+        for version in versions:
+            signals = await report(server, version)
+            assert [signals[one]["observations"] for one in ("empty", "reply_length", "tone")] == [20] * 3
 
 
 async def test_a_conversation_is_observed_when_it_is_over(tmp_path: Path) -> None:

@@ -4,12 +4,16 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from polytone.contract.rows import Conversation
 from polytone.serve.capture import Policies, Policy
 from polytone.serve.export import Format, Material, Split, side_of
 from polytone.serve.tables import AnswerRow
 
 from .serving import Server, serving
+
+pytestmark = pytest.mark.both_databases
 
 Rows = list[dict[str, Any]]
 

@@ -10,12 +10,16 @@ import httpx
 import pytest
 from sqlalchemy import select
 
-from polytone.serve.capture import Policies, Policy
+from polytone.serve.capture import Known, Policies, Policy
 from polytone.serve.database import reading
+from polytone.serve.feedback import FeedbackStore
+from polytone.serve.feedback_body import Annotator, FeedbackBody
 from polytone.serve.keys import Kind
 from polytone.serve.tables import FeedbackRow
 
 from .serving import Server, eventually, serving
+
+pytestmark = pytest.mark.both_databases
 
 
 async def give(server: Server, headers: dict[str, str] | None = None, **body: Any) -> httpx.Response:
@@ -170,6 +174,31 @@ async def test_pages_follow_each_other(tmp_path: Path) -> None:
             seen += [one["id"] for one in page["feedback"]]
             cursor = page["next"]
         assert seen == ids
+
+
+async def test_who_follows_the_pages_while_others_write_misses_nothing(tmp_path: Path) -> None:
+    """On PostgreSQL a row could come into sight after one with a higher number, and was on nobody's next page."""
+    async with serving(tmp_path) as server:
+        store, known = FeedbackStore(server.runtime.database), Known("acme", await server.voice("acme"))
+        completion = await answered(server)
+
+        def write(who: int) -> None:
+            for number in range(25):
+                body = FeedbackBody(key="tag", completion_id=completion, value=f"{who}-{number}")
+                store.give(body, known, Annotator(id=str(who)))
+
+        writers = [asyncio.create_task(asyncio.to_thread(write, who)) for who in range(4)]
+        seen: list[Any] = []
+        rows: list[FeedbackRow] = []
+        last = 0
+        while rows or not all(writer.done() for writer in writers):
+            rows, _ = await asyncio.to_thread(store.page, after=last)
+            seen += [row.value for row in rows]
+            last = rows[-1].number if rows else last
+        rows, _ = await asyncio.to_thread(store.page, after=last)
+        seen += [row.value for row in rows]
+        await asyncio.gather(*writers)
+        assert sorted(seen) == sorted(f"{who}-{number}" for who in range(4) for number in range(25))
 
 
 async def test_a_used_idempotency_key_shows_and_retracts_nothing(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Keys: what each kind may do, how they end, and that no route stands open beside them."""
 
+import asyncio
 import re
 from datetime import timedelta
 from pathlib import Path
@@ -11,7 +12,9 @@ from polytone.contract.home import Home
 from polytone.serve.database import now, open_database
 from polytone.serve.keys import Keyring, KeyStore, Kind
 
-from .serving import Server, eventually, serving
+from .serving import Server, database_url, eventually, serving
+
+pytestmark = pytest.mark.both_databases
 
 OPEN = {("GET", "/healthz"), ("GET", "/readyz")}
 INFERENCE = {
@@ -78,6 +81,15 @@ async def test_a_revoked_and_an_expired_key_are_refused_and_the_server_stays_clo
         assert (await server.chat("tiny")).status_code == 401
 
 
+async def test_a_key_is_revoked_once_whoever_else_does_it_at_the_time(tmp_path: Path) -> None:
+    async with serving(tmp_path) as server:
+        keys = server.runtime.keys
+        for name in (f"bot-{number}" for number in range(5)):
+            keys.create(name, Kind.INFERENCE, "test")
+            await asyncio.gather(*(asyncio.to_thread(keys.revoke, name, "test") for _ in range(5)))
+            assert [entry.action for entry in server.registry.audit(10, name)] == ["revoke_key", "create_key"]
+
+
 async def test_a_key_made_elsewhere_counts_within_a_moment(tmp_path: Path) -> None:
     async with serving(tmp_path) as server:
         assert (await server.chat("tiny")).status_code == 200
@@ -107,7 +119,7 @@ def files_of(folder: Path) -> list[bytes]:
 
 
 def test_the_keyring_tells_kinds_apart(tmp_path: Path) -> None:
-    database = open_database(Home(tmp_path).database_url)
+    database = open_database(database_url(Home(tmp_path)))
     store = KeyStore(database)
     assert Keyring(store.with_hashes()).authenticate(None, Kind.ADMIN) is None
     _, text = store.create("ops", Kind.ADMIN, "test")

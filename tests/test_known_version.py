@@ -58,6 +58,7 @@ async def test_a_version_is_known_by_its_manifest(server: Server) -> None:
     assert told["evaluation"] is None
 
 
+@pytest.mark.both_databases
 async def test_one_that_is_not_loaded_is_known_by_its_files(server: Server) -> None:
     acme = server.add("acme", 1, recipe={"training": {"method": "kto"}})
     await server.until_ready(acme)
@@ -107,6 +108,7 @@ async def test_without_its_folder_an_evaluation_has_the_gates_that_failed(server
     assert (await known(server, acme))["evaluation"] is None
 
 
+@pytest.mark.both_databases
 async def test_one_that_was_never_published_is_not_known(server: Server) -> None:
     for version in ("acme@000000000000", "acme@xyz", "A@000000000000"):
         missing = await asked(server, version)

@@ -89,6 +89,7 @@ async def test_a_crowd_is_answered_or_told_when_to_come_back(tmp_path: Path) -> 
         assert 'polytone_rejected_total{reason="overloaded"}' in (await server.client.get("/metrics")).text
 
 
+@pytest.mark.both_databases
 async def test_a_streams_tokens_count_and_its_usage_is_shown_only_if_asked_for(tmp_path: Path) -> None:
     async with serving(tmp_path) as server:
         bot = server.key(Kind.INFERENCE, tokens_per_minute=11)

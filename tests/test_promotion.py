@@ -17,7 +17,7 @@ from polytone.serve.registry import Part, Registry
 
 from .adapters import make_base, make_version
 from .conftest import polytone
-from .serving import serving
+from .serving import database_url, serving
 
 A, B = (f"acme@{letter * 12}" for letter in "ab")
 DATA = EvaluatedOn(path="held_out.jsonl", sha256="0" * 64, rows=30, tokens=900)
@@ -49,7 +49,7 @@ def home(tmp_path: Path) -> Home:
 
 @pytest.fixture
 def registry(home: Home) -> Iterator[Registry]:
-    database = open_database(home.database_url)
+    database = open_database(database_url(home))
     registry = Registry(database)
     for version in (A, B):
         registry.publish(version, "ada")
@@ -73,6 +73,7 @@ def test_a_verdict_that_cannot_be_written_is_an_error_with_a_code(home: Home) ->
 
 
 @pytest.mark.parametrize("content", ["", "{}", '{"version": 1}'])
+@pytest.mark.both_databases
 def test_a_damaged_verdict_is_no_verdict_to_go_by(home: Home, registry: Registry, content: str) -> None:
     home.evaluations.mkdir()
     verdict_path(home, A).write_text(content)
@@ -85,6 +86,7 @@ def test_a_damaged_verdict_is_no_verdict_to_go_by(home: Home, registry: Registry
         read_verdict(home, A)
 
 
+@pytest.mark.both_databases
 def test_a_version_that_failed_is_refused_with_every_gate_and_the_way_out(home: Home, registry: Registry) -> None:
     judged(home, A, REPEATS, EMPTY)
     with pytest.raises(CheckError) as caught:
@@ -97,6 +99,7 @@ def test_a_version_that_failed_is_refused_with_every_gate_and_the_way_out(home: 
     assert [entry.action for entry in registry.audit(10)] == ["publish", "publish"]
 
 
+@pytest.mark.both_databases
 def test_a_forced_promotion_is_in_the_audit_log_with_the_gates_it_passed_over(home: Home, registry: Registry) -> None:
     judged(home, A, REPEATS, EMPTY)
     registry.promote("acme", A, "ada", gates=Gates(home, forced=True))
@@ -106,6 +109,7 @@ def test_a_forced_promotion_is_in_the_audit_log_with_the_gates_it_passed_over(ho
     assert entry.after["failed_gates"] == {A: ["max_repetition", "max_empty"]}
 
 
+@pytest.mark.both_databases
 def test_force_where_nothing_failed_is_no_force(home: Home, registry: Registry) -> None:
     judged(home, A)
     registry.promote("acme", A, "ada", gates=Gates(home, forced=True))
@@ -113,6 +117,7 @@ def test_force_where_nothing_failed_is_no_force(home: Home, registry: Registry) 
     assert all("forced" not in entry.after for entry in registry.audit(2))
 
 
+@pytest.mark.both_databases
 def test_a_canary_that_grows_is_judged_and_one_that_shrinks_is_not(home: Home, registry: Registry) -> None:
     registry.promote("acme", A, "ada", gates=Gates(home))
     judged(home, B, REPEATS)
@@ -127,6 +132,7 @@ def test_a_canary_that_grows_is_judged_and_one_that_shrinks_is_not(home: Home, r
     assert [entry.after.get("forced", False) for entry in reversed(registry.audit(4))] == [False, True, False, False]
 
 
+@pytest.mark.both_databases
 def test_going_back_is_never_held_up_by_a_gate(home: Home, registry: Registry) -> None:
     registry.promote("acme", A, "ada", gates=Gates(home))
     registry.promote("acme", B, "ada", gates=Gates(home))
@@ -135,6 +141,7 @@ def test_going_back_is_never_held_up_by_a_gate(home: Home, registry: Registry) -
     assert registry.desired().rollouts["acme"].versions == {A}
 
 
+@pytest.mark.both_databases
 async def test_over_http_a_rollout_is_refused_forced_and_told_of(tmp_path: Path) -> None:
     async with serving(tmp_path) as server:
         failed, unknown = server.add("acme", seed=1), server.add("acme", seed=2)

@@ -1,15 +1,19 @@
 """The review queue: the most pressing first, to one reviewer at a time, decided once."""
 
+import asyncio
 from pathlib import Path
 from typing import Any
 
 import httpx
+import pytest
 
 from polytone.serve.export import Format
 from polytone.serve.reviews import Reviews
 
 from .serving import Server, serving
 from .test_export import ask, both_splits, give
+
+pytestmark = pytest.mark.both_databases
 
 
 async def lease(server: Server, reviewer: str, **more: Any) -> dict[str, Any] | None:
@@ -54,6 +58,16 @@ async def test_thumbs_down_and_disagreements_come_first_and_to_one_reviewer(tmp_
         assert (second["prompt"], second["reply"]["role"]) == ([{"role": "user", "content": "q1"}], "assistant")
 
 
+async def test_reviewers_at_once_get_an_item_each_while_there_are_any(tmp_path: Path) -> None:
+    """On PostgreSQL two of them once drew the same answer, and one was told that the database was gone."""
+    async with serving(tmp_path) as server:
+        await server.voice("acme")
+        answers = {await ask(server, f"q{i}") for i in range(3)}
+        await server.runtime.traffic.flush()
+        items = await asyncio.gather(*(lease(server, f"reviewer-{i}") for i in range(6)))
+        assert sorted(item["completion_id"] for item in items if item) == sorted(answers)
+
+
 async def test_a_lease_runs_out(tmp_path: Path) -> None:
     async with serving(tmp_path) as server:
         await server.voice("acme")
@@ -85,6 +99,19 @@ async def test_an_edit_becomes_a_correction_and_a_rejection_keeps_out(tmp_path: 
         assert verdicts == {edited: False, accepted: True}
         counts = (await server.client.get("/admin/reviews")).json()["reviews"]
         assert {one["state"] for one in counts} == {"edited", "rejected", "accepted"}
+
+
+async def test_what_waits_is_a_metric(tmp_path: Path) -> None:
+    async with serving(tmp_path) as server:
+        await server.voice("acme")
+        metrics, wanted = server.runtime.metrics, {"state": "open", "reason": "thumbs_down"}
+        bad = await rated_down(server)
+        metrics.show_reviews(server.runtime.reviews.counts())
+        assert metrics.registry.get_sample_value("polytone_reviews", wanted) == 1
+        await decide(server, bad, "ann", "accept")
+        metrics.show_reviews(server.runtime.reviews.counts())
+        assert metrics.registry.get_sample_value("polytone_reviews", wanted) == 0
+        assert metrics.registry.get_sample_value("polytone_reviews", wanted | {"state": "accepted"}) == 1
 
 
 async def test_a_decision_is_made_once(tmp_path: Path) -> None:

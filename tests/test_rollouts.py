@@ -1,29 +1,33 @@
 """Rollouts: by weight, sticky, rolled back, audited, and never half of two operators' wishes."""
 
 import asyncio
+import contextlib
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from sqlalchemy import Engine
+from sqlalchemy.orm import Session
 
 from polytone.contract.errors import CheckError, ConflictError, InputError, NotFoundError, PolytoneError
 from polytone.contract.home import Home
 from polytone.serve.database import open_database
-from polytone.serve.registry import Part, Registry, Rollout
+from polytone.serve.registry import Desired, Part, Registry, Rollout, latest_rollouts
 from polytone.serve.routing import choose
+from polytone.serve.tables import RolloutRow
 
-from .serving import Server, eventually, serving
+from .serving import Server, database_url, eventually, serving
 
 A, B, C = (f"acme@{letter * 12}" for letter in "abc")
 
 
 @pytest.fixture
 def database(tmp_path: Path) -> Iterator[Engine]:
-    engine = open_database(Home(tmp_path).database_url)
+    engine = open_database(database_url(Home(tmp_path)))
     yield engine
     engine.dispose()
 
@@ -58,6 +62,7 @@ def test_shares_are_as_the_weights_say() -> None:
     assert counts[C] == 0
 
 
+@pytest.mark.both_databases
 def test_rolling_back_goes_back_step_by_step(registry: Registry) -> None:
     registry.promote("acme", A, "ada")
     registry.roll_out("acme", [Part(A, 90), Part(B, 10)], "ada")
@@ -69,6 +74,7 @@ def test_rolling_back_goes_back_step_by_step(registry: Registry) -> None:
     assert [rollout.generation for rollout in registry.history("acme")] == [5, 4, 3, 2, 1]
 
 
+@pytest.mark.both_databases
 def test_a_voice_taken_away_can_be_brought_back(registry: Registry) -> None:
     registry.promote("acme", A, "ada")
     assert registry.remove_voice("acme", "ada") == [A]
@@ -77,6 +83,7 @@ def test_a_voice_taken_away_can_be_brought_back(registry: Registry) -> None:
     assert answering(registry) == [(A, 100)]
 
 
+@pytest.mark.both_databases
 def test_rolling_back_to_a_retired_version_is_refused(registry: Registry) -> None:
     registry.promote("acme", A, "ada")
     registry.promote("acme", B, "ada")
@@ -86,6 +93,7 @@ def test_rolling_back_to_a_retired_version_is_refused(registry: Registry) -> Non
     assert answering(registry) == [(B, 100)]
 
 
+@pytest.mark.both_databases
 def test_the_same_again_changes_nothing_and_is_not_audited_twice(registry: Registry) -> None:
     first = registry.promote("acme", A, "ada")
     assert registry.promote("acme", A, "ada") == first
@@ -100,6 +108,7 @@ def test_the_same_again_changes_nothing_and_is_not_audited_twice(registry: Regis
     assert registry.audit(1, target="acme")[0].after["versions"] == [{"version": A, "weight": 100}]
 
 
+@pytest.mark.both_databases
 def test_whoever_looked_at_an_older_state_gets_a_conflict(registry: Registry) -> None:
     registry.promote("acme", A, "ada", expected=0)
     with pytest.raises(ConflictError) as caught:
@@ -121,6 +130,7 @@ def test_whoever_looked_at_an_older_state_gets_a_conflict(registry: Registry) ->
         [Part("other@aaaaaaaaaaaa", 1)],
     ],
 )
+@pytest.mark.both_databases
 def test_a_rollout_that_makes_no_sense_is_refused(registry: Registry, parts: list[Part]) -> None:
     with pytest.raises(InputError):
         registry.roll_out("acme", parts, "ada")
@@ -129,6 +139,7 @@ def test_a_rollout_that_makes_no_sense_is_refused(registry: Registry, parts: lis
     assert answering(registry) == []
 
 
+@pytest.mark.both_databases
 async def test_two_operators_at_once_never_leave_a_mixed_state(database: Engine, registry: Registry) -> None:
     """Promote and retire race for the same version; whichever wins, what answers is published."""
     for _ in range(10):
@@ -150,6 +161,45 @@ async def test_two_operators_at_once_never_leave_a_mixed_state(database: Engine,
         assert desired.rollouts["acme"].versions <= desired.versions
 
 
+@pytest.mark.both_databases
+def test_changes_at_once_come_one_after_the_other(database: Engine, registry: Registry) -> None:
+    """On PostgreSQL each looked at the same rollout, and all but one were refused."""
+
+    def change(number: int) -> None:
+        if number % 4:
+            Registry(database).promote("acme", (A, B, C)[number % 3], "ada")
+        else:
+            with contextlib.suppress(CheckError):  # nothing to go back to
+                Registry(database).roll_back("acme", "bob")
+
+    registry.promote("acme", A, "ada")
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(change, range(40)))
+    entries = registry.audit(100, "acme")[::-1]
+    after = [entry.after for entry in entries]
+    assert [entry.before for entry in entries] == [None, *after[:-1]]
+    assert [one["generation"] for one in after] == list(range(1, len(after) + 1))
+    assert [rollout.as_json() for rollout in registry.history("acme")] == after[::-1]
+
+
+@pytest.mark.both_databases
+def test_what_is_desired_is_of_one_moment(
+    database: Engine, registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On PostgreSQL a replica once saw a version answer for a voice and not yet be published."""
+    new = f"acme@{'d' * 12}"
+
+    def meanwhile(session: Session) -> list[RolloutRow]:
+        if Registry(database).publish(new, "ada"):
+            Registry(database).promote("acme", new, "ada")
+        return latest_rollouts(session)
+
+    monkeypatch.setattr("polytone.serve.registry.latest_rollouts", meanwhile)
+    assert registry.desired() == Desired(frozenset({A, B, C}))
+    assert registry.desired().rollouts["acme"].versions == {new}
+
+
+@pytest.mark.both_databases
 async def test_a_canary_answers_its_share_and_conversations_stay(tmp_path: Path) -> None:
     async with serving(tmp_path) as server:
         stable = await server.voice("acme", seed=1)
@@ -172,6 +222,7 @@ async def test_a_canary_answers_its_share_and_conversations_stay(tmp_path: Path)
         ).json()["model"]
 
 
+@pytest.mark.both_databases
 async def test_an_operator_rolls_out_and_back_over_http(tmp_path: Path) -> None:
     async with serving(tmp_path) as server:
         old = await server.voice("acme", seed=1)

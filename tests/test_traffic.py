@@ -17,6 +17,8 @@ from polytone.serve.tables import AnswerRow
 
 from .serving import HELLO, Server, eventually, serving
 
+pytestmark = pytest.mark.both_databases
+
 
 async def rows(server: Server) -> list[AnswerRow]:
     await server.runtime.traffic.flush()

@@ -384,6 +384,7 @@ async def test_an_upload_that_is_too_large_or_breaks_off_leaves_nothing(server: 
     assert (bad_name.status_code, bad_name.json()["error"]["code"]) == (400, "invalid_name")
 
 
+@pytest.mark.both_databases
 async def test_the_same_upload_twice_at_once_is_one_version(server: Server, tmp_path: Path) -> None:
     content = packed(Workshop(tmp_path / "shop").folder())
     answers = await asyncio.gather(

@@ -222,10 +222,9 @@ def inspect_folder(folder: Path) -> tuple[Manifest | None, list[CheckError]]:
     manifest, config, tensors = None, None, None
     if (folder / MANIFEST).is_file():
         try:
-            manifest = Manifest.model_validate_json((folder / MANIFEST).read_bytes())
-        except ValidationError as error:
-            problems = "; ".join(describe(problem) for problem in error.errors())
-            found.append(CheckError(f"{folder / MANIFEST}: {problems}.", code="manifest_invalid"))
+            manifest = read_manifest(folder)
+        except CheckError as error:
+            found.append(error)
     if (folder / CONFIG).is_file():
         try:
             config = read_config(folder)
@@ -248,6 +247,19 @@ def inspect_folder(folder: Path) -> tuple[Manifest | None, list[CheckError]]:
         except CheckError as error:
             found.append(error)
     return manifest, found
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """The manifest alone, not compared with the files beside it.
+
+    Raises:
+        CheckError: `manifest_invalid`, naming every bad field.
+    """
+    try:
+        return Manifest.model_validate_json((folder / MANIFEST).read_bytes())
+    except ValidationError as error:
+        problems = "; ".join(describe(problem) for problem in error.errors())
+        raise CheckError(f"{folder / MANIFEST}: {problems}.", code="manifest_invalid") from None
 
 
 def check_files(folder: Path) -> Iterator[CheckError]:

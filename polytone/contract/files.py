@@ -5,6 +5,7 @@ import os
 import shutil
 import tempfile
 import time
+import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -51,6 +52,14 @@ def suppress_if_there(target: Path) -> Iterator[None]:
     except OSError:
         if not target.is_dir():
             raise
+
+
+def remove_folder(folder: Path) -> None:
+    """Take a folder away at once, then remove what was in it; that there is none is fine."""
+    hidden = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}")
+    with contextlib.suppress(FileNotFoundError):
+        folder.rename(hidden)
+        shutil.rmtree(hidden, ignore_errors=True)
 
 
 def write_whole(target: Path, content: str | bytes) -> None:
@@ -123,12 +132,13 @@ def unused_folder(folder: Path) -> Path:
 def remove_leftovers(folder: Path) -> None:
     """Remove what writers left in `folder` that were killed: hidden names, older than any writer takes."""
     limit = time.time() - LEFTOVER_SECONDS
-    for path in [*folder.glob(".*"), *folder.glob("*/.*")]:
-        if path.stat().st_mtime < limit:
-            if path.is_dir():
-                shutil.rmtree(path, ignore_errors=True)
-            else:
-                path.unlink(missing_ok=True)
+    with contextlib.suppress(FileNotFoundError):  # a writer beside us finished; the rest can wait for the next start
+        for path in [*folder.glob(".*"), *folder.glob("*/.*")]:
+            if path.stat().st_mtime < limit:
+                if path.is_dir():
+                    shutil.rmtree(path, ignore_errors=True)
+                else:
+                    path.unlink(missing_ok=True)
 
 
 def flush_to_disk(path: Path) -> None:

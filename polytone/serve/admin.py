@@ -23,6 +23,7 @@ from .keys import Kind
 from .known_version import known_version
 from .registry import Part
 from .runtime import Runtime
+from .store import apart
 from .upload import receive_version
 
 
@@ -202,13 +203,15 @@ async def adapters(runtime: Runtime) -> list[dict[str, Any]]:
 
 
 async def receive(runtime: Runtime, name: str, request: Request, who: str) -> dict[str, Any]:
-    """Write the body to a file, then check it in a thread; the engine notices nothing."""
+    """Write the body to a file, then check it in a thread; the engine notices nothing. The store has it before the
+    database does, so that no replica hears of what it cannot fetch."""
+    store = runtime.store
     runtime.home.adapters.mkdir(parents=True, exist_ok=True)
     with tempfile.NamedTemporaryFile(prefix=".upload.", suffix=".tar.gz", dir=runtime.home.adapters) as file:
         async for chunk in limited(request, runtime.limits.upload_bytes):
             await asyncio.to_thread(file.write, chunk)
         file.flush()
-        manifest = await asyncio.to_thread(
+        manifest = await (asyncio.to_thread if store is None else apart)(
             receive_version,
             Path(file.name),
             name,
@@ -217,6 +220,7 @@ async def receive(runtime: Runtime, name: str, request: Request, who: str) -> di
             module_shapes(base_folder(runtime.home, runtime.voices.base.id) / "source"),
             runtime.voices.max_rank,
             runtime.limits.upload_bytes,
+            store.put if store is not None else None,
         )
     created = await asyncio.to_thread(runtime.registry.publish, manifest.version, who)
     return {"version": manifest.version, "created": created}

@@ -14,7 +14,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from polytone.contract.adapter import check_servable, list_versions, read_version
+from polytone.contract.adapter import MANIFEST, Manifest, check_servable, list_versions, read_version
 from polytone.contract.base import load_base
 from polytone.contract.errors import CheckError, InputError
 
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from .keys import KeyStore
     from .registry import Registry, Rollout
     from .replicas import Replicas
+    from .store import AdapterStore
 
 HomeOption = Annotated[Path | None, typer.Option(help="Folder for bases, adapters and the database [POLYTONE_HOME].")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document for programs.")]
@@ -36,7 +37,10 @@ ForceOption = Annotated[
 
 ANSWERING = ("ready", "published")
 
-adapters_commands = typer.Typer(help="Publish, promote and retire versions of voices.", no_args_is_help=True)
+adapters_commands = typer.Typer(
+    help="Publish, promote and retire versions of voices. POLYTONE_ADAPTER_STORE names where servers get their files.",
+    no_args_is_help=True,
+)
 keys_commands = typer.Typer(help="Make, list and revoke API keys.", no_args_is_help=True)
 
 
@@ -67,9 +71,10 @@ def ui(
 def list_adapters(home: HomeOption = None, as_json: JsonOption = False) -> None:
     """List every version on disk and in the registry, with its state."""
     settings = read_settings(home=home)
+    store = open_store(settings)
     rows = describe_versions(settings, open_state(settings))
     if as_json:
-        print(json.dumps({"versions": rows}))
+        print(json.dumps({"versions": rows, "store": str(store) if store is not None else None}))
         return
     table = Table("voice", "version", "share", "wanted", "on replicas", box=None)
     for row in rows:
@@ -78,14 +83,19 @@ def list_adapters(home: HomeOption = None, as_json: JsonOption = False) -> None:
             row["name"], row["version"], f"{row['share']:.0%}" if row["share"] else "", row["wanted"], states or "-"
         )
     Console(soft_wrap=True).print(table if rows else "No version yet. Train one: polytone train RECIPE")
+    if store is not None:
+        print(f"Servers fetch versions from {store} (POLYTONE_ADAPTER_STORE).")
 
 
 @adapters_commands.command("show")
 def show(version: VersionArgument, home: HomeOption = None) -> None:
-    """Print the manifest of a version after checking its files."""
+    """Print the manifest of a version after checking its files; one that is not here comes from the adapter store."""
     settings = read_settings(home=home)
-    manifest = read_version(settings.paths(), resolve(settings, version))
+    store = open_store(settings)
+    manifest = read_here(settings, store, resolve(settings, version))
     print(manifest.model_dump_json(by_alias=True, indent=2))
+    if store is not None:
+        print(f"Servers fetch it from {store.place(manifest.version)}", file=sys.stderr)
 
 
 @adapters_commands.command("publish")
@@ -93,10 +103,13 @@ def publish(
     version: VersionArgument, home: HomeOption = None, wait: WaitOption = 60, as_json: JsonOption = False
 ) -> None:
     """Check a version and ask every server to load it. It answers under its own id at once, under the voice's name
-    after `promote`."""
+    after `promote`. With POLYTONE_ADAPTER_STORE its files are written there first, for servers to fetch."""
     settings = read_settings(home=home)
-    manifest = read_version(settings.paths(), version)
+    store = open_store(settings)
+    manifest = read_here(settings, store, version)
     check_servable(manifest, load_base(settings.paths(), settings.base), settings.max_lora_rank)
+    if store is not None:
+        store.put(settings.paths().adapter_folder(version), version)
     state = open_state(settings)
     state.registry.publish(version, actor())
     said = wait_until_ready(state.replicas, version, wait)
@@ -334,6 +347,24 @@ def open_state(settings: Settings) -> Stores:
 
     database = open_database(settings.database())
     return Stores(Registry(database), Replicas(database), KeyStore(database))
+
+
+def open_store(settings: Settings) -> "AdapterStore | None":
+    if not settings.adapter_store:
+        return None
+    from .store import store_of
+
+    return store_of(settings)
+
+
+def read_here(settings: Settings, store: "AdapterStore | None", version: str) -> Manifest:
+    """As `read_version`, of one that this home lacks after it was fetched from the store."""
+    home = settings.paths()
+    if store is not None and not (home.adapter_folder(version) / MANIFEST).is_file():
+        from .store import fetch_version
+
+        fetch_version(store, version, home, load_base(home, settings.base), settings.max_lora_rank)
+    return read_version(home, version)
 
 
 def actor() -> str:

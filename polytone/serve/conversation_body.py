@@ -2,21 +2,20 @@
 
 import json
 import math
-import re
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field
 
 from .bodies import Strict
+from .database import is_storable
 
-LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 LONGEST_DETAILS = 64_000
 DEEPEST_DETAILS = 20
 
 
 def storable(text: str) -> str:
     """Refuses what no database takes as text."""
-    if "\0" in text or LONE_SURROGATE.search(text):
+    if not is_storable(text):
         raise ValueError("NUL and lone surrogates cannot be kept")
     return text
 

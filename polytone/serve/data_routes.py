@@ -18,7 +18,7 @@ from .drift_words import report
 from .export import Format, Split, export
 from .feedback import as_json, new_row
 from .feedback_body import Annotator, FeedbackBody
-from .reviews import LEASE_SECONDS, Decision, Item, Reviews, item_json
+from .reviews import LEASE_SECONDS, Decision, Item, item_json
 from .runtime import Runtime
 from .tables import FeedbackRow
 
@@ -53,7 +53,7 @@ class DecisionBody(Strict):
 def data_routes(runtime: Runtime) -> APIRouter:
     router = APIRouter(prefix="/admin", tags=["data"])
     actor = Annotated[str, Depends(admin_actor(runtime))]
-    reviews = Reviews(runtime.database)
+    reviews = runtime.reviews
 
     @router.get("/reviews")
     async def count_reviews(_: actor) -> dict[str, Any]:

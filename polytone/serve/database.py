@@ -1,5 +1,7 @@
 """How to open the database, read and write it; what lies in it stands in `tables`."""
 
+import hashlib
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -8,13 +10,20 @@ from typing import Any
 
 from alembic import command
 from alembic.config import Config
-from sqlalchemy import Connection, Engine, create_engine, event
+from sqlalchemy import Connection, Engine, create_engine, event, func, make_url, select
 from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.exc import ArgumentError, OperationalError
 from sqlalchemy.orm import Session
 
-from polytone.contract.errors import InputError
+from polytone.contract.errors import InputError, UnavailableError
 
 MIGRATIONS = Path(__file__).parent / "migrations"
+LOCK_SECONDS = 10  # how long a writer waits for another one
+# How long PostgreSQL is waited for when its machine is gone: to connect, and in the middle of a query.
+PATIENCE = {"connect_timeout": 5, "keepalives_idle": 5, "keepalives_interval": 5, "tcp_user_timeout": 15_000}
+# Given one at a time: a row that came into sight after one with a higher number would be on nobody's next page.
+FEEDBACK = "feedback"
+LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def now() -> datetime:
@@ -22,25 +31,68 @@ def now() -> datetime:
 
 
 def open_database(url: str) -> Engine:
-    """Open the database and bring its schema up to date."""
+    """Open the database and bring its schema up to date; who does so at the same time waits.
+
+    Raises:
+        InputError: `settings_invalid`, if the URL names no database that Polytone can use.
+        UnavailableError: `database_unavailable`.
+    """
+    engine = new_engine(url)
+    try:
+        migrate(engine)
+    except OperationalError as error:
+        engine.dispose()
+        raise UnavailableError(
+            f"The database {engine.url} (POLYTONE_DATABASE_URL) cannot be opened: {error.orig}",
+            code="database_unavailable",
+        ) from None
+    return engine
+
+
+def new_engine(url: str) -> Engine:
     if url.startswith("sqlite:///"):
         Path(url.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
-    engine = create_engine(url, pool_pre_ping=True)
-    if engine.dialect.name == "sqlite":
+        engine = create_engine(url, pool_pre_ping=True)
         event.listen(engine, "connect", prepare_sqlite)
         event.listen(engine, "begin", begin_sqlite)
+    else:
+        engine = new_postgresql_engine(url)
+    event.listen(engine, "before_cursor_execute", refuse_unstorable)
+    return engine
+
+
+def new_postgresql_engine(url: str) -> Engine:
+    try:
+        asked = make_url(url)
+        if asked.get_backend_name() != "postgresql":
+            raise ArgumentError(f"there is no {asked.get_backend_name()} here")
+        patience = {name: value for name, value in PATIENCE.items() if name not in asked.query}
+        engine = create_engine(asked, pool_pre_ping=True, pool_timeout=LOCK_SECONDS, connect_args=patience)
+    except (ArgumentError, ImportError) as error:
+        raise InputError(
+            f"POLYTONE_DATABASE_URL: {error}. Write sqlite:///PATH or postgresql://USER:PASSWORD@HOST/NAME.",
+            code="settings_invalid",
+        ) from None
+    event.listen(engine, "connect", prepare_postgresql)
+    return engine
+
+
+def migrate(engine: Engine, revision: str = "head") -> None:
     config = Config()
     config.set_main_option("script_location", str(MIGRATIONS))
     with engine.execution_options(write=True).begin() as connection:
+        if engine.dialect.name == "postgresql":
+            connection.exec_driver_sql("SET LOCAL lock_timeout = 0")  # another replica may be at it for long
+        one_at_a_time(connection, "migrations")
         config.attributes["connection"] = connection
-        command.upgrade(config, "head")
-    return engine
+        command.upgrade(config, revision)
 
 
 def prepare_sqlite(connection: Any, _record: Any) -> None:
     connection.isolation_level = None  # transactions begin where `begin_sqlite` says
     cursor = connection.cursor()
-    for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", "busy_timeout=10000"):
+    waiting = f"busy_timeout={LOCK_SECONDS * 1000}"
+    for pragma in (waiting, "journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
         cursor.execute(f"PRAGMA {pragma}")
     cursor.close()
     connection.create_function("lower", 1, lower, deterministic=True)
@@ -57,8 +109,34 @@ def begin_sqlite(connection: Connection) -> None:
     connection.exec_driver_sql("BEGIN IMMEDIATE" if write else "BEGIN")
 
 
+def prepare_postgresql(connection: Any, _record: Any) -> None:
+    with connection.cursor() as cursor:
+        cursor.execute(f"SET timezone = 'UTC'; SET lock_timeout = '{LOCK_SECONDS}s'")
+    connection.commit()
+
+
+def refuse_unstorable(
+    _connection: Connection, _cursor: Any, _statement: str, parameters: Any, _context: Any, many: bool
+) -> None:
+    """Text from outside that a database would refuse or, as SQLite does, keep for others to stumble over."""
+    for row in parameters if many else [parameters]:
+        for value in row.values() if isinstance(row, dict) else row:
+            if isinstance(value, str) and not is_storable(value):
+                raise InputError(
+                    "A text has a NUL character or half of a surrogate pair in it. Leave them out.",
+                    code="invalid_request",
+                )
+
+
+def is_storable(text: str) -> bool:
+    return "\0" not in text and (text.isascii() or LONE_SURROGATE.search(text) is None)
+
+
 @contextmanager
 def reading(engine: Engine) -> Iterator[Session]:
+    """Whatever the block reads is of one moment."""
+    if engine.dialect.name == "postgresql":  # SQLite knows nothing else
+        engine = engine.execution_options(isolation_level="REPEATABLE READ")
     with Session(engine, expire_on_commit=False) as session:
         yield session
 
@@ -68,6 +146,14 @@ def writing(engine: Engine) -> Iterator[Session]:
     """One transaction, committed when the block ends and undone when it raises."""
     with Session(engine.execution_options(write=True), expire_on_commit=False) as session, session.begin():
         yield session
+
+
+def one_at_a_time(session: Session | Connection, what: str) -> None:
+    """Let nobody else do `what` until the transaction ends. SQLite has one writer at a time anyway."""
+    bind = session if isinstance(session, Connection) else session.get_bind()
+    if bind.dialect.name == "postgresql":
+        key = int.from_bytes(hashlib.sha256(f"polytone {what}".encode()).digest()[:8], signed=True)
+        session.execute(select(func.pg_advisory_xact_lock(key)))
 
 
 def insert_for(session: Session) -> Any:

@@ -22,7 +22,7 @@ from sqlalchemy.orm import Session, aliased
 from polytone.contract.errors import NotFoundError
 
 from .background import in_thread
-from .database import aware, insert_for, now, reading, writing
+from .database import aware, insert_for, now, one_at_a_time, reading, writing
 from .detectors import expected_chance_alarms
 from .drift_words import describe_change
 from .embedding import DIMENSION
@@ -41,6 +41,7 @@ CONVERSATIONS = 100
 VERSIONS = 100
 LONGEST = timedelta(days=1)  # a conversation that never ends is observed once a day
 VECTOR_BYTES = 2 * DIMENSION * np.dtype(np.float16).itemsize
+DRIFT = "drift"  # moved by one replica at a time: of a detector that is new there is no row to lock
 SIBLINGS = "siblings"  # a row of its own: the tone classifier stays the one the detector's reference was made with
 
 
@@ -91,6 +92,7 @@ class Drift:
         if not versions:
             return 0
         with writing(self._database) as session:
+            one_at_a_time(session, DRIFT)
             rows = list(self._conversations(session, versions))
             thumbs = new_thumbs(session, versions)
             books: dict[str, Book] = {}
@@ -116,6 +118,7 @@ class Drift:
             NotFoundError: `alarm_not_found` where none stands.
         """
         with writing(self._database) as session:
+            one_at_a_time(session, DRIFT)
             alarm = standing_alarm(session, version, signal)
             if alarm is None:
                 raise NotFoundError(f"No alarm stands for {signal} of {version}.", code="alarm_not_found")
@@ -211,6 +214,7 @@ class Drift:
         of = (*labels(version), watch.signal)
         self._metrics.drift_state.labels(*of).set(list(Standing).index(watch.standing()))
         self._metrics.drift_statistic.labels(*of).set(watch.statistic)
+        self._metrics.drift_alarms_total.labels(*of)  # a count that begins at 1 is no increase to Prometheus
 
     def _alarm(self, session: Session, book: Book, watch: Watch) -> None:
         examples = watch.examples()

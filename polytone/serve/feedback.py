@@ -13,7 +13,7 @@ from sqlalchemy.orm import Session, aliased
 from polytone.contract.errors import ConflictError, InputError, NotFoundError, TooLargeError
 
 from .capture import Known
-from .database import aware, reading, writing
+from .database import FEEDBACK, aware, one_at_a_time, reading, writing
 from .feedback_body import Annotator, FeedbackBody
 from .reviews import ask_for_review
 from .tables import FeedbackRow
@@ -65,6 +65,7 @@ class FeedbackStore:
             return Given(known, False)
         try:
             with writing(self._engine) as session:
+                one_at_a_time(session, FEEDBACK)
                 row = new_row(body, target, annotator)
                 if body.supersedes is not None:
                     place(row, superseded(session, body.supersedes, annotator, adapters))

@@ -12,7 +12,7 @@ from typing import Any
 from sqlalchemy import Engine, select
 from sqlalchemy.exc import IntegrityError
 
-from polytone.contract.errors import ConflictError, DeniedError, NotFoundError
+from polytone.contract.errors import ConflictError, DeniedError, InputError, NotFoundError
 from polytone.contract.home import check_name
 
 from .database import aware, now, reading, writing
@@ -30,6 +30,7 @@ class Kind(StrEnum):
 PREFIXES = {Kind.INFERENCE: "pt-inf", Kind.ADMIN: "pt-adm"}
 TOKEN = re.compile(r"pt-(?:inf|adm)-([0-9a-f]{12})-([A-Za-z0-9_-]{43})")
 NOBODY = "0" * 64
+HIGHEST_LIMIT = 2**31 - 1  # of a column
 
 
 @dataclass(frozen=True)
@@ -91,9 +92,15 @@ class KeyStore:
         """Make a key; the text is returned here and never again.
 
         Raises:
+            InputError: `invalid_name`, or `invalid_request` for a limit.
             ConflictError: `key_name_taken`.
         """
         check_name(name, "name")
+        check_limits(
+            requests_per_minute=requests_per_minute,
+            tokens_per_minute=tokens_per_minute,
+            concurrent_requests=concurrent_requests,
+        )
         secret = secrets.token_urlsafe(32)
         row = KeyRow(
             id=secrets.token_hex(6),
@@ -121,7 +128,7 @@ class KeyStore:
     def revoke(self, name: str, actor: str) -> Key:
         """Raises NotFoundError `key_not_found`. Again is fine."""
         with writing(self._engine) as session:
-            row = session.scalar(select(KeyRow).where(KeyRow.name == name))
+            row = session.scalar(select(KeyRow).where(KeyRow.name == name).with_for_update())
             if row is None:
                 raise NotFoundError(f"There is no key {name!r}.", code="key_not_found", param="name")
             if row.revoked_at is None:
@@ -175,6 +182,14 @@ class Keyring:
                 f"This is an {found[0].kind} key; here an {kind} key is needed.", code="key_of_other_kind", status=403
             )
         return found[0]
+
+
+def check_limits(**limits: int | None) -> None:
+    for name, limit in limits.items():
+        if limit is not None and not 1 <= limit <= HIGHEST_LIMIT:
+            raise InputError(
+                f"{name}: {limit} is not a number from 1 to {HIGHEST_LIMIT}.", code="invalid_request", param=name
+            )
 
 
 def hash_secret(secret: str) -> str:

@@ -54,6 +54,17 @@ class Metrics:
         self.adapter_loads_total = Counter(
             "polytone_adapter_loads", "Loads by result.", ("result",), registry=self.registry
         )
+        for result in ("ready", "failed"):
+            self.adapter_loads_total.labels(result)  # a count that begins at 1 is no increase to Prometheus
+        self.adapter_fetches_total = Counter(
+            "polytone_adapter_fetches", "Fetches from the adapter store by result.", ("result",), registry=self.registry
+        )
+        self.adapter_fetch_seconds = Histogram(
+            "polytone_adapter_fetch_seconds",
+            "Time to fetch a version from the adapter store and check it.",
+            buckets=SECONDS,
+            registry=self.registry,
+        )
         self.adapters_resident = Gauge(
             "polytone_adapters_resident", "Versions in the engine's memory.", registry=self.registry
         )
@@ -78,6 +89,11 @@ class Metrics:
             "polytone_feedback", "Feedback taken.", (*labels, "key", "value"), registry=self.registry
         )
 
+        self.reviews = Gauge(
+            "polytone_reviews", "Answers in the review queue.", ("state", "reason"), registry=self.registry
+        )
+        self._reviews: set[tuple[str, str]] = set()
+
         self.drift_state = Gauge(
             "polytone_drift_state",
             "0 no reference, 1 warming up, 2 insufficient traffic, 3 ok, 4 drift.",
@@ -99,6 +115,12 @@ class Metrics:
             labels,
             registry=self.registry,
         )
+
+    def show_reviews(self, counts: dict[tuple[str, str], int]) -> None:
+        """(state, reason) -> how many. What is named once stays, at zero."""
+        self._reviews |= counts.keys()
+        for key in self._reviews:
+            self.reviews.labels(*key).set(counts.get(key, 0))
 
     def render(self) -> bytes:
         return generate_latest(self.registry)

@@ -1,6 +1,7 @@
 """The registry: which versions should be served, and which of them answer for a voice. Lives in the database.
 
 Every change is one transaction with its line in the audit log. A change that repeats what already is changes nothing.
+Changes of one voice come one after the other, from whichever replica: each begins where the one before it ended.
 """
 
 from collections.abc import Sequence
@@ -15,7 +16,7 @@ from sqlalchemy.orm import Session
 from polytone.contract.errors import CheckError, ConflictError, InputError, NotFoundError
 from polytone.contract.home import check_name, split_version
 
-from .database import aware, reading, writing
+from .database import aware, one_at_a_time, reading, writing
 from .gates import Gates
 from .tables import AuditRow, RolloutRow, VersionRow
 
@@ -146,6 +147,7 @@ class Registry:
         check_parts(voice, parts)
         try:
             with writing(self._engine) as session:
+                one_at_a_time(session, f"voice {voice}")
                 for part in sorted(parts, key=lambda part: part.version):
                     row = session.get(VersionRow, part.version, with_for_update=True)
                     if row is None or row.state != PUBLISHED:
@@ -188,6 +190,7 @@ class Registry:
         """
         try:
             with writing(self._engine) as session:
+                one_at_a_time(session, f"voice {voice}")
                 current = latest_rollout(session, voice)
                 if current is None:
                     raise NotFoundError(f"There is no voice {voice!r}.", code="voice_not_found", param="name")
@@ -219,6 +222,7 @@ class Registry:
         """Let nobody answer for `voice`; returns the versions that did, which stay published."""
         try:
             with writing(self._engine) as session:
+                one_at_a_time(session, f"voice {voice}")
                 current = latest_rollout(session, voice)
                 if current is None or not current.parts:
                     raise NotFoundError(f"There is no voice {voice!r}.", code="voice_not_found", param="name")

@@ -10,7 +10,7 @@ from sqlalchemy.orm import Session
 
 from polytone.contract.errors import ConflictError, NotFoundError
 
-from .database import aware, insert_for, now, reading, writing
+from .database import FEEDBACK, aware, insert_for, now, one_at_a_time, reading, writing
 from .tables import AnswerRow, FeedbackRow, ReviewRow
 
 LEASE_SECONDS = 900
@@ -57,6 +57,7 @@ class Reviews:
         """The most pressing item that nobody else holds, or an answer drawn by chance where none waits; None where
         there is none at all. The item that the reviewer holds already comes first."""
         with writing(self._engine) as session:
+            one_at_a_time(session, "reviews")
             row = waiting(session, reviewer, adapter) or drawn_by_chance(session, adapter)
             if row is None:
                 return None
@@ -77,6 +78,8 @@ class Reviews:
             ConflictError: `review_decided`, or `review_leased` if someone else holds it.
         """
         with writing(self._engine) as session:
+            if correction is not None:
+                one_at_a_time(session, FEEDBACK)
             row = decidable(session, completion, reviewer)
             if correction is not None:
                 session.add(correction)
@@ -129,9 +132,8 @@ def drawn_by_chance(session: Session, adapter: str | None) -> ReviewRow | None:
     answer = session.scalar(wanted)
     if answer is None:
         return None
-    row = ReviewRow(completion_id=answer.id, adapter=answer.adapter, reason=Reason.RANDOM.value, state=OPEN)
-    session.add(row)
-    return row
+    queue_for_review(session, answer.id, answer.adapter, Reason.RANDOM)  # or a thumb does so at this moment
+    return session.get_one(ReviewRow, answer.id)
 
 
 def ask_for_review(session: Session, given: FeedbackRow) -> None:

@@ -25,6 +25,8 @@ from .metrics import Metrics
 from .openai_request import RequestLimits
 from .registry import Registry
 from .replicas import Replicas
+from .reviews import Reviews
+from .store import AdapterStore
 from .traffic import Traffic
 from .voices import Voices
 
@@ -68,9 +70,11 @@ class Runtime:
     metrics: Metrics
     traffic: Traffic
     drift: Drift
+    reviews: Reviews
     home: Home
     limits: ServerLimits
     poll_seconds: float
+    store: AdapterStore | None = None
     answers: set[Answer] = field(default_factory=set)
     settled: bool = False
     problem: str | None = "the engine is starting"
@@ -157,6 +161,7 @@ class Runtime:
         last, said = self._reported
         if (states, routes) != said or time.monotonic() - last > REPORT_SECONDS:
             await in_thread(self.replicas.report, replica_name(), states, routes)
+            self.metrics.show_reviews(await in_thread(self.reviews.counts))
             self._reported = (time.monotonic(), (states, routes))
 
     async def _report_while_starting(self) -> None:

@@ -28,8 +28,10 @@ from .openai_request import RequestLimits
 from .profile import Profiles
 from .registry import Registry
 from .replicas import Replicas
+from .reviews import Reviews
 from .runtime import Runtime, ServerLimits
 from .settings import Settings
+from .store import Fetcher, store_of
 from .traffic import Traffic
 from .vllm_engine import VllmEngine, VllmOptions
 from .voices import Limits, Voices
@@ -69,6 +71,9 @@ def run_server(settings: Settings) -> None:
 def build_runtime(settings: Settings) -> Runtime:
     home = settings.paths()
     base = load_base(home, settings.base)
+    store = store_of(settings)
+    if store is not None:
+        log.info("adapter store: %s; %s is its cache here", store, home.adapters)
     remove_leftovers(home.adapters)
     metrics = Metrics()
     metrics.adapters_limit.set(settings.max_resident_adapters)
@@ -76,6 +81,7 @@ def build_runtime(settings: Settings) -> Runtime:
     limits = Limits(
         settings.max_lora_rank, settings.max_resident_adapters, settings.max_batch_adapters, settings.drain_seconds
     )
+    fetcher = Fetcher(store, home, base, settings.max_lora_rank, metrics) if store is not None else None
     database = open_database(settings.database())
     keys = KeyStore(database)
     registry = Registry(database)
@@ -88,7 +94,7 @@ def build_runtime(settings: Settings) -> Runtime:
         keys=keys,
         keyring=Keyring(keys.with_hashes()),
         admission=Admission(settings.max_streams + settings.max_waiting),
-        voices=Voices(engine, home, base, limits, metrics),
+        voices=Voices(engine, home, base, limits, metrics, fetcher),
         metrics=metrics,
         traffic=Traffic(
             database,
@@ -99,6 +105,7 @@ def build_runtime(settings: Settings) -> Runtime:
             keep_days=settings.traffic_days,
             recording=settings.traffic,
         ),
+        reviews=Reviews(database),
         drift=Drift(database, profiles, metrics, settings.drift_run_length, settings.drift_quiet_seconds),
         home=home,
         limits=ServerLimits(
@@ -110,6 +117,7 @@ def build_runtime(settings: Settings) -> Runtime:
             start_seconds=settings.start_seconds,
         ),
         poll_seconds=settings.poll_seconds,
+        store=store,
     )
 
 

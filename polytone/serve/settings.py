@@ -29,6 +29,9 @@ class Settings(BaseSettings):
     host: str = Field("127.0.0.1", description="Address to listen on; without keys only loopback is allowed.")
     port: int = Field(8000, ge=1, le=65535, description="Port to listen on.")
     database_url: str | None = Field(None, description="SQLAlchemy URL; by default SQLite in the home folder.")
+    adapter_store: str | None = Field(
+        None, description="fsspec URL where versions are kept for every replica; without, the home is everything."
+    )
     max_lora_rank: int = Field(16, ge=1, le=512, description="Highest adapter rank the engine takes.")
     max_batch_adapters: int = Field(32, ge=1, description="Different voices that can answer in one batch.")
     max_resident_adapters: int = Field(64, ge=1, description="Voices kept in memory at once.")

@@ -3,7 +3,7 @@
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import JSON, DateTime, ForeignKey, Index, LargeBinary, String, Text, UniqueConstraint
+from sqlalchemy import JSON, DateTime, Float, ForeignKey, Index, LargeBinary, String, Text, UniqueConstraint
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from .database import now
@@ -124,8 +124,8 @@ class AnswerRow(Table):
     prompt_tokens: Mapped[int]
     completion_tokens: Mapped[int]
     finish_reason: Mapped[str | None] = mapped_column(String(32))
-    first_token_seconds: Mapped[float | None]
-    seconds: Mapped[float]
+    first_token_seconds: Mapped[float | None] = mapped_column(Float)
+    seconds: Mapped[float] = mapped_column(Float)
     signals: Mapped[dict[str, float] | None] = mapped_column(MAYBE_JSON)
     vectors: Mapped[bytes | None] = mapped_column(LargeBinary)
     observed: Mapped[bool] = mapped_column(default=False)

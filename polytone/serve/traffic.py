@@ -11,7 +11,8 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from sqlalchemy import Engine, delete, or_, select
-from sqlalchemy.exc import OperationalError, SQLAlchemyError
+from sqlalchemy.exc import InternalError, OperationalError, SQLAlchemyError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.orm import Session
 
 from .background import in_thread, working
@@ -30,6 +31,8 @@ RETRY_SECONDS = 2.0
 CLEANING_SECONDS = 3600.0
 BATCH = 500
 MOST_BYTES = 256 << 20
+# Not the answers' fault: the database is away, or takes nothing now, or all its connections are in use.
+OUTAGES = (OperationalError, InternalError, PoolTimeoutError)
 
 
 class Traffic:
@@ -112,7 +115,7 @@ class Traffic:
             try:
                 await self.flush()
                 await self._clean()
-            except OperationalError as error:
+            except OUTAGES as error:
                 log.error("answers wait to be written, %d of them: %s", len(self._queue), type(error).__name__)
                 await asyncio.sleep(RETRY_SECONDS)
             except Exception:
@@ -164,7 +167,7 @@ class Traffic:
         try:
             policies = (self._policies.for_voice(captured.known.adapter) for captured in batch)
             self._insert([row_of(*one, self._measure) for one in zip(batch, policies, strict=True)])
-        except OperationalError:
+        except OUTAGES:
             raise
         except Exception:
             if len(batch) == 1:

@@ -10,7 +10,7 @@ import shutil
 import tarfile
 import tempfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import IO, Self
 
@@ -46,17 +46,27 @@ SHOWN = 5
 
 
 def receive_version(
-    archive: Path, name: str, home: Home, base: Base, shapes: dict[str, tuple[int, ...]], max_rank: int, limit: int
+    archive: Path,
+    name: str,
+    home: Home,
+    base: Base,
+    shapes: dict[str, tuple[int, ...]],
+    max_rank: int,
+    limit: int,
+    keep: Callable[[Path, str], bool] | None = None,
 ) -> Manifest:
     """Check an uploaded tar.gz and write it as a version of `name`; the same version again changes nothing.
 
     Args:
         shapes: module -> (out, in) of the base, as `module_shapes` gives them.
         limit: the most bytes the archive may unpack to.
+        keep: puts the checked folder where other replicas find it, and returns whether it was not there yet. One that
+            was there is what they answer with, and what this one is to fetch.
 
     Raises:
         CheckError: every reason; nothing is left behind.
         StorageError: `disk_full`.
+        Whatever `keep` raises; nothing is left behind in the home then.
     """
     check_name(name)
     home.adapters.mkdir(parents=True, exist_ok=True)
@@ -66,18 +76,13 @@ def receive_version(
         found = list(unpack(archive, folder, limit))
         manifest = None
         if not found:
-            manifest, found = inspect_folder(folder)
-            if manifest is not None:
-                found += check_name_matches(manifest, name)
-                found += unservable(manifest, base, max_rank)
-            if not any(error.code in ("not_safetensors", "file_truncated", "files_missing") for error in found):
-                found += check_against_base(read_header(folder / WEIGHTS), shapes)
-                found += check_values(folder)
+            manifest, found = inspect_received(folder, name, base, shapes, max_rank)
         if manifest is None or found:
             raise without_folder(found, folder)
-        with folder_written_whole(home.adapter_folder(manifest.version)) as target:
-            for file in folder.iterdir():
-                shutil.copyfile(file, target / file.name)
+        if keep is None or keep(folder, manifest.version):
+            with folder_written_whole(home.adapter_folder(manifest.version)) as target:
+                for file in folder.iterdir():
+                    shutil.copyfile(file, target / file.name)
     return manifest
 
 
@@ -165,6 +170,20 @@ def copy(source: IO[bytes], target: Path) -> int:
             size += len(chunk)
             file.write(chunk)
     return size
+
+
+def inspect_received(
+    folder: Path, name: str, base: Base, shapes: dict[str, tuple[int, ...]], max_rank: int
+) -> tuple[Manifest | None, list[CheckError]]:
+    """As `inspect_folder`, for files that came from elsewhere to be served here as a version of `name`."""
+    manifest, found = inspect_folder(folder)
+    if manifest is not None:
+        found += check_name_matches(manifest, name)
+        found += unservable(manifest, base, max_rank)
+    if not any(error.code in ("not_safetensors", "file_truncated", "files_missing") for error in found):
+        found += check_against_base(read_header(folder / WEIGHTS), shapes)
+        found += check_values(folder)
+    return manifest, found
 
 
 def check_name_matches(manifest: Manifest, name: str) -> Iterator[CheckError]:

@@ -14,9 +14,9 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
-from polytone.contract.adapter import Manifest, check_servable, read_version
+from polytone.contract.adapter import MANIFEST, Manifest, check_servable, read_version
 from polytone.contract.base import Base
-from polytone.contract.errors import NotFoundError, PolytoneError, UnavailableError
+from polytone.contract.errors import CheckError, NotFoundError, PolytoneError, UnavailableError
 from polytone.contract.home import Home
 
 from .engine import Engine
@@ -24,6 +24,7 @@ from .metrics import Metrics
 from .registry import Desired, Rollout
 from .routing import choose
 from .slots import Slots
+from .store import Fetcher
 from .verify import verify
 
 log = logging.getLogger(__name__)
@@ -33,6 +34,7 @@ LAST_RETRY_SECONDS = 300.0
 CHECKS_AT_ONCE = 4
 LOADS_AT_ONCE = 4  # each waits for the engine's step to end; together they wait for one
 CROWDED = 0.9
+FETCH_PATIENCE_SECONDS = 10.0  # of a request; what it waits for goes on
 
 
 class State(StrEnum):
@@ -49,12 +51,16 @@ class Voice:
 
     It is `resident` while the engine holds it, and `awake` once it was proven there since: before that, no byte of an
     answer leaves. While it is loaded (`entry`) and proven (`proof`) the engine may work on answers already.
+    `doubt` says why its files here are not to be trusted; they are fetched again then, if there is a store.
     """
 
     version: str
     state: State = State.PUBLISHED
     reason: str | None = None
     manifest: Manifest | None = None
+    doubt: str | None = None
+    fetched: bool = False
+    fetch: "asyncio.Task[None] | None" = None
     resident: bool = False
     awake: bool = False
     entry: "asyncio.Task[None] | None" = None
@@ -129,8 +135,17 @@ class Held:
 class Voices:
     """Brings this replica's engine to the desired state, one load at a time, and routes requests."""
 
-    def __init__(self, engine: Engine, home: Home, base: Base, limits: Limits, metrics: Metrics) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        home: Home,
+        base: Base,
+        limits: Limits,
+        metrics: Metrics,
+        fetcher: Fetcher | None = None,
+    ) -> None:
         self._engine = engine
+        self._fetcher = fetcher
         self._home = home
         self.base = base
         self._limits = limits
@@ -197,9 +212,12 @@ class Voices:
             param="model",
         )
 
-    async def hold(self, route: Route) -> "Held":
+    async def hold(self, route: Route, patience: float | None = FETCH_PATIENCE_SECONDS) -> "Held":
         """Wait for the version's turn and hold it in the engine until the answer is let go. The engine may work on
         the answer then; nothing of it may leave before `Held.proven`.
+
+        Args:
+            patience: seconds to wait for its files, where they come from the adapter store; None is for ever.
 
         Raises:
             UnavailableError: `voice_not_ready` if it cannot be brought up, `engine_unavailable`.
@@ -209,6 +227,8 @@ class Voices:
             route.voice.in_flight += 1
             route.voice.idle.clear()
             try:
+                if self._fetcher is not None and not route.voice.awake:
+                    await self._bring_here(route.voice, self._fetcher, patience)
                 await self._slots.acquire(route.voice.version)
                 held.has_slot = True
                 held.proof = await self._bring_up(route.voice)
@@ -303,13 +323,52 @@ class Voices:
     async def _prove(self, voice: Voice) -> None:
         """Bring a version up for the first time here; it takes its turn like any request."""
         with contextlib.suppress(PolytoneError):
-            held = await self.hold(Route(voice.version, voice))
+            held = await self.hold(Route(voice.version, voice), patience=None)
             try:
                 await held.proven()
             finally:
                 held.let_go()
         self._move_routes()
         self._count()
+
+    async def _bring_here(self, voice: Voice, fetcher: Fetcher, patience: float | None) -> None:
+        """Wait until the version's files are in the home. Before its turn: a slow store takes no slot from others.
+
+        Raises:
+            UnavailableError: `voice_not_ready`, also while they are on their way for longer than `patience` seconds.
+        """
+        if voice.fetch is None:
+            voice.fetch = self._spawn(self._fetch(voice, fetcher))
+        fetch = voice.fetch
+        await asyncio.wait({fetch}, timeout=patience)
+        self._still_mine(voice)
+        if not fetch.done():
+            raise UnavailableError(
+                f"{voice.version} is being fetched from the adapter store. Try again shortly.",
+                code="voice_not_ready",
+                param="model",
+            )
+        if voice.state is State.FAILED and time.monotonic() < voice.retry_at:
+            raise not_ready(voice)
+
+    async def _fetch(self, voice: Voice, fetcher: Fetcher) -> None:
+        """Fetch what is not here, or not as it should be; to its end, even if whoever asked leaves."""
+        try:
+            manifest = self._home.adapter_folder(voice.version) / MANIFEST
+            if voice.doubt is None and await asyncio.to_thread(manifest.is_file):
+                return
+            await fetcher.fetch(voice.version)
+            voice.doubt, voice.fetched = None, True
+        except PolytoneError as error:
+            if voice.doubt is not None and await asyncio.to_thread(is_whole, self._home, voice.version):
+                log.warning("%s is tried again with the files that are here: %s", voice.version, error.message)
+            else:
+                await self._fail(voice, f"{voice.doubt} {error.message}" if voice.doubt else error.message)
+        except Exception as error:
+            log.exception("fetching %s failed unexpectedly", voice.version)
+            await self._fail(voice, f"unexpected {type(error).__name__}: {error}")
+        finally:
+            voice.fetch = None
 
     async def _bring_up(self, voice: Voice) -> "asyncio.Task[None] | None":
         """Check the files and load them into the engine; whoever asks for it meanwhile waits. Returns the proof, which
@@ -328,8 +387,7 @@ class Voices:
     async def _wake(self, voice: Voice) -> None:
         began = time.monotonic()
         try:
-            async with self._checking:
-                manifest = await asyncio.to_thread(read_version, self._home, voice.version)
+            manifest = await self._read(voice)
             check_servable(manifest, self.base, self._limits.max_rank)
             if not voice.resident and voice.entry is None:  # whoever brought it here may have left before the proof
                 await self._enter(voice)
@@ -348,6 +406,14 @@ class Voices:
             return
         raise not_ready(voice)
 
+    async def _read(self, voice: Voice) -> Manifest:
+        async with self._checking:
+            try:
+                return await asyncio.to_thread(read_version, self._home, voice.version)
+            except (CheckError, OSError) as error:
+                voice.doubt = str(error)
+                raise
+
     async def _prove_loaded(
         self, voice: Voice, manifest: Manifest, again: bool, began: float, entry: "asyncio.Task[None] | None"
     ) -> None:
@@ -359,13 +425,15 @@ class Voices:
                 raise failures[0]  # where the load failed, that says why the proof did
             self._still_mine(voice)
         except PolytoneError as error:
+            if error.code == "fingerprint_mismatch" and not voice.fetched:
+                voice.doubt = error.message  # the digest does not cover the manifest, which says what to expect
             await self._fail(voice, error.message)
         except Exception as error:
             log.exception("proving %s failed unexpectedly", voice.version)
             await self._fail(voice, f"unexpected {type(error).__name__}: {error}")
         else:
             voice.awake = True
-            voice.reason, voice.failures = None, 0
+            voice.reason, voice.doubt, voice.failures = None, None, 0
             if voice.state is not State.DRAINING:
                 voice.state = State.READY
             seconds = time.monotonic() - began
@@ -430,6 +498,8 @@ class Voices:
         voice.failures += 1
         voice.manifest = None  # the next proof is a whole one
         wait = min(FIRST_RETRY_SECONDS * 2 ** (voice.failures - 1), LAST_RETRY_SECONDS)
+        if voice.failures == 1 and voice.doubt is not None and self._fetcher is not None:
+            wait = 0.0  # the store may have better files
         voice.reason, voice.retry_at = reason, time.monotonic() + wait
         if voice.state is not State.DRAINING:
             voice.state = State.FAILED
@@ -488,6 +558,15 @@ class Voices:
     def _count(self) -> None:
         self._metrics.adapters_resident.set(len(self.resident()))
         self._metrics.adapters_published.set(len(self._voices))
+
+
+def is_whole(home: Home, version: str) -> bool:
+    """Whether its files are what their digest says, if not what was trained."""
+    try:
+        read_version(home, version)
+    except (PolytoneError, OSError):
+        return False
+    return True
 
 
 def not_ready(voice: Voice) -> UnavailableError:

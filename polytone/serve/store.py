@@ -1,0 +1,373 @@
+"""The adapter store: one place at any fsspec URL from which every replica fetches versions into its home.
+
+A version lies in `<name>/<digest12>/` there as it does in a home. Its manifest is written last, and only then is the
+version recorded in the database: whatever a replica hears of can be fetched. What is read is trusted no more than an
+upload: files of known names are copied out and counted, checked in a folder of their own, and renamed into place whole.
+"""
+
+import asyncio
+import concurrent.futures
+import filecmp
+import logging
+import re
+import tempfile
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+from urllib.parse import urlsplit
+
+from polytone.contract.adapter import (
+    FILES,
+    MANIFEST,
+    OPTIONAL,
+    Manifest,
+    check_servable,
+    read_folder,
+    read_manifest,
+)
+from polytone.contract.base import Base, base_folder, module_shapes
+from polytone.contract.errors import (
+    CheckError,
+    InputError,
+    NotFoundError,
+    PolytoneError,
+    UnavailableError,
+    combined,
+)
+from polytone.contract.files import disk_refusal, folder_written_whole, remove_folder
+from polytone.contract.home import Home, split_version
+
+from .metrics import Metrics
+from .settings import Settings
+from .upload import inspect_received
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+SETTING = "POLYTONE_ADAPTER_STORE"
+CHUNK = 1 << 20
+DAMAGES = frozenset({"wrong_digest", "file_truncated", "files_missing", "not_safetensors", "reference_mismatch"})
+FETCHES_AT_ONCE = 4
+FETCH_SECONDS = 600.0  # a store that hangs for longer is away
+
+
+def store_of(settings: Settings) -> "AdapterStore | None":
+    """The store that the settings name; None where the home is everything.
+
+    Raises:
+        InputError: `settings_invalid` if nothing installed here can reach such a URL.
+    """
+    if not settings.adapter_store:
+        return None
+    store = AdapterStore(settings.adapter_store, settings.max_upload_bytes)
+    store.check_url()
+    return store
+
+
+class AdapterStore:
+    """Versions at one URL. Methods block, for minutes if the store hangs: see `apart`.
+
+    Args:
+        limit: the most bytes of a version's files.
+    """
+
+    def __init__(self, url: str, limit: int) -> None:
+        self._url = url
+        self._limit = limit
+        self._opened: tuple[Any, str] | None = None
+
+    def __str__(self) -> str:
+        """The URL without what may be secret."""
+        return re.sub(r"//[^/]*@", "//", re.sub(r"[?#].*", "", self._url))
+
+    def check_url(self) -> None:
+        """Raises: InputError: `settings_invalid`."""
+        import fsspec
+
+        protocol = fsspec.core.split_protocol(self._url)[0]
+        try:
+            fsspec.get_filesystem_class(protocol)
+        except (ValueError, ImportError) as error:
+            raise InputError(
+                f"{SETTING}: {self} cannot be used: {error}. Name a URL such as file:///mnt/adapters, or install what "
+                "fsspec needs for this one.",
+                code="settings_invalid",
+                param="adapter_store",
+            ) from None
+
+    def put(self, folder: Path, version: str) -> bool:
+        """Write a version whose folder was checked, and read it back. One that is there whole stays as it is.
+
+        Returns whether anything was written.
+
+        Raises:
+            UnavailableError: `store_unavailable`. What was written lacks a manifest until another `put` completes it.
+            CheckError: `version_too_large`.
+            StorageError: `disk_full` or `disk_error`, of this machine.
+        """
+        there = {path.name for path in folder.iterdir()} & (FILES | OPTIONAL)
+        names = [*sorted(there - {MANIFEST}), MANIFEST]
+        if sum((folder / name).stat().st_size for name in names) > self._limit:
+            raise self._too_large(version)
+        if self._problem(folder, version) is None:
+            return False
+        try:
+            with self._reaching():
+                for name in names:
+                    self._write(folder / name, f"{self._folder(version)}/{name}")
+        except UnavailableError:
+            if self._problem(folder, version) is not None:  # unless another wrote the same meanwhile
+                raise
+        if (problem := self._problem(folder, version)) is not None:
+            raise self._away(f"it does not give back what was written to it: {problem}")
+        self._tidy(version)
+        return True
+
+    def copy_out(self, version: str, folder: Path, accept: Callable[[Manifest], None] | None = None) -> None:
+        """Copy a version's files into an empty folder, the manifest first; no other file is looked at.
+
+        They are not checked yet, and may lack some.
+
+        Args:
+            accept: is shown the manifest before the rest is copied, and raises what speaks against it.
+
+        Raises:
+            NotFoundError: `version_not_found` if there is no manifest.
+            CheckError: `manifest_invalid`, `wrong_digest`, `version_too_large`, `files_unexpected`.
+            UnavailableError: `store_unavailable`.
+        """
+        try:
+            left = self._limit - self._read(version, MANIFEST, folder, self._limit)
+        except FileNotFoundError:
+            raise NotFoundError(
+                f"{version} is not in the adapter store {self} ({SETTING}). Publish it from where it was made: "
+                f"polytone adapters publish {version}",
+                code="version_not_found",
+                param="version",
+            ) from None
+        manifest = read_manifest(folder)
+        if manifest.version != version:
+            raise CheckError(f"{folder / MANIFEST}: is of {manifest.version}, not {version}.", code="wrong_digest")
+        if accept is not None:
+            accept(manifest)
+        for name in sorted(FILES - {MANIFEST} | (OPTIONAL if manifest.drift_reference is not None else frozenset())):
+            with suppress(FileNotFoundError):
+                left -= self._read(version, name, folder, left)
+
+    def place(self, version: str) -> str:
+        """Where a version lies, for people."""
+        return "/".join((str(self).rstrip("/"), *split_version(version)))
+
+    def _folder(self, version: str) -> str:
+        """Where a version lies in the file system. On a disk, a link on the way there must not lead elsewhere."""
+        files, root = self._open()
+        folder = "/".join((root.rstrip("/"), *split_version(version)))
+        if is_on_disk(files) and Path(folder).resolve() != Path(root).resolve().joinpath(*split_version(version)):
+            raise CheckError(f"{self.place(version)}: is a link that leads elsewhere.", code="files_unexpected")
+        return folder
+
+    def _open(self) -> tuple[Any, str]:
+        """The file system and the root in it; what is made here stays, with its connections."""
+        import fsspec
+
+        if self._opened is None:
+            self._opened = fsspec.core.url_to_fs(self._url)
+        files, root = self._opened
+        if is_on_disk(files) and not files.isdir(root):
+            raise NotADirectoryError("there is no such folder. Make it, or mount the volume")
+        files.invalidate_cache()  # others write there too
+        return self._opened
+
+    def _read(self, version: str, name: str, folder: Path, left: int) -> int:
+        """Copy one file of at most `left` bytes; returns its size."""
+        size = 0
+        with (folder / name).open("wb") as copy:
+            try:
+                for chunk in self._chunks(version, name):
+                    size += len(chunk)
+                    if size > left:
+                        raise self._too_large(version)
+                    copy.write(chunk)
+            except FileNotFoundError:
+                (folder / name).unlink()
+                raise
+        return size
+
+    def _chunks(self, version: str, name: str) -> Iterator[bytes]:
+        with self._reaching(may_lack=True):
+            path, files = f"{self._folder(version)}/{name}", self._open()[0]
+            info = files.info(path)
+            if info["type"] != "file" or info.get("islink"):  # a link would lead out of the store
+                raise CheckError(f"{self.place(version)}/{name}: is not a regular file.", code="files_unexpected")
+            with files.open(path, "rb") as source:
+                while chunk := source.read(CHUNK):
+                    yield chunk
+
+    def _problem(self, folder: Path, version: str) -> str | None:
+        """Why the version is not whole in the store, read back beside `folder`; None if it is."""
+        try:
+            with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as work:
+                try:
+                    self.copy_out(version, Path(work))
+                    read_folder(Path(work))
+                except (NotFoundError, CheckError) as error:
+                    return error.message.replace(work, self.place(version))
+        except OSError as error:
+            raise disk_refusal(folder.parent, error) from error
+        return None
+
+    def _write(self, source: Path, target: str) -> None:
+        """An object appears whole or not at all; a file does so by its name."""
+        files = self._open()[0]
+        if files.async_impl:  # object stores: asked for a folder, some would make a bucket
+            files.put_file(str(source), target)
+            return
+        folder, _, name = target.rpartition("/")
+        unfinished = f"{folder}/.{name}.{uuid.uuid4().hex[:8]}"
+        files.makedirs(folder, exist_ok=True)
+        try:
+            files.put_file(str(source), unfinished)
+            files.mv(unfinished, target)
+        except BaseException:
+            with suppress(Exception):
+                files.rm_file(unfinished)
+            raise
+
+    def _tidy(self, version: str) -> None:
+        """Remove what publishers left that were killed. One that is at work finds that the version is there."""
+        with suppress(Exception):
+            files = self._open()[0]
+            for path in [] if files.async_impl else files.ls(self._folder(version), detail=False):
+                if path.rpartition("/")[2].startswith("."):
+                    files.rm_file(path)
+
+    @contextmanager
+    def _reaching(self, may_lack: bool = False) -> Iterator[None]:
+        """Whatever goes wrong in the block, in whichever library, is the store's."""
+        try:
+            yield
+        except PolytoneError:
+            raise
+        except Exception as error:
+            if may_lack and isinstance(error, FileNotFoundError):
+                raise
+            raise self._away(self._without_secrets(str(error)) or type(error).__name__) from None
+
+    def _away(self, what: str) -> UnavailableError:
+        return UnavailableError(
+            f"The adapter store {self} ({SETTING}) cannot be used now: {what}.", code="store_unavailable"
+        )
+
+    def _too_large(self, version: str) -> CheckError:
+        return CheckError(
+            f"{version} has more than {self._limit} bytes, the most that a server takes (POLYTONE_MAX_UPLOAD_BYTES).",
+            code="version_too_large",
+        )
+
+    def _without_secrets(self, text: str) -> str:
+        parts = urlsplit(self._url)
+        for secret in (self._url, parts.netloc.rpartition("@")[0], parts.password, parts.query):
+            if secret:
+                text = text.replace(secret, str(self) if secret == self._url else "...")
+        return text
+
+
+def is_on_disk(files: Any) -> bool:
+    from fsspec.implementations.local import LocalFileSystem
+
+    return isinstance(files, LocalFileSystem)
+
+
+def fetch_version(store: AdapterStore, version: str, home: Home, base: Base, max_rank: int) -> None:
+    """Bring a version from the store into the home, checked as an upload is. A copy there that differs gives way.
+
+    Nobody sees a part of it, and two may fetch the same at once.
+
+    Raises:
+        NotFoundError: `version_not_found`.
+        CheckError: every reason why it cannot be taken.
+        UnavailableError: `store_unavailable`.
+        StorageError: `disk_full` or `disk_error`.
+    """
+    target = home.adapter_folder(version)
+    with folder_written_whole(target) as folder:
+        try:
+            store.copy_out(version, folder, partial(check_servable, base=base, max_rank=max_rank))
+            shapes = module_shapes(base_folder(home, base.id) / "source")
+            found = inspect_received(folder, split_version(version)[0], base, shapes, max_rank)[1]
+            if found:
+                raise with_remedy(combined(found), version)
+        except CheckError as error:
+            error.message = error.message.replace(str(folder), store.place(version))
+            raise
+        if not same_files(folder, target):
+            remove_folder(target)
+
+
+def with_remedy(error: CheckError, version: str) -> CheckError:
+    """Of files that are not what their manifest says there may be better ones elsewhere."""
+    if {one["code"] for one in error.reasons} & DAMAGES:
+        error.message += f"\nWrite it anew from where it was made: polytone adapters publish {version}"
+    return error
+
+
+def same_files(one: Path, other: Path) -> bool:
+    names = {path.name for path in one.iterdir()}
+    if not other.is_dir() or names != {path.name for path in other.iterdir()}:
+        return False
+    return all(filecmp.cmp(one / name, other / name, shallow=False) for name in names)
+
+
+class Fetcher:
+    """Fetches what this replica's home lacks, a few versions at once."""
+
+    def __init__(self, store: AdapterStore, home: Home, base: Base, max_rank: int, metrics: Metrics) -> None:
+        self._fetch = partial(fetch_version, store, home=home, base=base, max_rank=max_rank)
+        self._store = store
+        self._metrics = metrics
+        self._places = asyncio.Semaphore(FETCHES_AT_ONCE)
+
+    async def fetch(self, version: str) -> None:
+        """As `fetch_version`."""
+        async with self._places:
+            began = time.monotonic()
+            try:
+                async with asyncio.timeout(FETCH_SECONDS):
+                    await apart(self._fetch, version)
+            except TimeoutError:
+                self._count("failed")
+                raise UnavailableError(
+                    f"The adapter store {self._store} ({SETTING}) did not give {version} in {FETCH_SECONDS:.0f} s.",
+                    code="store_unavailable",
+                ) from None
+            except Exception:
+                self._count("failed")
+                raise
+            seconds = time.monotonic() - began
+            self._count("fetched")
+            self._metrics.adapter_fetch_seconds.observe(seconds)
+            log.info("%s was fetched from the adapter store (%.2f s)", version, seconds)
+
+    def _count(self, result: str) -> None:
+        self._metrics.adapter_fetches_total.labels(result=result).inc()
+
+
+async def apart(function: Callable[..., T], *arguments: Any) -> T:
+    """As `asyncio.to_thread`, in a thread that neither other work nor the end of the process waits for."""
+    done: concurrent.futures.Future[T] = concurrent.futures.Future()
+
+    def run() -> None:
+        if done.set_running_or_notify_cancel():
+            try:
+                done.set_result(function(*arguments))
+            except BaseException as error:
+                done.set_exception(error)
+
+    threading.Thread(target=run, daemon=True, name="adapter store").start()
+    return await asyncio.wrap_future(done)
