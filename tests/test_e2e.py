@@ -26,7 +26,9 @@ from polytone.contract.adapter import Manifest, read_version
 from polytone.contract.home import Home
 
 from .conftest import Process, free_port, polytone, served
+from .dashboards import problems, queries
 from .pages import ask, asked, browsing, choose, needs_browser
+from .prometheus import needs_prometheus, scraping
 from .soak.marked import restamped
 from .test_page_voices import confirm, propose, upload
 
@@ -219,6 +221,18 @@ def test_metrics_name_versions_and_the_engines_own_stand_beside_them(shop: Shop)
         r'polytone_requests_total\{adapter="aldermoor",status="200",version="aldermoor@[0-9a-f]{12}"\}', text
     )
     assert "vllm:num_requests_running" in text
+
+
+@needs_prometheus
+async def test_the_dashboards_ask_the_real_engine_for_what_it_counts(shop: Shop, tmp_path: Path) -> None:
+    """vLLM's own metrics; the double has none of them."""
+    own = [query for query in queries() if query.engines_own]
+    async with scraping(tmp_path / "prometheus", int(shop.server.url.rpartition(":")[2])) as prometheus:
+        assert not await prometheus.unanswered(query.filled for query in own)
+        there = await prometheus.labels_by_metric()
+    assert not [problem for query in own for problem in problems(query, there)]
+    assert len(own) > 10
+    assert "vllm:lora_requests_info" not in there
 
 
 def test_the_chat_page_is_served_and_fetches_nothing_from_outside(shop: Shop) -> None:
