@@ -1,0 +1,26 @@
+#!/bin/sh
+# What the Dockerfile runs to fill the image's environment: packages.sh cpu|gpu CLUSTER
+set -eu
+kind=$1 cluster=$2
+
+# A folder of wheels is everything there is, and no index is asked: docs/container.md says how to fill it.
+if ls /wheels/*.whl > /dev/null 2>&1; then
+    export PIP_NO_INDEX=1 PIP_FIND_LINKS=/wheels
+fi
+set -- "requirements/$kind.txt"
+[ "$cluster" = 0 ] || set -- "$@" requirements/cluster.txt
+venv/bin/python tools/install.py "$@"
+
+# What packages bring for their own tests and, on a CPU, for builds, debuggers and GPUs. Nothing of Polytone's loads it.
+cd venv/lib/python3.11/site-packages
+rm -r torch/test
+find torch/bin -type f ! -name torch_shm_manager -delete
+find matplotlib numba numpy pandas pyarrow scipy sklearn sympy -type d -name tests -prune -exec rm -r {} +
+if [ "$kind" = cpu ]; then
+    rm -r torch/include
+    find bitsandbytes -name '*.so' ! -name libbitsandbytes_cpu.so -delete
+    strip --strip-unneeded torch/lib/libtorch_cpu.so torch/lib/libtorch_python.so vllm/_C*.so
+    # Intel's runtimes for offloading; libiomp5 stays for those who preload it.
+    rm -r ../../../opt
+    find ../.. -maxdepth 1 ! -type d ! -name libiomp5.so -delete
+fi
