@@ -3,7 +3,7 @@ PYTHON ?= python3.11
 LOCK ?= requirements/cpu.txt
 BIN := .venv/bin
 
-.PHONY: setup demo test test-pages test-training test-serving lint check check-serving check-training soak bench screenshots clean
+.PHONY: setup demo test test-pages test-training test-serving test-engine test-e2e lint check check-serving check-training soak bench image screenshots clean
 
 setup: .venv/.ready
 
@@ -24,8 +24,8 @@ demo: setup
 
 ## Lint, types and the whole suite, real engine and real small model included; two parts at a time where one core each will do
 test: setup .venv/.cluster
-	@$(MAKE) --no-print-directory --jobs 2 --output-sync=line test-pages test-training test-serving lint
-	$(BIN)/python -m pytest -m "(engine or e2e) and not soak"
+	@$(MAKE) --no-print-directory --jobs 2 --output-sync=line test-serving test-pages test-training lint
+	@$(MAKE) --no-print-directory --jobs 2 --output-sync=line test-e2e test-engine
 
 lint: setup
 	$(BIN)/ruff check .
@@ -48,6 +48,12 @@ test-pages: setup
 
 test-training: setup
 	@$(ONE_CORE) -m "not engine" $(TRAINING)
+
+test-e2e: setup
+	@$(BIN)/python -m pytest -q -m "e2e and not soak" --durations 5
+
+test-engine: setup
+	@$(ONE_CORE) -m "engine and not soak" --durations 5
 
 test-serving: setup
 	@$(ONE_CORE) -m "not engine" $(ELSEWHERE)
@@ -73,6 +79,11 @@ soak: setup .venv/.cluster
 ## Speed against stock vLLM, bare vLLM and PEFT on this machine, each figure a ratio (under 20 minutes)
 bench: setup
 	$(BIN)/python -m bench.speed
+
+## Build the image for CPUs from Debian's packages, without Docker, and serve a voice from it (as root; needs buildah, debootstrap and runc)
+image:
+	$(PYTHON) tools/image.py build
+	$(PYTHON) tools/image.py prove
 
 ## Pictures of every tab of the server on http://127.0.0.1:8000, light and dark, wide and narrow (needs chromium)
 screenshots: setup

@@ -8,6 +8,7 @@ import typer
 from rich.console import Console
 
 from polytone.contract.errors import PolytoneError
+from polytone.serve.backup_cli import backup, restore
 from polytone.serve.cli import adapters_commands, keys_commands, serve, ui
 from polytone.serve.data_cli import drift, feedback_commands, traffic_commands
 from polytone.train.cli import base_commands, sweep, train
@@ -29,7 +30,7 @@ app.add_typer(keys_commands, name="keys")
 app.add_typer(feedback_commands, name="feedback")
 app.add_typer(traffic_commands, name="traffic")
 app.command("estimate")(estimate_command)
-for command in (train, sweep, evaluate, serve, ui, drift):
+for command in (train, sweep, evaluate, serve, ui, drift, backup, restore):
     app.command()(command)
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import typer.main
+import yaml
 from pydantic import BaseModel
 
 import polytone
@@ -87,6 +88,19 @@ def test_every_error_code_is_documented() -> None:
     documented = {name for name in table("http.md") if re.fullmatch(r"[a-z_]+", name)}
     assert raised <= documented, raised - documented
     assert documented - raised == set()
+
+
+def test_every_alert_says_what_to_do() -> None:
+    groups = yaml.safe_load((ROOT / "deploy" / "prometheus" / "rules.yaml").read_text())["groups"]
+    alerts = [rule["alert"] for group in groups for rule in group["rules"] if "alert" in rule]
+    headings = re.findall(r"^### (Polytone\w+)$", (ROOT / "docs" / "operations.md").read_text(), re.MULTILINE)
+    assert sorted(headings) == sorted(alerts)
+
+
+def test_what_a_cluster_is_built_with_is_documented() -> None:
+    ray_app = pytest.importorskip("deploy.ray_app", reason="no Ray: make .venv/.cluster", exc_type=ImportError)
+    text = (ROOT / "docs" / "cluster.md").read_text()
+    assert not [name for name in ray_app.ClusterArgs.model_fields if f"`{name}`" not in text]
 
 
 def test_every_module_has_its_line_in_the_structure() -> None:

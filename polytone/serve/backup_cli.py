@@ -1,0 +1,191 @@
+"""polytone backup and restore. Heavy libraries are imported when a command runs: --help is instant."""
+
+import json
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+from .cli import HomeOption, JsonOption, open_store
+from .settings import Settings, read_settings
+
+if TYPE_CHECKING:
+    from .backup import Backup, Taken
+    from .dump import Database
+    from .restore import Restored
+
+FolderArgument = Annotated[Path, typer.Argument(help="Folder of the backup, on another disk than the home.")]
+SECONDS_BETWEEN_LINES = 10.0
+UNITS = ("B", "kB", "MB", "GB", "TB")
+UNIT = 1000
+COUNTED = {"traffic": "answers", "feedback": "feedback", "conversations": "conversations", "keys": "keys"}
+
+
+def backup(
+    folder: FolderArgument,
+    with_bases: Annotated[
+        bool, typer.Option("--bases/--no-bases", help="Copy the bases' weights too; they can be prepared again.")
+    ] = True,
+    home: HomeOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Save the database, every version, evaluations and bases into FOLDER. Servers may run meanwhile.
+
+    Everything that was acknowledged before the command began is in it. Into the same FOLDER again, only what is new is
+    copied, and the backup before stands until this one is complete. The database holds conversations and hashes of
+    keys: FOLDER and its files are for their owner alone.
+
+    PostgreSQL (POLYTONE_DATABASE_URL) is saved by pg_dump, which has to be installed.
+
+    Exit code 1 if a published version could not be saved; everything else is saved then. docs/backup.md has more: how
+    often, restoring step by step, rehearsing.
+    """
+    settings = read_settings(home=home)
+    from .backup import back_up
+
+    with Bars() as bars:
+        taken = back_up(settings.paths(), database_in(settings), open_store(settings), folder, with_bases, bars.tell)
+    print(
+        json.dumps(as_document(taken.backup, folder, new=list(taken.new))) if as_json else backup_words(taken, folder)
+    )
+    if taken.lacking:
+        raise typer.Exit(1)
+
+
+def restore(
+    folder: FolderArgument,
+    check: Annotated[
+        bool, typer.Option("--check", help="Read the whole backup and compare, and write nothing.")
+    ] = False,
+    home: HomeOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Bring the backup in FOLDER back, into an empty home and an empty database.
+
+    Everything is checked against its checksums before anything is put in place. Whatever else is there is not touched:
+    the command refuses and says what is in the way. If it is cut off, run it again. A backup of an older Polytone is
+    brought up to date.
+
+    With POLYTONE_ADAPTER_STORE, the store gets the versions that it lacks.
+    """
+    settings = read_settings(home=home)
+    from .restore import check_backup
+    from .restore import restore as bring_back
+
+    if check:
+        with Bars() as bars:
+            found = check_backup(folder, bars.tell)
+        words = f"{summary(found)}\nThe backup in {folder} is whole. {moment(found)}"
+        print(json.dumps(as_document(found, folder, whole=True)) if as_json else words)
+        return
+    with Bars() as bars:
+        done = bring_back(folder, settings.paths(), database_in(settings), open_store(settings), bars.tell)
+    missing = [base.model_dump(mode="json", include={"id", "source", "digest"}) for base in done.missing]
+    document = as_document(done.backup, folder, home=str(settings.paths().root), bases_to_prepare=missing)
+    print(json.dumps(document) if as_json else restore_words(done, folder, settings))
+
+
+def database_in(settings: Settings) -> "Database":
+    from .dump import database_of
+
+    return database_of(settings.database())
+
+
+def as_document(backup: "Backup", folder: Path, **more: Any) -> dict[str, Any]:
+    return {
+        "folder": str(folder),
+        "created": backup.created.isoformat(),
+        "polytone": backup.polytone,
+        "bytes": backup.bytes,
+        "database": backup.database.model_dump(include={"kind", "revision", "bytes", "rows"}),
+        "versions": list(backup.versions),
+        "bases": {name: base.weights is not None for name, base in backup.bases.items()},
+        "left_out": backup.left_out,
+        **more,
+    }
+
+
+def summary(backup: "Backup") -> str:
+    rows = ", ".join(f"{backup.database.rows.get(table, 0)} {word}" for table, word in COUNTED.items())
+    bases = ", ".join(
+        name if base.weights is not None else f"{name} (not its weights)" for name, base in backup.bases.items()
+    )
+    lines = [
+        f"database: {backup.database.kind}, {in_units(backup.database.bytes)} ({rows})",
+        f"versions: {len(backup.versions)}",
+        f"bases: {bases or 'none'}",
+    ]
+    return "\n".join(lines + [f"left out: {name}: {reason}" for name, reason in backup.left_out.items()])
+
+
+def moment(backup: "Backup") -> str:
+    return f"It has everything that was acknowledged before {backup.created:%Y-%m-%d %H:%M:%S} UTC."
+
+
+def backup_words(taken: "Taken", folder: Path) -> str:
+    lines = [
+        summary(taken.backup).replace("versions: ", f"versions: {len(taken.new)} new, in all ", 1),
+        f"The backup in {folder} is complete ({in_units(taken.backup.bytes)}). {moment(taken.backup)}",
+    ]
+    if taken.lacking:
+        lines.append(
+            f"It lacks {', '.join(taken.lacking)}: copy them into the home from where they were made and do it again."
+        )
+    return "\n".join([*lines, f"Read it back now and then: polytone restore {folder} --check"])
+
+
+def restore_words(done: "Restored", folder: Path, settings: Settings) -> str:
+    lines = [
+        summary(done.backup),
+        f"{folder} is restored into {settings.paths().root}. {moment(done.backup)}",
+        "Keys that were revoked and conversations that were forgotten later are back: revoke and forget them again.",
+    ]
+    lines += [
+        f"Prepare the base {base.id} again, which was made of: {base.source}. `polytone base prepare` has to say the "
+        f"digest {base.digest[:12]}."
+        for base in done.missing
+    ]
+    return "\n".join([*lines, "Then start the server: polytone serve"])
+
+
+def in_units(count: float) -> str:
+    unit = 0
+    while count >= UNIT and unit < len(UNITS) - 1:
+        count, unit = count / UNIT, unit + 1
+    return f"{count:.3g} {UNITS[unit]}"
+
+
+class Bars:
+    """Progress on the error stream: a bar on a terminal, in a log a line now and then where it takes long."""
+
+    def __init__(self) -> None:
+        self._console = Console(stderr=True, soft_wrap=True)
+        self._bars = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            TextColumn("{task.fields[note]}"),
+            TimeRemainingColumn(),
+            console=self._console,
+            transient=True,
+            disable=not self._console.is_terminal,
+        )
+        self._task = self._bars.add_task("", total=None, note="")
+        self._spoke = time.monotonic()
+
+    def __enter__(self) -> "Bars":
+        self._bars.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bars.stop()
+
+    def tell(self, what: str, done: int, total: int) -> None:
+        """As `dump.Tell`."""
+        note = f"{in_units(done)} of {in_units(total)}" if total else in_units(done) if done else ""
+        self._bars.update(self._task, description=what, completed=done, total=total or None, note=note)
+        if not self._console.is_terminal and time.monotonic() - self._spoke >= SECONDS_BETWEEN_LINES:
+            self._spoke = time.monotonic()
+            self._console.print(f"{what} {note}".rstrip())

@@ -1,0 +1,303 @@
+"""A backup back into an empty home and an empty database.
+
+Everything is copied into a hidden folder of the home first and checked there. Then that folder is marked as complete,
+its content is renamed into place, and the database comes last: whoever sees it finds what it names. A restore that was
+cut off goes on where it was, or begins anew if it was not complete.
+"""
+
+import contextlib
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from polytone.contract.adapter import read_folder
+from polytone.contract.base import Base, base_folder, load_base
+from polytone.contract.errors import CheckError, ConflictError, InputError, PolytoneError, combined
+from polytone.contract.evaluation import verdict_path
+from polytone.contract.files import flush_to_disk
+from polytone.contract.home import Home
+
+from .backup import (
+    MANIFEST_NAME,
+    NOT_OURS,
+    Backup,
+    StoredFile,
+    StoredFolder,
+    alone,
+    copy_file,
+    disk_errors,
+    read_backup,
+    write_private,
+)
+from .dump import Database, Snapshot, Tell, known_revisions, not_empty
+from .store import AdapterStore
+
+STAGING = ".restoring"
+LOCK = "lock"
+SHOWN = 5
+
+
+@dataclass(frozen=True)
+class Restored:
+    """What was restored, and the bases that have to be prepared again since the backup left them out."""
+
+    backup: Backup
+    missing: tuple[Base, ...]
+
+
+def restore(folder: Path, home: Home, database: Database, store: AdapterStore | None, tell: Tell) -> Restored:
+    """Bring a backup back. A base that is in the home already, the very same, may stay there.
+
+    Args:
+        store: gets the versions that the database names, where it lacks them.
+
+    Raises:
+        NotFoundError: `backup_not_found`.
+        CheckError: every reason of `backup_invalid`, `backup_newer`, `backup_incomplete`, `backup_damaged`,
+            `wrong_digest`; nothing is in place then.
+        InputError: `home_not_empty`, `database_not_empty`, `database_kind_differs`; nothing was written.
+        ConflictError: `restore_unfinished` where one of another backup was cut off, `already_running`.
+        StorageError: `disk_full` or `disk_error`.
+        Whatever the database and the store raise. After these the same command goes on.
+    """
+    backup = read_backup(folder)
+    check_revision(folder, backup)
+    if backup.database.kind != database.kind:
+        raise InputError(
+            f"{folder} holds a database of {backup.database.kind}; POLYTONE_DATABASE_URL names {database.kind}. "
+            f"Name an empty database of {backup.database.kind}.",
+            code="database_kind_differs",
+        )
+    staging, dump = home.root / STAGING, folder / backup.database.file
+    expected = Snapshot(backup.database.revision, backup.database.rows, {}, backup.database.tool)
+    with disk_errors(home.root):
+        complete = is_complete(staging, folder)
+        if not complete:
+            check_empty(home, backup, database)
+        fresh = not home.root.exists()
+        staging.mkdir(parents=True, exist_ok=True)
+        with alone(staging / LOCK):
+            if not complete:
+                with taken_back_unless_done(staging, database, home.root if fresh else None):
+                    stage(folder, backup, home, staging, tell)
+                    database.prepare(dump, expected, tell)
+                    write_private(staging / MANIFEST_NAME, (folder / MANIFEST_NAME).read_bytes())
+            put_in_place(staging, home)
+            if store is not None:
+                fill_store(store, backup, home, tell)
+            database.put_in_place(dump, expected, tell)
+            (staging / MANIFEST_NAME).unlink()  # from here on the home is one like any other
+            shutil.rmtree(staging)
+    left_out = [
+        base.base for name, base in backup.bases.items() if not (base_folder(home, name) / "base.json").is_file()
+    ]
+    return Restored(backup, tuple(left_out))
+
+
+def check_backup(folder: Path, tell: Tell) -> Backup:
+    """Read a whole backup and compare it with its manifest; nothing is written.
+
+    Raises: as `restore`, of the backup alone.
+    """
+    backup = read_backup(folder)
+    check_revision(folder, backup)
+    with disk_errors(folder):
+        refuse_if(damages(folder, backup, None, frozenset(), Meter(tell, "Checking the backup", backup.bytes)))
+    return backup
+
+
+def check_revision(folder: Path, backup: Backup) -> None:
+    if backup.database.revision not in known_revisions():
+        raise CheckError(
+            f"{folder} was made by Polytone {backup.polytone}, whose database schema ({backup.database.revision}) this "
+            f"one does not know. Install Polytone {backup.polytone} or newer.",
+            code="backup_newer",
+        )
+
+
+def is_complete(staging: Path, folder: Path) -> bool:
+    """Whether everything was copied and checked before the restore was cut off.
+
+    Raises: ConflictError: `restore_unfinished`.
+    """
+    marker = staging / MANIFEST_NAME
+    if not marker.is_file():
+        return False
+    if marker.read_bytes() != (folder / MANIFEST_NAME).read_bytes():
+        raise ConflictError(
+            f"{staging.parent} is half restored from another backup. Finish that with polytone restore and its folder, "
+            f"or remove everything in {staging.parent} and empty the database.",
+            code="restore_unfinished",
+        )
+    return True
+
+
+def check_empty(home: Home, backup: Backup, database: Database) -> None:
+    """Raises: InputError: `home_not_empty`, `database_not_empty`."""
+    ours = {STAGING, *NOT_OURS, *([database.prepared.name] if database.prepared is not None else [])}
+    there = sorted(path for path in home.root.iterdir() if path.name not in ours) if home.root.is_dir() else []
+    in_the_way = [path for path in there if path != home.bases]
+    in_the_way += [path for path in sorted(home.bases.glob("*")) if not is_same_base(home, path.name, backup)]
+    if in_the_way:
+        more = f" and {len(in_the_way) - SHOWN} more" if len(in_the_way) > SHOWN else ""
+        raise InputError(
+            f"The home to restore into is not empty: {', '.join(map(str, in_the_way[:SHOWN]))}{more}. Stop the server, "
+            "and name an empty folder (--home) or move these away; nothing of it was touched.",
+            code="home_not_empty",
+            param="home",
+        )
+    if found := database.contents():
+        raise not_empty(", ".join(found[:SHOWN]))
+
+
+def is_same_base(home: Home, name: str, backup: Backup) -> bool:
+    with contextlib.suppress(PolytoneError):
+        return name in backup.bases and load_base(home, name).digest == backup.bases[name].base.digest
+    return False
+
+
+@contextlib.contextmanager
+def taken_back_unless_done(staging: Path, database: Database, made: Path | None) -> Iterator[None]:
+    """Remove what an earlier attempt left; if the block fails, what it wrote is removed too, and the home if it was
+    `made` for it."""
+    empty(staging)
+    database.discard()
+    try:
+        yield
+    except BaseException:
+        shutil.rmtree(staging, ignore_errors=True)
+        database.discard()
+        if made is not None:
+            with contextlib.suppress(OSError):
+                made.rmdir()
+        raise
+
+
+def empty(staging: Path) -> None:
+    for path in staging.iterdir():
+        if path.is_dir():
+            shutil.rmtree(path)
+        elif path.name != LOCK:
+            path.unlink()
+
+
+def stage(folder: Path, backup: Backup, home: Home, staging: Path, tell: Tell) -> None:
+    """Copy everything but the database, and check all of it."""
+    there = frozenset(f"bases/{name}" for name in backup.bases if base_folder(home, name).exists())
+    meter = Meter(tell, "Copying the backup", backup.bytes)
+    refuse_if(damages(folder, backup, staging, there, meter))
+    staged = Home(staging)
+    for version, text in backup.verdicts.items():
+        target = verdict_path(staged, version)
+        target.parent.mkdir(exist_ok=True)
+        target.write_text(text, encoding="utf-8")
+        flush_to_disk(target)
+    for path in staging.rglob("*/"):
+        flush_to_disk(path)
+
+
+def refuse_if(found: Iterator[CheckError]) -> None:
+    if problems := list(found):
+        raise combined(problems)
+
+
+def damages(
+    folder: Path, backup: Backup, target: Path | None, there: frozenset[str], meter: "Meter"
+) -> Iterator[CheckError]:
+    """Everything in which the backup is not what its manifest says, after it was copied to `target` if there is one.
+
+    Args:
+        there: places in the home where nothing is to be copied to.
+    """
+    yield from damage(folder / backup.database.file, backup.database, None, meter)
+    versions = {stored.folder: version for version, stored in backup.versions.items()}
+    for place, stored in backup.folders():
+        if target is not None and place in there:
+            continue
+        into = target / place if target is not None else None
+        found = list(folder_damages(folder, stored, into, meter))
+        if not found and stored.folder in versions:
+            found = list(
+                version_damages(into or folder / stored.folder, versions[stored.folder], folder / stored.folder)
+            )
+        yield from found
+
+
+def folder_damages(folder: Path, stored: StoredFolder, into: Path | None, meter: "Meter") -> Iterator[CheckError]:
+    for name, file in stored.files.items():
+        if into is not None:
+            (into / name).parent.mkdir(parents=True, exist_ok=True)
+        yield from damage(folder / stored.folder / name, file, into / name if into is not None else None, meter)
+
+
+def damage(source: Path, expected: StoredFile, target: Path | None, meter: "Meter") -> Iterator[CheckError]:
+    if not source.is_file():
+        yield CheckError(f"{source}: is missing from the backup. Use another backup.", code="backup_incomplete")
+        return
+    found = copy_file(source, target, 0o666, meter.moved)
+    if (found.sha256, found.bytes) != (expected.sha256, expected.bytes):
+        yield CheckError(
+            f"{source}: was changed or damaged since it was saved ({found.bytes} bytes, sha256 {found.sha256[:12]}; "
+            f"it had {expected.bytes}, {expected.sha256[:12]}). Use another backup.",
+            code="backup_damaged",
+        )
+
+
+def version_damages(copy: Path, version: str, source: Path) -> Iterator[CheckError]:
+    """A manifest that was made to fit a changed file does not change what the version's name says."""
+    try:
+        found = read_folder(copy).version
+    except CheckError as error:
+        error.message = error.message.replace(str(copy), str(source))
+        yield error
+        return
+    if found != version:
+        yield CheckError(f"{source}: holds {found}, not {version}. Use another backup.", code="wrong_digest")
+
+
+class Meter:
+    """Counts bytes and tells of them."""
+
+    def __init__(self, tell: Tell, title: str, total: int) -> None:
+        self._tell = tell
+        self._title = title
+        self._total = total
+        self._done = 0
+
+    def moved(self, count: int) -> None:
+        self._done += count
+        self._tell(self._title, self._done, self._total)
+
+
+def put_in_place(staging: Path, home: Home) -> None:
+    """Rename what was staged into the home; what is there already was put there before this was cut off.
+
+    Raises: InputError: `home_not_empty` if something else came there meanwhile.
+    """
+    home.bases.mkdir(exist_ok=True)
+    for staged in [*staging.glob("bases/*"), *(staging / name for name in ("adapters", "evaluations"))]:
+        if not staged.exists():
+            continue
+        target = home.root / staged.relative_to(staging)
+        try:
+            staged.rename(target)
+        except OSError as error:
+            if not target.exists():
+                raise
+            raise InputError(
+                f"{target}: came there while the home was being restored ({error.strerror}). Stop the server, move "
+                "that away, and restore again.",
+                code="home_not_empty",
+                param="home",
+            ) from None
+    flush_to_disk(home.bases)
+    flush_to_disk(home.root)
+
+
+def fill_store(store: AdapterStore, backup: Backup, home: Home, tell: Tell) -> None:
+    """Whatever replicas will hear of from the database can be fetched."""
+    recorded = [version for version, stored in backup.versions.items() if stored.state is not None]
+    for number, version in enumerate(recorded):
+        tell(f"Filling the adapter store ({number + 1} of {len(recorded)})", 0, 0)
+        store.put(home.adapter_folder(version), version)
