@@ -47,7 +47,7 @@ test-pages: setup
 	@$(ONE_CORE) $(PAGES)
 
 test-training: setup
-	@$(ONE_CORE) -m "not engine" $(TRAINING)
+	@$(ONE_CORE) -m "not engine and not soak" $(TRAINING)
 
 test-e2e: setup
 	@$(BIN)/python -m pytest -q -m "e2e and not soak" --durations 5
@@ -56,13 +56,13 @@ test-engine: setup
 	@$(ONE_CORE) -m "engine and not soak" --durations 5
 
 test-serving: setup
-	@$(ONE_CORE) -m "not engine" $(ELSEWHERE)
+	@$(ONE_CORE) -m "not engine and not soak" $(ELSEWHERE)
 
 check-serving: setup
-	@$(ONE_CORE) -m "not engine and not slow" $(ELSEWHERE)
+	@$(ONE_CORE) -m "not engine and not slow and not soak" $(ELSEWHERE)
 
 check-training: setup
-	@$(ONE_CORE) -m "not engine and not slow" $(TRAINING)
+	@$(ONE_CORE) -m "not engine and not slow and not soak" $(TRAINING)
 
 ## Slow proofs: faults, floods and memory on a tiny model (10 minutes), then tone and a rollout on the demo's voices, drift, data, memory and verdicts
 soak: setup .venv/.cluster

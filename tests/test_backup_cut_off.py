@@ -59,6 +59,7 @@ def killed_at(moment: int, work: Callable[..., Any]) -> bool:
     return status == KILLED
 
 
+@pytest.mark.soak
 def test_a_backup_that_is_killed_leaves_the_one_before(small: Place, tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.setattr("polytone.serve.dump.PAGES", 10)
     good = tmp_path / "good"
@@ -82,6 +83,7 @@ def test_a_backup_that_is_killed_leaves_the_one_before(small: Place, tmp_path: P
     assert moment > 50
 
 
+@pytest.mark.soak
 def test_a_first_backup_that_is_killed_is_none_and_can_be_made_again(small: Place, tmp_path: Path) -> None:
     for moment in count():
         folder = tmp_path / f"backup-{moment}"
@@ -107,6 +109,7 @@ def check_tidy(folder: Path) -> None:
     assert [stored.folder for _, stored in backup.folders()] == [place for place, _ in backup.folders()]
 
 
+@pytest.mark.soak
 def test_a_restore_that_is_killed_is_done_by_the_same_command(small: Place, tmp_path: Path) -> None:
     folder = tmp_path / "backup"
     small.back_up(folder)
@@ -121,6 +124,7 @@ def test_a_restore_that_is_killed_is_done_by_the_same_command(small: Place, tmp_
     assert moment > 50
 
 
+@pytest.mark.soak
 def test_a_restore_into_postgresql_that_is_killed_is_done_by_the_same_command(
     small: Place, postgresql: Postgresql, tmp_path: Path
 ) -> None:

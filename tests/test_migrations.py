@@ -167,7 +167,8 @@ def test_rows_of_every_earlier_schema_are_there_afterwards(databases: Databases,
 
 
 def test_servers_that_start_at_the_same_moment_migrate_once(databases: Databases) -> None:
-    """On PostgreSQL all but one of them once failed: each found no table, and made it."""
+    """On PostgreSQL all but one of them once failed: each found no table, and made it. On SQLite a new file was locked
+    now and then."""
     servers = [
         subprocess.Popen([sys.executable, "-c", OPENS], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         for _ in range(SERVERS)

@@ -565,7 +565,11 @@ async def test_many_may_publish_and_fetch_one_version_at_once(tmp_path: Path, sh
     assert names_in(there) == FILES
     home = Home(tmp_path / "b")
     base = make_base(home)
-    await asyncio.gather(*(apart(fetch_version, store, manifest.version, home, base, 16) for _ in range(8)))
+    fetching = asyncio.gather(*(apart(fetch_version, store, manifest.version, home, base, 16) for _ in range(8)))
+    while not fetching.done():
+        assert set(list_versions(home)) <= {manifest.version}  # who looks meanwhile sees nothing else, and no error
+        await asyncio.sleep(0)
+    await fetching
     assert names_in(home.adapters / "acme") == {manifest.digest[:12]}
     assert same_files(home.adapter_folder(manifest.version), there)
 

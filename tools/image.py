@@ -63,7 +63,7 @@ def main() -> int:
     elif options.step == "build":
         build(options.target, options.base or make_base(), options.cluster, options.pip)
     else:
-        prove(options.target, options.home)
+        prove(options.target, options.cluster, options.home)
     return 0
 
 
@@ -74,12 +74,12 @@ def read_arguments() -> argparse.Namespace:
     wheels.add_argument("locks", type=Path, nargs="+")
     building = steps.add_parser("build", help="build the image")
     building.add_argument("--base", help="image with Debian 12 and Python 3.11; without, one is made with debootstrap")
-    building.add_argument("--cluster", action="store_true", help="with Ray Serve in it")
     building.add_argument("--pip", type=Path, help="pip.conf to install by; it does not get into the image")
     proving = steps.add_parser("prove", help="run the image and check every promise")
     proving.add_argument("--home", type=Path, default=ROOT / ".polytone", help="has a base and a voice; is copied")
     for step in (building, proving):
         step.add_argument("--target", choices=("cpu", "gpu"), default="cpu")
+        step.add_argument("--cluster", action="store_true", help="the image with Ray Serve in it")
     return parser.parse_args()
 
 
@@ -118,16 +118,16 @@ def build(target: str, base: str, cluster: bool, pip: Path | None) -> None:
     secret = ("--secret", f"id=pip,src={pip.absolute()}") if pip else ()
     began = time.monotonic()
     command = ("buildah", "bud", "--isolation", "chroot", "--format", "docker", "--layers", "--target", target)
-    run(*command, *arguments, *secret, "--tag", tag(target), str(ROOT))
-    print(f"{tag(target)}: built in {time.monotonic() - began:.0f} s")
+    run(*command, *arguments, *secret, "--tag", tag(target, cluster), str(ROOT))
+    print(f"{tag(target, cluster)}: built in {time.monotonic() - began:.0f} s")
 
 
-def prove(target: str, home: Path) -> None:
+def prove(target: str, cluster: bool, home: Path) -> None:
     manifests = sorted((home / "adapters").glob("*/*/manifest.json"))
     if not manifests:
         sys.exit(f"{home}: has no voice. Make one first (make demo), or name another home: --home FOLDER")
     version = "@".join(manifests[0].parent.parts[-2:])
-    image = tag(target)
+    image = tag(target, cluster)
     config = json.loads(said_by("buildah", "inspect", "--type", "image", image))["Docker"]["config"]
     with working_container(image) as container, tempfile.TemporaryDirectory(prefix="polytone-proof.") as work:
         root = Path(said_by("buildah", "mount", container))
@@ -336,9 +336,9 @@ def working_container(image: str) -> Iterator[str]:
         said_by("buildah", "rm", container)
 
 
-def tag(target: str) -> str:
+def tag(target: str, cluster: bool) -> str:
     version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
-    return f"localhost/polytone:{version}{'-gpu' if target == 'gpu' else ''}"
+    return f"localhost/polytone:{version}{'-gpu' if target == 'gpu' else ''}{'-cluster' if cluster else ''}"
 
 
 def check(promise: str, kept: bool) -> None:

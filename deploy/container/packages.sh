@@ -13,14 +13,14 @@ venv/bin/python tools/install.py "$@"
 
 # What packages bring for their own tests and, on a CPU, for builds, debuggers and GPUs. Nothing of Polytone's loads it.
 cd venv/lib/python3.11/site-packages
-rm -r torch/test
+rm -rf torch/test
 find torch/bin -type f ! -name torch_shm_manager -delete
 find matplotlib numba numpy pandas pyarrow scipy sklearn sympy -type d -name tests -prune -exec rm -r {} +
 if [ "$kind" = cpu ]; then
-    rm -r torch/include
+    rm -rf torch/include
     find bitsandbytes -name '*.so' ! -name libbitsandbytes_cpu.so -delete
     strip --strip-unneeded torch/lib/libtorch_cpu.so torch/lib/libtorch_python.so vllm/_C*.so
     # Intel's runtimes for offloading; libiomp5 stays for those who preload it.
-    rm -r ../../../opt
+    rm -rf ../../../opt
     find ../.. -maxdepth 1 ! -type d ! -name libiomp5.so -delete
 fi

@@ -4,6 +4,7 @@
 manifest names. Its name is the digest of what answers, so a version can never change under its id.
 """
 
+import contextlib
 import hashlib
 import json
 import re
@@ -412,7 +413,9 @@ def unservable(manifest: Manifest, base: Base, max_rank: int) -> Iterator[CheckE
 
 def list_versions(home: Home) -> list[str]:
     """Ids of all whole versions on disk, oldest manifest first."""
-    manifests = sorted(home.adapters.glob(f"*/*/{MANIFEST}"), key=lambda path: path.stat().st_mtime)
-    folders = [manifest.parent for manifest in manifests]
-    # Hidden names are what a writer has under its hands.
-    return [f"{f.parent.name}@{f.name}" for f in folders if not f.name.startswith(".") and f.parent.name[0] != "."]
+    written: dict[str, float] = {}
+    # Hidden names are what a writer has under its hands: they may be gone while one looks.
+    for manifest in home.adapters.glob(f"[!.]*/[!.]*/{MANIFEST}"):
+        with contextlib.suppress(FileNotFoundError):
+            written[f"{manifest.parts[-3]}@{manifest.parts[-2]}"] = manifest.stat().st_mtime
+    return sorted(written, key=written.__getitem__)

@@ -2,6 +2,8 @@
 
 import hashlib
 import re
+import sqlite3
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -91,11 +93,24 @@ def migrate(engine: Engine, revision: str = "head") -> None:
 def prepare_sqlite(connection: Any, _record: Any) -> None:
     connection.isolation_level = None  # transactions begin where `begin_sqlite` says
     cursor = connection.cursor()
-    waiting = f"busy_timeout={LOCK_SECONDS * 1000}"
-    for pragma in (waiting, "journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
+    for pragma in (f"busy_timeout={LOCK_SECONDS * 1000}", "synchronous=FULL", "foreign_keys=ON"):
         cursor.execute(f"PRAGMA {pragma}")
+    turn_on_wal(cursor)
     cursor.close()
     connection.create_function("lower", 1, lower, deterministic=True)
+
+
+def turn_on_wal(cursor: Any) -> None:
+    """Where another one does so with a new file at the same moment, SQLite refuses instead of waiting."""
+    deadline = time.monotonic() + LOCK_SECONDS
+    while True:
+        try:
+            cursor.execute("PRAGMA journal_mode=WAL")
+            return
+        except sqlite3.OperationalError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.01)
 
 
 def lower(value: Any) -> Any:

@@ -31,13 +31,14 @@ pytestmark = [pytest.mark.soak, pytest.mark.both_databases, pytest.mark.timeout(
 
 CLIENTS = 2
 BEFORE, AFTER = 60, 60
+READING_SECONDS = 0.1
 DECIDED = ("versions", "rollouts", "keys", "audit")
 SETTINGS = {"POLYTONE_BASE": "tiny", "POLYTONE_PAGE": "false"}
 
 
 @dataclass
 class Traffic:
-    """People who ask and say what they think of the answer, as fast as the server lets them."""
+    """People who ask, and say what they think of the answer."""
 
     client: httpx.AsyncClient
     voices: list[str]
@@ -56,6 +57,7 @@ class Traffic:
                 given = await self.client.post("/v1/feedback", json=thumb)
                 assert given.status_code == 201, given.text
                 self.said[given.json()["id"]] = datetime.now(UTC)
+            await asyncio.sleep(READING_SECONDS)
 
     async def until_said(self, count: int) -> None:
         while len(self.said) < count:
