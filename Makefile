@@ -80,10 +80,11 @@ soak: setup .venv/.cluster
 bench: setup
 	$(BIN)/python -m bench.speed
 
-## Build the image for CPUs from Debian's packages, without Docker, and serve a voice from it (as root; needs buildah, debootstrap and runc)
-image:
-	$(PYTHON) tools/image.py build
-	$(PYTHON) tools/image.py prove
+## The CPU image without a container engine, and proof of what it promises, on the demo's voices (root; Debian's buildah, debootstrap, runc)
+image: setup
+	test -d build/wheels || $(BIN)/python tools/image.py wheels requirements/cpu.txt
+	$(BIN)/python tools/image.py build
+	$(BIN)/python tools/image.py prove
 
 ## Pictures of every tab of the server on http://127.0.0.1:8000, light and dark, wide and narrow (needs chromium)
 screenshots: setup
