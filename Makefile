@@ -24,8 +24,8 @@ demo: setup
 
 ## Lint, types and the whole suite, real engine and real small model included; two parts at a time where one core each will do
 test: setup .venv/.cluster
-	@$(MAKE) --no-print-directory --jobs 2 --output-sync=line test-serving test-pages test-training lint
-	@$(MAKE) --no-print-directory --jobs 2 --output-sync=line test-e2e test-engine
+	@$(MAKE) --no-print-directory --jobs 2 --output-sync=line test-serving test-pages lint
+	@$(MAKE) --no-print-directory --jobs 2 --output-sync=line test-e2e test-engine test-training
 
 lint: setup
 	$(BIN)/ruff check .
