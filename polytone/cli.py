@@ -8,7 +8,7 @@ import typer
 from rich.console import Console
 
 from polytone.contract.errors import PolytoneError
-from polytone.serve.backup_cli import backup, restore
+from polytone.serve.backup.cli import backup, restore
 from polytone.serve.cli import adapters_commands, keys_commands, serve, ui
 from polytone.serve.data_cli import drift, feedback_commands, traffic_commands
 from polytone.train.cli import base_commands, sweep, train

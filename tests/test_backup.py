@@ -18,16 +18,19 @@ from polytone.contract.base import load_base
 from polytone.contract.errors import PolytoneError
 from polytone.contract.evaluation import EvaluatedOn, FailedGate, GateVerdict, read_verdict, write_verdict
 from polytone.contract.home import Home
-from polytone.serve.backup import MANIFEST_NAME, Backup, Taken, alone, back_up, hash_file, read_backup
+from polytone.serve.backup.checking import check_backup
+from polytone.serve.backup.databases import database_of
+from polytone.serve.backup.files import alone, hash_file
+from polytone.serve.backup.manifest import MANIFEST_NAME, Backup, read_backup
+from polytone.serve.backup.restoring import Restored, restore
+from polytone.serve.backup.taking import Taken, back_up
 from polytone.serve.capture import Known
 from polytone.serve.database import migrate, new_engine, now, open_database, reading, writing
-from polytone.serve.dump import database_of
 from polytone.serve.feedback import FeedbackStore
 from polytone.serve.feedback_body import Annotator, FeedbackBody
 from polytone.serve.keys import KeyStore, Kind
 from polytone.serve.registry import Part, Registry
 from polytone.serve.replicas import Replicas
-from polytone.serve.restore import Restored, check_backup, restore
 from polytone.serve.reviews import Decision, Reviews
 from polytone.serve.store import AdapterStore
 from polytone.serve.tables import FeedbackRow, ReplicaRow, ReviewRow, Table
@@ -256,7 +259,7 @@ def test_a_backup_sees_one_moment_while_writes_go_on(
     small: Place, elsewhere: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each thumb comes with its review in one transaction, and each version is written before it is recorded."""
-    monkeypatch.setattr("polytone.serve.dump.PAGES", 1)
+    monkeypatch.setattr("polytone.serve.backup.sqlite.PAGES", 1)
     base, database = load_base(small.home, "tiny"), open_database(small.url)
     registry, wrote, stop = Registry(database), threading.Semaphore(0), threading.Event()
     acknowledged: list[str] = []
@@ -534,7 +537,7 @@ def test_a_dump_that_fails_says_why_and_the_backup_before_stands(
     code, message = refused(Place(small.home, poor))
     assert (code, "permission denied for table another" in message) == ("dump_failed", True)
     monkeypatch.setenv("PATH", str(tmp_path))
-    monkeypatch.setattr("polytone.serve.dump.POSTGRESQL_FOLDERS", tmp_path)
+    monkeypatch.setattr("polytone.serve.backup.postgresql.POSTGRESQL_FOLDERS", tmp_path)
     assert refused(Place(small.home, url))[0] == "postgresql_tools_missing"
     assert (folder / MANIFEST_NAME).read_bytes() == before
     check_backup(folder, lambda *_: None)

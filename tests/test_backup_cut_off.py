@@ -16,11 +16,11 @@ import pytest
 from polytone.contract.base import load_base
 from polytone.contract.errors import PolytoneError
 from polytone.contract.home import Home
-from polytone.serve.backup import MANIFEST_NAME, read_backup
+from polytone.serve.backup.checking import check_backup
+from polytone.serve.backup.manifest import MANIFEST_NAME, read_backup
 from polytone.serve.conversation_body import TurnBody
 from polytone.serve.conversations import Conversations
 from polytone.serve.registry import Registry
-from polytone.serve.restore import check_backup
 
 from .adapters import make_version
 from .postgresql import Postgresql
@@ -61,7 +61,7 @@ def killed_at(moment: int, work: Callable[..., Any]) -> bool:
 
 @pytest.mark.soak
 def test_a_backup_that_is_killed_leaves_the_one_before(small: Place, tmp_path: Path, monkeypatch: Any) -> None:
-    monkeypatch.setattr("polytone.serve.dump.PAGES", 10)
+    monkeypatch.setattr("polytone.serve.backup.sqlite.PAGES", 10)
     good = tmp_path / "good"
     small.back_up(good)
     for seed in (11, 12):

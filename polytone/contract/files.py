@@ -13,6 +13,7 @@ from pathlib import Path
 from .errors import StorageError
 
 LEFTOVER_SECONDS = 24 * 3600
+READABLE = 0o644
 
 
 @contextmanager
@@ -62,16 +63,16 @@ def remove_folder(folder: Path) -> None:
         shutil.rmtree(hidden, ignore_errors=True)
 
 
-def write_whole(target: Path, content: str | bytes) -> None:
+def write_whole(target: Path, content: str | bytes, mode: int = READABLE) -> None:
     """Write a file, text as UTF-8.
 
     Raises:
         StorageError: `disk_full` or `disk_error`; the file before stays.
     """
-    write_together({target: content.encode() if isinstance(content, str) else content})
+    write_together({target: content.encode() if isinstance(content, str) else content}, mode)
 
 
-def write_together(contents: Mapping[Path, bytes]) -> None:
+def write_together(contents: Mapping[Path, bytes], mode: int = READABLE) -> None:
     """Write every file under a temporary name beside it, then rename them all.
 
     Raises:
@@ -82,7 +83,7 @@ def write_together(contents: Mapping[Path, bytes]) -> None:
     try:
         for target, content in contents.items():
             target.parent.mkdir(parents=True, exist_ok=True)
-            temporary[target] = write_beside(target, content)
+            temporary[target] = write_beside(target, content, mode)
         for target, written in temporary.items():
             written.replace(target)
             placed.append(target)
@@ -95,13 +96,13 @@ def write_together(contents: Mapping[Path, bytes]) -> None:
             path.unlink(missing_ok=True)
 
 
-def write_beside(target: Path, content: bytes) -> Path:
+def write_beside(target: Path, content: bytes, mode: int) -> Path:
     descriptor, name = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
     path = Path(name)
     try:
         with os.fdopen(descriptor, "wb") as file:
             file.write(content)
-        path.chmod(0o644)
+        path.chmod(mode)
         flush_to_disk(path)
     except OSError:
         with contextlib.suppress(OSError):

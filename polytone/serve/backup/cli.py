@@ -9,13 +9,14 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from .cli import HomeOption, JsonOption, open_store
-from .settings import Settings, read_settings
+from ..cli import HomeOption, JsonOption, open_store
+from ..settings import Settings, read_settings
 
 if TYPE_CHECKING:
-    from .backup import Backup, Taken
     from .dump import Database
-    from .restore import Restored
+    from .manifest import Backup
+    from .restoring import Restored
+    from .taking import Taken
 
 FolderArgument = Annotated[Path, typer.Argument(help="Folder of the backup, on another disk than the home.")]
 SECONDS_BETWEEN_LINES = 10.0
@@ -44,7 +45,7 @@ def backup(
     often, restoring step by step, rehearsing.
     """
     settings = read_settings(home=home)
-    from .backup import back_up
+    from .taking import back_up
 
     with Bars() as bars:
         taken = back_up(settings.paths(), database_in(settings), open_store(settings), folder, with_bases, bars.tell)
@@ -72,8 +73,8 @@ def restore(
     With POLYTONE_ADAPTER_STORE, the store gets the versions that it lacks.
     """
     settings = read_settings(home=home)
-    from .restore import check_backup
-    from .restore import restore as bring_back
+    from .checking import check_backup
+    from .restoring import restore as bring_back
 
     if check:
         with Bars() as bars:
@@ -89,7 +90,7 @@ def restore(
 
 
 def database_in(settings: Settings) -> "Database":
-    from .dump import database_of
+    from .databases import database_of
 
     return database_of(settings.database())
 
