@@ -85,7 +85,7 @@ class Server:
         return {"authorization": f"Bearer {text}"}
 
 
-async def eventually(condition: Any, seconds: float = 5.0) -> None:
+async def eventually(condition: Any, seconds: float = 30.0) -> None:  # for two busy cores
     async with asyncio.timeout(seconds):
         while not condition():
             await asyncio.sleep(0.005)

@@ -10,10 +10,10 @@ import pytest
 from polytone.contract.adapter import Fingerprint, Sampling
 from polytone.contract.errors import CheckError, InputError, NotFoundError
 from polytone.contract.home import Home
-from polytone.serve.cli import wait_until_routed
 from polytone.serve.database import open_database
 from polytone.serve.registry import Part, Rollout
 from polytone.serve.replicas import Replicas
+from polytone.serve.waiting import wait_until_routed
 
 from .adapters import make_version
 from .serving import HELLO, Server, database_url, eventually, serving

@@ -14,17 +14,22 @@ TORCH_INDEX = "https://download.pytorch.org/whl/cpu"
 
 
 def main(locks: list[Path]) -> int:
-    lines = [line.strip() for lock in locks for line in lock.read_text().splitlines()]
-    pins = [line for line in lines if line and not line.startswith("#")]
-    local = [pin for pin in pins if "+cpu" in pin]
-    for pin in local:
+    of_torchs_index, others = read_pins(locks)
+    for pin in of_torchs_index:
         if not install_torch(pin):
             return 1
-    if not install_all([pin for pin in pins if pin not in local]):
+    if not install_all(others):
         return 1
     here = Path(__file__).resolve().parent.parent
     editable = [*PIP, "install", "--quiet", "--no-deps", "--no-build-isolation", "--editable", str(here)]
     return subprocess.run(editable, check=False).returncode
+
+
+def read_pins(locks: list[Path]) -> tuple[list[str], list[str]]:
+    """Those that the default index lacks, and the others."""
+    lines = [line.strip() for lock in locks for line in lock.read_text().splitlines()]
+    pins = [line for line in lines if line and not line.startswith("#")]
+    return [pin for pin in pins if "+cpu" in pin], [pin for pin in pins if "+cpu" not in pin]
 
 
 def install_torch(pin: str) -> bool:

@@ -3,8 +3,6 @@
 import getpass
 import json
 import sys
-import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -16,7 +14,7 @@ from rich.table import Table
 
 from polytone.contract.adapter import MANIFEST, Manifest, check_servable, list_versions, read_version
 from polytone.contract.base import load_base
-from polytone.contract.errors import CheckError, InputError
+from polytone.contract.errors import InputError
 
 from .settings import Settings, read_settings
 
@@ -34,8 +32,6 @@ VersionArgument = Annotated[str, typer.Argument(help="name@digest12, as `polyton
 ForceOption = Annotated[
     bool, typer.Option("--force", help="Let it answer though it failed its gates; the audit log says so.")
 ]
-
-ANSWERING = ("ready", "published")
 
 adapters_commands = typer.Typer(
     help="Publish, promote and retire versions of voices. POLYTONE_ADAPTER_STORE names where servers get their files.",
@@ -104,6 +100,8 @@ def publish(
 ) -> None:
     """Check a version and ask every server to load it. It answers under its own id at once, under the voice's name
     after `promote`. With POLYTONE_ADAPTER_STORE its files are written there first, for servers to fetch."""
+    from .waiting import wait_until_ready
+
     settings = read_settings(home=home)
     store = open_store(settings)
     manifest = read_here(settings, store, version)
@@ -131,6 +129,7 @@ def promote(
     settings = read_settings(home=home)
     state = open_state(settings)
     from .gates import Gates, evaluations_of
+    from .waiting import wait_until_routed
 
     voice = version.partition("@")[0]
     before = state.registry.desired().rollouts.get(voice)
@@ -171,6 +170,7 @@ def canary(
         )
     from .gates import Gates, evaluations_of
     from .registry import Part
+    from .waiting import wait_until_routed
 
     gates = Gates(settings.paths(), force)
     parts = [Part(stable[0], 100 - percent), Part(version, percent)]
@@ -193,6 +193,8 @@ def rollback(
     as_json: JsonOption = False,
 ) -> None:
     """Go back to the rollout before the last; again goes back further."""
+    from .waiting import wait_until_routed
+
     state = open_state(read_settings(home=home))
     before = state.registry.desired().rollouts.get(voice)
     rollout = state.registry.roll_back(voice, actor(), before.generation if before else None)
@@ -424,59 +426,6 @@ def describe_versions(settings: Settings, state: Stores) -> list[dict[str, Any]]
         }
         for version in everything
     ]
-
-
-def wait_until_ready(replicas: "Replicas", version: str, seconds: float) -> str:
-    """Wait until every server heard from lately has the version ready, or knows it and loads it when asked.
-
-    Returns and raises as `wait_until` does.
-    """
-
-    def ready() -> bool:
-        said = {one.replica for one in replicas.residency() if one.version == version and one.state in ANSWERING}
-        return said == replicas.living()
-
-    return wait_until(ready, replicas, frozenset([version]), seconds, f"{version} was not ready")
-
-
-def wait_until_routed(replicas: "Replicas", voice: str, rollout: "Rollout", seconds: float) -> str:
-    """Wait until every server heard from lately answers for the voice with this rollout or a later one.
-
-    Returns and raises as `wait_until` does.
-    """
-
-    def routed() -> bool:
-        answers = [routes.get(voice) for routes in replicas.routes().values()]
-        if not rollout.parts:
-            return not any(answers)
-        return all(generation is not None and generation >= rollout.generation for generation in answers)
-
-    return wait_until(routed, replicas, rollout.versions, seconds, f"the new rollout of {voice} was not in place")
-
-
-def wait_until(
-    done: Callable[[], bool], replicas: "Replicas", versions: frozenset[str], seconds: float, problem: str
-) -> str:
-    """Wait until `done`.
-
-    Returns "ready", "asked for" if not to wait, or "no server" if none is running.
-
-    Raises:
-        CheckError: `version_failed` with the reason a server gave for one of `versions`, or `not_ready_in_time`.
-    """
-    if not replicas.living():
-        return "no server"
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        if done():
-            return "ready"
-        for said in replicas.residency():
-            if said.version in versions and said.state == "failed":
-                raise CheckError(f"{said.version} failed on {said.replica}: {said.reason}", code="version_failed")
-        time.sleep(0.2)
-    if seconds == 0:
-        return "asked for"
-    raise CheckError(f"{problem} within {seconds:.0f} s. See: polytone adapters list", code="not_ready_in_time")
 
 
 def tell(document: dict[str, Any], sentence: str, as_json: bool) -> None:
