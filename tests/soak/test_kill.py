@@ -189,6 +189,19 @@ async def test_the_app_itself_killed_at_any_moment_leaves_nothing_half_there(min
     check_whole(home)
 
 
+async def test_an_engine_does_not_outlive_its_app(mine: TinyHome, tmp_path: Path) -> None:
+    """It stayed for as long as nobody looked, with all its memory, beside that of the server started next."""
+    with served(mine.home.root, tmp_path / "log", POLYTONE_BASE="tiny", POLYTONE_PAGE="false") as server:
+        server.until_ready()
+        engine = process_named(server, "EngineCore")
+        server.popen.kill()
+        try:
+            engine.wait(30)
+        finally:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                engine.kill()
+
+
 async def change_things(client: httpx.AsyncClient, archives: list[tuple[str, bytes]], seed: int) -> None:
     chance = random.Random(seed)
     while True:

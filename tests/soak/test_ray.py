@@ -39,13 +39,13 @@ class Cluster:
     bot: dict[str, str]
     versions: list[str]
 
-    def start(self, release: str) -> None:
+    def start(self, release: str, least: int = REPLICAS) -> None:
         """Start the application, or roll its replicas over to another release; returns when it is done."""
         from ray import serve
 
         from deploy.ray_app import ClusterArgs, build
 
-        given = ClusterArgs(min_replicas=REPLICAS, max_replicas=REPLICAS, cpus=1, port=self.port, release=release)
+        given = ClusterArgs(min_replicas=least, max_replicas=REPLICAS, cpus=1, port=self.port, release=release)
         serve.run(build(given), name="polytone", route_prefix="/")
 
     def client(self, key: dict[str, str]) -> httpx.AsyncClient:
@@ -100,10 +100,10 @@ class Traffic:
 
 
 @contextlib.asynccontextmanager
-async def traffic(cluster: Cluster) -> AsyncIterator[Traffic]:
+async def traffic(cluster: Cluster, streams: int = STREAMS) -> AsyncIterator[Traffic]:
     seen = Traffic()
     async with cluster.client(cluster.bot) as client:
-        asking = [asyncio.create_task(seen.ask_on(client, number)) for number in range(STREAMS)]
+        asking = [asyncio.create_task(seen.ask_on(client, number)) for number in range(streams)]
         await more(seen, STREAMS)
         yield seen
         await more(seen, 4 * STREAMS)
@@ -155,7 +155,6 @@ def cluster(mine: TinyHome, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster
         port = free_port()
         serve.start(http_options={"host": "127.0.0.1", "port": port})
         here = Cluster(f"http://127.0.0.1:{port}", 19464, admin, bot, versions)
-        here.start("1")
         yield here
     finally:
         serve.shutdown()
@@ -163,6 +162,7 @@ def cluster(mine: TinyHome, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster
 
 
 async def test_two_replicas_are_one_server(cluster: Cluster) -> None:
+    await asyncio.to_thread(cluster.start, "1")
     one, other = await cluster.replicas()
     await a_conversation_stays_on_one_replica(cluster, [one, other])
     await a_promotion_reaches_both_within_two_seconds(cluster, [one, other])
@@ -221,6 +221,16 @@ async def a_rolling_update_fails_nothing(cluster: Cluster) -> None:
         await asyncio.to_thread(cluster.start, "2")
         await until(lambda: back(cluster), 180)
         print(f"rolled over after {time.monotonic() - began:.0f} s, {seen.good} answered meanwhile")
+    assert seen.failed == []
+
+
+async def test_a_queue_brings_another_replica(cluster: Cluster) -> None:
+    await asyncio.to_thread(cluster.start, "1", least=1)
+    assert len(await cluster.replicas()) == 1
+    async with traffic(cluster, streams=3 * int(os.environ["POLYTONE_MAX_STREAMS"])) as seen:
+        began = time.monotonic()
+        await until(lambda: back(cluster), 300)
+        print(f"a second replica answered after {time.monotonic() - began:.0f} s; {seen.good} answered meanwhile")
     assert seen.failed == []
 
 
