@@ -7,7 +7,7 @@ from pathlib import Path
 
 from polytone.contract.base import base_folder
 from polytone.contract.home import Home
-from polytone.serve.vllm_engine import (
+from polytone.serve.engine.vllm import (
     CPU_PROCESS,
     IN_THE_CORE,
     VllmOptions,

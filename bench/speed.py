@@ -26,7 +26,7 @@ from bench.running import polytone_server
 from bench.voices import BASE, EXAMPLES, bench_home, clones, prepare
 from polytone.contract.home import Home
 from polytone.contract.rows import read_conversations
-from polytone.serve.database import open_database
+from polytone.serve.database.session import open_database
 from polytone.serve.registry import Registry
 from polytone.serve.replicas import Replicas
 

@@ -7,7 +7,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from polytone.serve.engine import Body, EngineError
+from polytone.serve.engine.base import Body, EngineError
 
 WORDS = 5
 

@@ -15,8 +15,8 @@ from typing import Any
 import psycopg
 from sqlalchemy import delete, text
 
-from polytone.serve.database import new_engine, open_database
-from polytone.serve.tables import Table
+from polytone.serve.database.session import new_engine, open_database
+from polytone.serve.database.tables import Table
 
 BINARIES = Path("/usr/lib/postgresql/15/bin")
 MISSING = f"no PostgreSQL 15 in {BINARIES}: apt-get install postgresql-15"

@@ -17,7 +17,7 @@ from polytone.contract.home import Home
 from polytone.serve.admission import Admission
 from polytone.serve.app import create_app
 from polytone.serve.capture import Policies
-from polytone.serve.database import open_database
+from polytone.serve.database.session import open_database
 from polytone.serve.drift import Drift, frozen_siblings
 from polytone.serve.embedding import DIMENSION
 from polytone.serve.keys import Keyring, KeyStore, Kind

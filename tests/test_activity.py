@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from sqlalchemy.exc import OperationalError
 
-from polytone.serve.database import writing
-from polytone.serve.tables import AnswerRow, FeedbackRow
+from polytone.serve.database.session import writing
+from polytone.serve.database.tables import AnswerRow, FeedbackRow
 
 from .serving import Server, serving
 

@@ -10,7 +10,7 @@ import pytest
 from polytone.contract.adapter import Fingerprint, Sampling
 from polytone.contract.errors import CheckError, InputError, NotFoundError
 from polytone.contract.home import Home
-from polytone.serve.database import open_database
+from polytone.serve.database.session import open_database
 from polytone.serve.registry import Part, Rollout
 from polytone.serve.replicas import Replicas
 from polytone.serve.waiting import wait_until_routed

@@ -25,7 +25,8 @@ from polytone.serve.backup.manifest import MANIFEST_NAME, Backup, read_backup
 from polytone.serve.backup.restoring import Restored, restore
 from polytone.serve.backup.taking import Taken, back_up
 from polytone.serve.capture import Known
-from polytone.serve.database import migrate, new_engine, now, open_database, reading, writing
+from polytone.serve.database.session import migrate, new_engine, now, open_database, reading, writing
+from polytone.serve.database.tables import FeedbackRow, ReplicaRow, ReviewRow, Table
 from polytone.serve.feedback import FeedbackStore
 from polytone.serve.feedback_body import Annotator, FeedbackBody
 from polytone.serve.keys import KeyStore, Kind
@@ -33,7 +34,6 @@ from polytone.serve.registry import Part, Registry
 from polytone.serve.replicas import Replicas
 from polytone.serve.reviews import Decision, Reviews
 from polytone.serve.store import AdapterStore
-from polytone.serve.tables import FeedbackRow, ReplicaRow, ReviewRow, Table
 
 from .adapters import make_base, make_version
 from .postgresql import Postgresql

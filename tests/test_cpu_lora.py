@@ -19,14 +19,14 @@ INPUTS, OUTPUTS, RANK = 72, (80, 24, 24), 8
 
 @pytest.fixture(scope="module")
 def plans() -> Any:
-    from polytone.serve import cpu_lora_plan
+    from polytone.serve.engine.cpu import lora_plan as cpu_lora_plan
 
     return cpu_lora_plan
 
 
 @pytest.fixture(scope="module")
 def kernel() -> Any:
-    from polytone.serve.cpu_lora_kernel import build
+    from polytone.serve.engine.cpu.lora_kernel import build
 
     return build(2)
 
@@ -34,7 +34,7 @@ def kernel() -> Any:
 @settings(deadline=None)
 @given(st.lists(st.integers(0, 5), max_size=40))
 def test_sorted_batches_are_reached_by_swaps(adapters: list[int]) -> None:
-    from polytone.serve.cpu_lora_plan import swaps
+    from polytone.serve.engine.cpu.lora_plan import swaps
 
     order = sorted(range(len(adapters)), key=lambda i: adapters[i])
     requests = list(range(len(adapters)))
@@ -46,7 +46,7 @@ def test_sorted_batches_are_reached_by_swaps(adapters: list[int]) -> None:
 @settings(deadline=None)
 @given(st.lists(st.integers(0, 3), max_size=30))
 def test_runs_cover_the_rows_of_adapters_and_no_others(adapters: list[int]) -> None:
-    from polytone.serve.cpu_lora_plan import runs
+    from polytone.serve.engine.cpu.lora_plan import runs
 
     slots = {1: 4, 2: 0, 3: 2}
     covered = [-1] * len(adapters)
@@ -145,7 +145,7 @@ def test_embeddings_and_the_vocabulary_get_what_vllms_own_layers_add(
     )
     from vllm.lora.punica_wrapper.punica_cpu import PunicaWrapperCPU
 
-    from polytone.serve.cpu_lora_layers import GroupedEmbedding, GroupedLogits, Runs
+    from polytone.serve.engine.cpu.lora_layers import GroupedEmbedding, GroupedLogits, Runs
 
     torch.manual_seed(0)
     vocabulary, hidden = 50, 24
@@ -238,7 +238,7 @@ def test_the_plugin_steps_aside_on_an_unknown_vllm(
     import vllm
     from vllm.platforms import current_platform
 
-    from polytone.serve import cpu_lora
+    from polytone.serve.engine.cpu import plugin as cpu_lora
 
     logging.getLogger("vllm").propagate = True
     before = current_platform.get_punica_wrapper()
@@ -252,7 +252,7 @@ def test_the_plugin_steps_aside_on_an_unknown_vllm(
 def test_the_plugin_does_nothing_unless_switched_on(monkeypatch: pytest.MonkeyPatch) -> None:
     from vllm.platforms import current_platform
 
-    from polytone.serve import cpu_lora
+    from polytone.serve.engine.cpu import plugin as cpu_lora
 
     before = current_platform.get_punica_wrapper()
     for value in ("0", None):
@@ -267,10 +267,10 @@ def test_the_plugin_does_nothing_unless_switched_on(monkeypatch: pytest.MonkeyPa
 def test_layers_that_do_not_fit_leave_vllms_own_in_place(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    from polytone.serve import cpu_lora
+    from polytone.serve.engine.cpu import plugin as cpu_lora
 
     logging.getLogger("vllm").propagate = True
-    monkeypatch.setitem(sys.modules, "polytone.serve.cpu_lora_layers", None)
+    monkeypatch.setitem(sys.modules, "polytone.serve.engine.cpu.lora_layers", None)
     cpu_lora.use_layers(Platform)
     cpu_lora.use_layers(Platform)
     assert Platform.get_punica_wrapper() == "vllm.lora.punica_wrapper.punica_cpu.PunicaWrapperCPU"

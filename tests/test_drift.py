@@ -16,9 +16,9 @@ from polytone.contract.rows import Message
 from polytone.measure.signals import asked_of, measure, question_of, repetition
 from polytone.measure.tone import learn
 from polytone.serve.capture import Captured, Known, Policies, Policy, row_of
-from polytone.serve.database import now, reading, writing
+from polytone.serve.database.session import now, reading, writing
+from polytone.serve.database.tables import AnswerRow, DriftRow, ReviewRow
 from polytone.serve.embedding import DIMENSION, TokenEmbedding, reduced
-from polytone.serve.tables import AnswerRow, DriftRow, ReviewRow
 from polytone.serve.watch import ScalarWatch, Standing, VectorWatch, watch_from_json
 
 from .serving import Server, serving

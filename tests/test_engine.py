@@ -11,9 +11,9 @@ import pytest
 import pytest_asyncio
 
 from polytone.contract.base import base_folder
-from polytone.serve.engine import Body, Engine, EngineError
+from polytone.serve.engine.base import Body, Engine, EngineError
+from polytone.serve.engine.vllm import VllmEngine, VllmOptions, engine_processes
 from polytone.serve.verify import verify
-from polytone.serve.vllm_engine import VllmEngine, VllmOptions, engine_processes
 
 from .conftest import TinyHome
 from .fake_engine import FakeEngine

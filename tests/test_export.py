@@ -8,8 +8,8 @@ import pytest
 
 from polytone.contract.rows import Conversation
 from polytone.serve.capture import Policies, Policy
+from polytone.serve.database.tables import AnswerRow
 from polytone.serve.export import Format, Material, Split, side_of
-from polytone.serve.tables import AnswerRow
 
 from .serving import Server, serving
 

@@ -11,11 +11,11 @@ import pytest
 from sqlalchemy import select
 
 from polytone.serve.capture import Known, Policies, Policy
-from polytone.serve.database import reading
+from polytone.serve.database.session import reading
+from polytone.serve.database.tables import FeedbackRow
 from polytone.serve.feedback import FeedbackStore
 from polytone.serve.feedback_body import Annotator, FeedbackBody
 from polytone.serve.keys import Kind
-from polytone.serve.tables import FeedbackRow
 
 from .serving import Server, eventually, serving
 

@@ -82,11 +82,11 @@ def test_one_machine_does_without_ray() -> None:
 def test_only_the_engine_and_its_plugin_import_vllm() -> None:
     files = {file for file, name in every_import() if name.split(".")[0] == "vllm"}
     assert files == {
-        "serve/vllm_engine.py",
-        "serve/cpu_lora.py",
-        "serve/cpu_lora_layers.py",
-        "serve/cpu_logprobs.py",
-        "serve/cpu_seed.py",
+        "serve/engine/vllm.py",
+        "serve/engine/cpu/plugin.py",
+        "serve/engine/cpu/lora_layers.py",
+        "serve/engine/cpu/logprobs_patch.py",
+        "serve/engine/cpu/seed_patch.py",
     }
 
 

@@ -15,10 +15,10 @@ from sqlalchemy.orm import Session
 
 from polytone.contract.errors import CheckError, ConflictError, InputError, NotFoundError, PolytoneError
 from polytone.contract.home import Home
-from polytone.serve.database import open_database
+from polytone.serve.database.session import open_database
+from polytone.serve.database.tables import RolloutRow
 from polytone.serve.registry import Desired, Part, Registry, Rollout, latest_rollouts
 from polytone.serve.routing import choose
-from polytone.serve.tables import RolloutRow
 
 from .serving import Server, database_url, eventually, serving
 

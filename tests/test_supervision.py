@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy.exc import OperationalError
 
-from polytone.serve.engine import EngineError
+from polytone.serve.engine.base import EngineError
 from polytone.serve.registry import Desired
 
 from .serving import eventually, serving

@@ -10,10 +10,10 @@ import pytest
 from sqlalchemy import select
 
 from polytone.serve.capture import Policies, Policy
-from polytone.serve.database import now, reading
+from polytone.serve.database.session import now, reading
+from polytone.serve.database.tables import AnswerRow
+from polytone.serve.engine.events import reply_of_events, reply_of_response
 from polytone.serve.keys import Kind
-from polytone.serve.replies import reply_of_events, reply_of_response
-from polytone.serve.tables import AnswerRow
 
 from .serving import HELLO, Server, eventually, serving
 

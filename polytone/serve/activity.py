@@ -11,9 +11,9 @@ from sqlalchemy import Engine, select
 
 from polytone.contract.errors import InputError
 
-from .database import aware, in_utc, now, reading
+from .database.session import aware, in_utc, now, reading
+from .database.tables import AnswerRow, FeedbackRow
 from .feedback import standing
-from .tables import AnswerRow, FeedbackRow
 
 MOST_ROWS = 200_000
 ROWS_AT_ONCE = 5000

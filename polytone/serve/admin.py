@@ -16,7 +16,7 @@ from polytone.contract.home import check_name
 
 from .bodies import Strict, limited
 from .callers import admin_actor
-from .database import now
+from .database.session import now
 from .description import UPLOAD
 from .gates import Gates, evaluations_of
 from .keys import Kind

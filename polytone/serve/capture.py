@@ -10,8 +10,8 @@ from typing import Any
 
 from polytone.measure.signals import text_of
 
-from .engine import Body
-from .replies import digest, reply_of_events, reply_of_response
+from .engine.base import Body
+from .engine.events import digest, reply_of_events, reply_of_response
 
 log = logging.getLogger(__name__)
 

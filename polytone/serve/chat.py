@@ -12,7 +12,7 @@ from polytone.contract.errors import DeniedError, InputError, PolytoneError, Una
 
 from .bodies import read_body
 from .description import CHAT, COMPLETION
-from .engine import Body, EngineError
+from .engine.base import Body, EngineError
 from .errors import error_response, for_stream
 from .exchange import Exchange, close_stream, engine_gone
 from .keys import Key, Kind

@@ -342,7 +342,7 @@ class Stores:
 
 
 def open_state(settings: Settings) -> Stores:
-    from .database import open_database
+    from .database.session import open_database
     from .keys import KeyStore
     from .registry import Registry
     from .replicas import Replicas

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field
 
 from .bodies import Strict
-from .database import is_storable
+from .database.session import is_storable
 
 LONGEST_DETAILS = 64_000
 DEEPEST_DETAILS = 20

@@ -8,7 +8,7 @@ from pydantic import ValidationError
 
 from polytone.contract.rows import Conversation
 
-from .tables import TurnRow
+from .database.tables import TurnRow
 
 
 def lines_of(conversation: str, turns: Sequence[TurnRow]) -> Iterator[str]:

@@ -14,8 +14,8 @@ from polytone.contract.errors import ConflictError, InputError, NotFoundError
 
 from .conversation_body import TurnBody
 from .conversation_lines import lines_of, model_of
-from .database import aware, now, reading, writing
-from .tables import ConversationRow, TurnRow
+from .database.session import aware, now, reading, writing
+from .database.tables import ConversationRow, TurnRow
 
 LONGEST_TITLE = 80
 CONVERSATION_ID = r"conv_[0-9a-f]{32}"

@@ -91,7 +91,7 @@ def export_feedback(
     `polytone train` takes the files as they are: name them in a recipe's data section."""
     if kind not in FORMATS:
         raise InputError(f"--format: {kind!r} is none of {', '.join(FORMATS)}.", code="invalid_request", param="format")
-    from .database import now
+    from .database.session import now
     from .export import Format, Split, export, write_export
 
     database, until = open_data(home), now()
@@ -124,6 +124,6 @@ def forget(
 
 
 def open_data(home: Path | None) -> "Engine":
-    from .database import open_database
+    from .database.session import open_database
 
     return open_database(read_settings(home=home).database())

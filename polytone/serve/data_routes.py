@@ -13,14 +13,14 @@ from polytone.contract.errors import NotFoundError
 from .activity import activity, period
 from .bodies import Strict
 from .callers import admin_actor
-from .database import in_utc
+from .database.session import in_utc
+from .database.tables import FeedbackRow
 from .drift_words import report
 from .export import Format, Split, export
 from .feedback import as_json, new_row
 from .feedback_body import Annotator, FeedbackBody
 from .reviews import LEASE_SECONDS, Decision, Item, item_json
 from .runtime import Runtime
-from .tables import FeedbackRow
 
 ROWS = "application/x-ndjson"
 LINES: dict[int | str, dict[str, Any]] = {200: {"content": {ROWS: {"schema": {"type": "string"}}}}}

@@ -22,16 +22,16 @@ from sqlalchemy.orm import Session, aliased
 from polytone.contract.errors import NotFoundError
 
 from .background import in_thread
-from .database import aware, insert_for, now, one_at_a_time, reading, writing
+from .database.session import aware, insert_for, now, one_at_a_time, reading, writing
+from .database.tables import AnswerRow, DriftAlarmRow, DriftRow, FeedbackRow
 from .detectors import expected_chance_alarms
 from .drift_words import describe_change
 from .embedding import DIMENSION
+from .engine.events import digest
 from .metrics import Metrics
 from .profile import Profile, Profiles
 from .registry import note
-from .replies import digest
 from .reviews import Reason, queue_for_review
-from .tables import AnswerRow, DriftAlarmRow, DriftRow, FeedbackRow
 from .watch import PROMPTS, REPLIES, THUMBS_DOWN, ScalarWatch, Standing, VectorWatch, Watch, watch_from_json
 
 log = logging.getLogger(__name__)

@@ -6,9 +6,9 @@ from sqlalchemy import Engine, select
 
 from polytone.measure.signals import words_of
 
-from .database import aware, reading
+from .database.session import aware, reading
+from .database.tables import DriftAlarmRow, DriftRow
 from .detectors import Sequential, expected_chance_alarms, smallest_change
-from .tables import DriftAlarmRow, DriftRow
 from .watch import ENOUGH, TWO_SIDED, WARM_UP, WARM_UP_OF, ScalarWatch, Standing, Watch, watch_from_json
 
 WITHIN = 500

@@ -8,11 +8,11 @@ from typing import Any, TypeVar
 from fastapi import Request
 
 from .capture import Captured, Known
-from .database import now
-from .engine import Body, EngineError
+from .database.session import now
+from .engine.base import Body, EngineError
+from .engine.events import completion_id
 from .keys import Key
 from .openai_request import RequestLimits
-from .replies import completion_id
 from .runtime import Runtime
 from .voices import Held, Route
 

@@ -23,9 +23,9 @@ from polytone.contract.export import ExportManifest, export_manifest_path
 from polytone.contract.rows import Conversation
 from polytone.measure.signals import text_of
 
-from .database import aware, now, reading
+from .database.session import aware, now, reading
+from .database.tables import AnswerRow, FeedbackRow, ReviewRow
 from .feedback import standing
-from .tables import AnswerRow, FeedbackRow, ReviewRow
 
 VALUES_AT_ONCE = 5000
 HELD_OUT_OF = 10  # one first question in so many is held out

@@ -13,10 +13,10 @@ from sqlalchemy.orm import Session, aliased
 from polytone.contract.errors import ConflictError, InputError, NotFoundError, TooLargeError
 
 from .capture import Known
-from .database import FEEDBACK, aware, one_at_a_time, reading, writing
+from .database.session import FEEDBACK, aware, one_at_a_time, reading, writing
+from .database.tables import FeedbackRow
 from .feedback_body import Annotator, FeedbackBody
 from .reviews import ask_for_review
-from .tables import FeedbackRow
 
 LONGEST_TEXT = 20_000
 PAGE = 100

@@ -11,7 +11,7 @@ from polytone.contract.errors import NotFoundError
 
 from .callers import NOBODY, inference_caller
 from .capture import Known
-from .database import in_utc
+from .database.session import in_utc
 from .feedback import FeedbackStore, as_json
 from .feedback_body import Annotator, FeedbackBody
 from .keys import Key

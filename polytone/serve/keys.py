@@ -15,9 +15,9 @@ from sqlalchemy.exc import IntegrityError
 from polytone.contract.errors import ConflictError, DeniedError, InputError, NotFoundError
 from polytone.contract.home import check_name
 
-from .database import aware, now, reading, writing
+from .database.session import aware, now, reading, writing
+from .database.tables import KeyRow
 from .registry import note
-from .tables import KeyRow
 
 
 class Kind(StrEnum):

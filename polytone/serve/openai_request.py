@@ -11,7 +11,7 @@ from typing import Any
 from polytone.contract.adapter import Manifest
 from polytone.contract.errors import InputError, TooLargeError
 
-from .engine import Body
+from .engine.base import Body
 
 # OpenAI's, then vLLM's own. Not `prompt_logprobs`, nor `echo`, which asks for them: see verify.py.
 SAMPLING = frozenset(

@@ -16,9 +16,9 @@ from sqlalchemy.orm import Session
 from polytone.contract.errors import CheckError, ConflictError, InputError, NotFoundError
 from polytone.contract.home import check_name, split_version
 
-from .database import aware, one_at_a_time, reading, writing
+from .database.session import aware, one_at_a_time, reading, writing
+from .database.tables import AuditRow, RolloutRow, VersionRow
 from .gates import Gates
-from .tables import AuditRow, RolloutRow, VersionRow
 
 PUBLISHED, RETIRED = "published", "retired"
 MAX_PARTS = 16

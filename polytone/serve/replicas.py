@@ -5,8 +5,8 @@ from datetime import timedelta
 
 from sqlalchemy import Engine, delete, select
 
-from .database import aware, now, reading, writing
-from .tables import ReplicaRow, ResidencyRow
+from .database.session import aware, now, reading, writing
+from .database.tables import ReplicaRow, ResidencyRow
 
 ALIVE = timedelta(seconds=30)
 FORGOTTEN = timedelta(hours=1)

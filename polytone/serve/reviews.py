@@ -10,8 +10,8 @@ from sqlalchemy.orm import Session
 
 from polytone.contract.errors import ConflictError, NotFoundError
 
-from .database import FEEDBACK, aware, insert_for, now, one_at_a_time, reading, writing
-from .tables import AnswerRow, FeedbackRow, ReviewRow
+from .database.session import FEEDBACK, aware, insert_for, now, one_at_a_time, reading, writing
+from .database.tables import AnswerRow, FeedbackRow, ReviewRow
 
 LEASE_SECONDS = 900
 OPEN = "open"

@@ -19,7 +19,7 @@ from polytone.contract.home import Home
 from .admission import Admission
 from .background import in_thread, stop_task, working
 from .drift import Drift
-from .engine import Engine
+from .engine.base import Engine
 from .keys import Keyring, KeyStore
 from .metrics import Metrics
 from .openai_request import RequestLimits

@@ -17,9 +17,10 @@ from polytone.contract.files import remove_leftovers
 from .admission import Admission
 from .app import create_app
 from .capture import Policies
-from .database import open_database
+from .database.session import open_database
 from .drift import Drift, frozen_siblings
 from .embedding import token_embedding
+from .engine.vllm import VllmEngine, VllmOptions
 from .keys import Keyring, KeyStore
 from .late_page import PAGE_PATH, LatePage
 from .logs import set_up_logs
@@ -33,7 +34,6 @@ from .runtime import Runtime, ServerLimits
 from .settings import Settings
 from .store import Fetcher, store_of
 from .traffic import Traffic
-from .vllm_engine import VllmEngine, VllmOptions
 from .voices import Limits, Voices
 
 log = logging.getLogger(__name__)

@@ -18,11 +18,11 @@ from sqlalchemy.orm import Session
 from .background import in_thread, working
 from .capture import Captured, Known, Measure, Policies, name_kept, row_of
 from .conversations import delete_conversation
-from .database import insert_for, now, reading, writing
+from .database.session import insert_for, now, reading, writing
+from .database.tables import AnswerRow, FeedbackRow, ReviewRow
+from .engine.events import digest
 from .metrics import Metrics
 from .registry import note
-from .replies import digest
-from .tables import AnswerRow, FeedbackRow, ReviewRow
 
 log = logging.getLogger(__name__)
 

@@ -19,7 +19,7 @@ from polytone.contract.base import Base
 from polytone.contract.errors import CheckError, NotFoundError, PolytoneError, UnavailableError
 from polytone.contract.home import Home
 
-from .engine import Engine
+from .engine.base import Engine
 from .metrics import Metrics
 from .registry import Desired, Rollout
 from .routing import choose

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from polytone.contract.home import Home
-from polytone.serve.database import open_database
+from polytone.serve.database.session import open_database
 from polytone.serve.registry import Registry
 
 from ..conftest import TinyHome

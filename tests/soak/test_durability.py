@@ -13,8 +13,8 @@ import httpx
 import pytest
 from sqlalchemy import func, select
 
-from polytone.serve.database import open_database, reading
-from polytone.serve.tables import FeedbackRow
+from polytone.serve.database.session import open_database, reading
+from polytone.serve.database.tables import FeedbackRow
 
 from ..conftest import TinyHome, free_port
 from .marked import ready, until

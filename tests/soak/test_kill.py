@@ -17,7 +17,7 @@ import pytest
 from polytone.contract.adapter import read_version
 from polytone.contract.home import Home
 from polytone.serve.archive import pack_version
-from polytone.serve.database import open_database
+from polytone.serve.database.session import open_database
 from polytone.serve.registry import Registry
 
 from ..conftest import Process, TinyHome, served

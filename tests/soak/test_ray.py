@@ -13,7 +13,7 @@ import httpx
 import psutil
 import pytest
 
-from polytone.serve.database import open_database
+from polytone.serve.database.session import open_database
 from polytone.serve.keys import KeyStore, Kind
 from polytone.serve.registry import Registry
 

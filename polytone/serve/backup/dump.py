@@ -23,9 +23,8 @@ from polytone.contract.errors import (
     StorageError,
     UnavailableError,
 )
-
-from ..database import MIGRATIONS, open_database, writing
-from ..tables import ReplicaRow, ResidencyRow, Table, VersionRow
+from polytone.serve.database.session import MIGRATIONS, open_database, writing
+from polytone.serve.database.tables import ReplicaRow, ResidencyRow, Table, VersionRow
 
 Kind = Literal["sqlite", "postgresql"]
 Tell = Callable[[str, int, int], None]

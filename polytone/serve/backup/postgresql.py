@@ -14,8 +14,8 @@ from typing import Any
 from sqlalchemy import Connection, make_url, text
 
 from polytone.contract.errors import CheckError, NotFoundError, StorageError
+from polytone.serve.database.session import new_engine
 
-from ..database import new_engine
 from .dump import Kind, Snapshot, Tell, bring_up_to_date, check_rows, described, not_empty, reaching
 
 POSTGRESQL_FOLDERS = Path("/usr/lib/postgresql")

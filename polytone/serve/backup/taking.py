@@ -8,8 +8,8 @@ from pathlib import Path
 from polytone.contract.errors import InputError
 from polytone.contract.files import flush_to_disk, write_whole
 from polytone.contract.home import Home
+from polytone.serve.database.session import now
 
-from ..database import now
 from ..registry import PUBLISHED
 from ..store import AdapterStore
 from .copies import Copies

@@ -28,8 +28,8 @@ from vllm.lora.punica_wrapper.punica_cpu import PunicaWrapperCPU
 from vllm.lora.worker_manager import LRUCacheWorkerLoRAManager
 from vllm.v1.worker.cpu_model_runner import CPUModelRunner
 
-from .cpu_lora_kernel import build
-from .cpu_lora_plan import Run, plan, runs, swaps, weights
+from .lora_kernel import build
+from .lora_plan import Run, plan, runs, swaps, weights
 
 log = logging.getLogger("vllm.polytone")
 META = torch.device("meta")

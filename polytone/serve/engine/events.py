@@ -4,7 +4,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Sequence
 
-from .engine import Body
+from .base import Body
 
 DATA = "data: "
 

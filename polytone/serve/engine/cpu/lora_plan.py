@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .cpu_lora_kernel import HEAD, MOST_ROWS, Kernel
+from .lora_kernel import HEAD, MOST_ROWS, Kernel
 
 
 @dataclass(frozen=True, slots=True)

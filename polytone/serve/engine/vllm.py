@@ -22,8 +22,8 @@ from starlette.datastructures import State
 
 from polytone.contract.rows import describe
 
-from . import cpu_lora
-from .engine import Body, EngineError
+from .base import Body, EngineError
+from .cpu import plugin as cpu_lora
 
 # glibc's: every step needs the same few buffers, and memory given back is faulted in again page by page.
 # GNU OpenMP's: a thread that waits for its team gives its core away early; by default it holds up whoever needs it.

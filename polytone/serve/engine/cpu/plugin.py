@@ -13,7 +13,7 @@ log = logging.getLogger("vllm.polytone")  # vLLM's processes print what is below
 
 SWITCH = "POLYTONE_CPU_LORA"
 TESTED = "0.32."
-LAYERS = "polytone.serve.cpu_lora_layers"
+LAYERS = "polytone.serve.engine.cpu.lora_layers"
 
 
 def register() -> None:
@@ -50,14 +50,14 @@ def use_layers(platform: Any, kernels: bool = True) -> None:
 
     def get_punica_wrapper(cls: Any) -> str:
         try:
-            from .cpu_logprobs import spare_rows_that_ask_for_none
-            from .cpu_seed import take_draws_back
+            from .logprobs_patch import spare_rows_that_ask_for_none
+            from .seed_patch import take_draws_back
 
             take_draws_back()
             spare_rows_that_ask_for_none()
             if not kernels:
                 return str(original(cls))
-            from .cpu_lora_layers import install
+            from .lora_layers import install
 
             install()
         except Exception:
