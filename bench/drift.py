@@ -19,7 +19,8 @@ from typing import Any, TypeAlias, TypeVar
 import numpy as np
 from numpy.random import Generator
 
-from polytone.serve.detectors import (
+from polytone.serve.drift.mmd import BLOCK, LONG, level, window_p_values
+from polytone.serve.drift.sequential import (
     BETS,
     RUN_LENGTH,
     Floats,
@@ -32,7 +33,6 @@ from polytone.serve.detectors import (
     upper_bound,
     upper_rate_bound,
 )
-from polytone.serve.windows import BLOCK, LONG, level, window_p_values
 
 Bound: TypeAlias = Callable[[Floats], float]
 Draw: TypeAlias = Callable[[Generator, tuple[int, int]], Floats]

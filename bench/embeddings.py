@@ -20,9 +20,9 @@ from bench.running import home_from_environment
 from bench.shift import prompts
 from polytone.contract.base import base_folder, list_bases
 from polytone.measure.signals import asked_of
-from polytone.serve.detectors import RUN_LENGTH
-from polytone.serve.embedding import token_embedding
-from polytone.serve.windows import BLOCK, level, mmd_p_value, permutations
+from polytone.serve.drift.embedding import token_embedding
+from polytone.serve.drift.mmd import BLOCK, level, mmd_p_value, permutations
+from polytone.serve.drift.sequential import RUN_LENGTH
 
 REFERENCE, TRIALS = 150, 60
 SHARES = (0.0, 0.1, 0.2, 0.4, 1.0)

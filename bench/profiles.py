@@ -11,7 +11,7 @@ import psutil
 from bench.load import WORDS
 from polytone.contract.reference import ReferenceRow
 from polytone.contract.rows import Message
-from polytone.serve.profile import Profile, make_profile
+from polytone.serve.drift.baseline import Profile, make_profile
 
 VERSIONS, ROWS, LIMIT_MB = 500, 200, 150
 

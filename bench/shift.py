@@ -26,10 +26,10 @@ import numpy as np
 from bench.running import base_of, home_from_environment, server
 from polytone.contract.base import base_folder
 from polytone.contract.rows import read_conversations
-from polytone.serve.capture import Measured
-from polytone.serve.embedding import token_embedding
-from polytone.serve.profile import Profile, Profiles
-from polytone.serve.watch import PROMPTS, REPLIES, ScalarWatch, VectorWatch
+from polytone.serve.drift.baseline import Profile, Profiles
+from polytone.serve.drift.detectors import PROMPTS, REPLIES, ScalarWatch, VectorWatch
+from polytone.serve.drift.embedding import token_embedding
+from polytone.serve.traffic.capture import Measured
 
 STREAMS = 32
 SHUFFLES = 5

@@ -119,7 +119,7 @@ def thumbs(told: dict[str, Any]) -> tuple[int, int]:
 async def test_of_too_many_answers_the_newest_are_counted_and_that_is_said(
     server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("polytone.serve.activity.MOST_ROWS", 3)
+    monkeypatch.setattr("polytone.serve.traffic.activity.MOST_ROWS", 3)
     asked = {"since": NOON.isoformat(), "until": (NOON + timedelta(hours=1)).isoformat(), "buckets": 1}
     for number in range(3):
         plant(server, number, number)
@@ -136,7 +136,7 @@ async def test_without_the_database_there_are_no_figures_and_that_is_said(
     def gone(*_: Any) -> None:
         raise OperationalError("select", {}, OSError("gone"))
 
-    monkeypatch.setattr("polytone.serve.activity.reading", gone)
+    monkeypatch.setattr("polytone.serve.traffic.activity.reading", gone)
     answer = await server.client.get("/admin/activity")
     assert (answer.status_code, answer.json()["error"]["code"]) == (503, "database_unavailable")
 

@@ -18,22 +18,22 @@ from polytone.contract.base import load_base
 from polytone.contract.errors import PolytoneError
 from polytone.contract.evaluation import EvaluatedOn, FailedGate, GateVerdict, read_verdict, write_verdict
 from polytone.contract.home import Home
+from polytone.serve.auth.keys import KeyStore, Kind
 from polytone.serve.backup.checking import check_backup
 from polytone.serve.backup.databases import database_of
 from polytone.serve.backup.files import alone, hash_file
 from polytone.serve.backup.manifest import MANIFEST_NAME, Backup, read_backup
 from polytone.serve.backup.restoring import Restored, restore
 from polytone.serve.backup.taking import Taken, back_up
-from polytone.serve.capture import Known
 from polytone.serve.database.session import migrate, new_engine, now, open_database, reading, writing
 from polytone.serve.database.tables import FeedbackRow, ReplicaRow, ReviewRow, Table
-from polytone.serve.feedback import FeedbackStore
-from polytone.serve.feedback_body import Annotator, FeedbackBody
-from polytone.serve.keys import KeyStore, Kind
 from polytone.serve.registry import Part, Registry
 from polytone.serve.replicas import Replicas
-from polytone.serve.reviews import Decision, Reviews
 from polytone.serve.store import AdapterStore
+from polytone.serve.traffic.capture import Known
+from polytone.serve.traffic.feedback import FeedbackStore
+from polytone.serve.traffic.reviews import Decision, Reviews
+from polytone.serve.traffic.schemas import Annotator, FeedbackBody
 
 from .adapters import make_base, make_version
 from .postgresql import Postgresql

@@ -18,9 +18,9 @@ from polytone.contract.errors import PolytoneError
 from polytone.contract.home import Home
 from polytone.serve.backup.checking import check_backup
 from polytone.serve.backup.manifest import MANIFEST_NAME, read_backup
-from polytone.serve.conversation_body import TurnBody
-from polytone.serve.conversations import Conversations
 from polytone.serve.registry import Registry
+from polytone.serve.traffic.conversation_body import TurnBody
+from polytone.serve.traffic.conversations import Conversations
 
 from .adapters import make_version
 from .postgresql import Postgresql

@@ -12,7 +12,7 @@ from sqlalchemy import text
 from sqlalchemy.exc import OperationalError
 
 from polytone.contract.rows import Conversation
-from polytone.serve.keys import Kind
+from polytone.serve.auth.keys import Kind
 
 from .serving import Server, serving
 
@@ -244,8 +244,8 @@ async def test_without_the_database_nothing_is_kept_and_that_is_said(
     def gone(*_: Any) -> None:
         raise OperationalError("select", {}, OSError("gone"))
 
-    monkeypatch.setattr("polytone.serve.conversations.reading", gone)
-    monkeypatch.setattr("polytone.serve.conversations.writing", gone)
+    monkeypatch.setattr("polytone.serve.traffic.conversations.reading", gone)
+    monkeypatch.setattr("polytone.serve.traffic.conversations.writing", gone)
     for method, path in (
         ("POST", ""),
         ("GET", ""),

@@ -14,7 +14,7 @@ import pytest_asyncio
 import yaml
 from starlette.responses import PlainTextResponse
 
-from polytone.serve.keys import Kind
+from polytone.serve.auth.keys import Kind
 
 from .dashboards import (
     BUILT_IN,

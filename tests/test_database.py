@@ -13,10 +13,10 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from polytone.contract.errors import InputError, UnavailableError
 from polytone.contract.home import Home
+from polytone.serve.auth.keys import Kind
 from polytone.serve.database import session as opening
 from polytone.serve.database.session import one_at_a_time, open_database, reading, writing
 from polytone.serve.database.tables import AnswerRow
-from polytone.serve.keys import Kind
 
 from .serving import database_url, eventually, serving
 

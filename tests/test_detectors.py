@@ -8,7 +8,19 @@ import numpy as np
 import pytest
 from numpy.typing import ArrayLike
 
-from polytone.serve.detectors import (
+from polytone.serve.drift.mmd import (
+    BLOCK,
+    LONG,
+    SCALES,
+    Windows,
+    bandwidth,
+    level,
+    mmd_p_value,
+    nearest_to_change,
+    permutations,
+    window_p_values,
+)
+from polytone.serve.drift.sequential import (
     BETS,
     DELTA,
     RUN_LENGTH,
@@ -22,18 +34,6 @@ from polytone.serve.detectors import (
     statistic,
     upper_bound,
     upper_rate_bound,
-)
-from polytone.serve.windows import (
-    BLOCK,
-    LONG,
-    SCALES,
-    Windows,
-    bandwidth,
-    level,
-    mmd_p_value,
-    nearest_to_change,
-    permutations,
-    window_p_values,
 )
 
 

@@ -15,11 +15,11 @@ from polytone.contract.reference import ReferenceRow, describe_reference, write_
 from polytone.contract.rows import Message
 from polytone.measure.signals import asked_of, measure, question_of, repetition
 from polytone.measure.tone import learn
-from polytone.serve.capture import Captured, Known, Policies, Policy, row_of
 from polytone.serve.database.session import now, reading, writing
 from polytone.serve.database.tables import AnswerRow, DriftRow, ReviewRow
-from polytone.serve.embedding import DIMENSION, TokenEmbedding, reduced
-from polytone.serve.watch import ScalarWatch, Standing, VectorWatch, watch_from_json
+from polytone.serve.drift.detectors import ScalarWatch, Standing, VectorWatch, watch_from_json
+from polytone.serve.drift.embedding import DIMENSION, TokenEmbedding, reduced
+from polytone.serve.traffic.capture import Captured, Known, Policies, Policy, row_of
 
 from .serving import Server, serving
 
@@ -166,7 +166,7 @@ async def test_of_each_conversation_one_answer_is_observed_and_none_twice(tmp_pa
 
 async def test_two_replicas_at_once_observe_everything_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """On PostgreSQL each once waited for a detector that the other one held."""
-    monkeypatch.setattr("polytone.serve.drift.CONVERSATIONS", 5)
+    monkeypatch.setattr("polytone.serve.drift.monitor.CONVERSATIONS", 5)
     async with serving(tmp_path) as server:
         versions = [server.add("acme", seed) for seed in range(3)]
         for version in versions:

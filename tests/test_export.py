@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from polytone.contract.rows import Conversation
-from polytone.serve.capture import Policies, Policy
 from polytone.serve.database.tables import AnswerRow
-from polytone.serve.export import Format, Material, Split, side_of
+from polytone.serve.traffic.capture import Policies, Policy
+from polytone.serve.traffic.export import Format, Material, Split, side_of
 
 from .serving import Server, serving
 

@@ -10,12 +10,12 @@ import httpx
 import pytest
 from sqlalchemy import select
 
-from polytone.serve.capture import Known, Policies, Policy
+from polytone.serve.auth.keys import Kind
 from polytone.serve.database.session import reading
 from polytone.serve.database.tables import FeedbackRow
-from polytone.serve.feedback import FeedbackStore
-from polytone.serve.feedback_body import Annotator, FeedbackBody
-from polytone.serve.keys import Kind
+from polytone.serve.traffic.capture import Known, Policies, Policy
+from polytone.serve.traffic.feedback import FeedbackStore
+from polytone.serve.traffic.schemas import Annotator, FeedbackBody
 
 from .serving import Server, eventually, serving
 

@@ -9,8 +9,8 @@ import pytest
 
 from polytone.contract.errors import ConflictError, DeniedError
 from polytone.contract.home import Home
+from polytone.serve.auth.keys import Keyring, KeyStore, Kind
 from polytone.serve.database.session import now, open_database
-from polytone.serve.keys import Keyring, KeyStore, Kind
 
 from .serving import Server, database_url, eventually, serving
 

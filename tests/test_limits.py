@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from polytone.contract.errors import LimitError
-from polytone.serve.admission import Admission, Window
-from polytone.serve.keys import Key, Kind
+from polytone.serve.auth.keys import Key, Kind
+from polytone.serve.auth.rate_limits import Admission, Window
 from polytone.serve.logs import JsonLines, TextLines
 
 from .serving import LOCAL, eventually, serving

@@ -242,7 +242,7 @@ async def test_ten_testers_at_once_see_their_own_words_only(pages: Pages) -> Non
 
 
 async def test_a_key_is_asked_for_and_stays_out_of_the_address(pages: Pages) -> None:
-    from polytone.serve.keys import Kind
+    from polytone.serve.auth.keys import Kind
 
     acme = await pages.server.voice("acme", 1)
     header = pages.server.key(Kind.INFERENCE)

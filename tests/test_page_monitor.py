@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 from playwright.async_api import Page, expect
 
+from polytone.serve.auth.keys import Kind
 from polytone.serve.database.session import now, writing
 from polytone.serve.database.tables import AnswerRow, FeedbackRow
 from polytone.serve.engine.base import EngineError
-from polytone.serve.keys import Kind
 
 from .pages import Pages, choose, needs_browser, serving_pages
 from .serving import Server, eventually

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 from playwright.async_api import Page, expect
 
-from polytone.serve.capture import Policies, Policy
-from polytone.serve.keys import Kind
-from polytone.serve.reviews import Reviews
+from polytone.serve.auth.keys import Kind
+from polytone.serve.traffic.capture import Policies, Policy
+from polytone.serve.traffic.reviews import Reviews
 from polytone.ui.review.view import LOADING
 
 from .pages import Pages, needs_browser, serving_pages

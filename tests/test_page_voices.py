@@ -8,7 +8,7 @@ from playwright.async_api import Locator, Page, expect
 
 from polytone.contract.adapter import Data, DataSource
 from polytone.contract.export import ExportReference
-from polytone.serve.keys import Kind
+from polytone.serve.auth.keys import Kind
 from polytone.serve.registry import Part
 
 from .adapters import change_manifest

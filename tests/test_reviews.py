@@ -7,8 +7,8 @@ from typing import Any
 import httpx
 import pytest
 
-from polytone.serve.export import Format
-from polytone.serve.reviews import Reviews
+from polytone.serve.traffic.export import Format
+from polytone.serve.traffic.reviews import Reviews
 
 from .serving import Server, serving
 from .test_export import ask, both_splits, give
@@ -129,7 +129,7 @@ async def test_a_decision_is_made_once(tmp_path: Path) -> None:
 
 async def test_an_answer_that_is_not_written_yet_waits_for_its_row(tmp_path: Path, monkeypatch: Any) -> None:
     """Its item was once deleted, and the next one hidden."""
-    monkeypatch.setattr("polytone.serve.traffic.FLUSH_SECONDS", 60)
+    monkeypatch.setattr("polytone.serve.traffic.recorder.FLUSH_SECONDS", 60)
     async with serving(tmp_path) as server:
         await server.voice("acme")
         bad = await ask(server, "q")

@@ -9,11 +9,11 @@ import httpx
 import pytest
 from sqlalchemy import select
 
-from polytone.serve.capture import Policies, Policy
+from polytone.serve.auth.keys import Kind
 from polytone.serve.database.session import now, reading
 from polytone.serve.database.tables import AnswerRow
 from polytone.serve.engine.events import reply_of_events, reply_of_response
-from polytone.serve.keys import Kind
+from polytone.serve.traffic.capture import Policies, Policy
 
 from .serving import HELLO, Server, eventually, serving
 
@@ -76,7 +76,7 @@ async def test_an_answer_that_breaks_off_leaves_what_there_was(tmp_path: Path) -
 
 
 async def test_a_full_queue_drops_and_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("polytone.serve.traffic.FLUSH_SECONDS", 60)
+    monkeypatch.setattr("polytone.serve.traffic.recorder.FLUSH_SECONDS", 60)
     async with serving(tmp_path, traffic_queue=2) as server:
         await server.voice("acme")
         ids = [(await server.chat("acme")).json()["id"] for _ in range(3)]
@@ -164,8 +164,8 @@ def test_a_text_completion_is_a_reply_too() -> None:
 
 
 async def test_two_flushes_at_once_write_every_row_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("polytone.serve.traffic.FLUSH_SECONDS", 60)
-    monkeypatch.setattr("polytone.serve.traffic.BATCH", 2)
+    monkeypatch.setattr("polytone.serve.traffic.recorder.FLUSH_SECONDS", 60)
+    monkeypatch.setattr("polytone.serve.traffic.recorder.BATCH", 2)
     async with serving(tmp_path) as server:
         await server.voice("acme")
         ids = {(await server.chat("acme")).json()["id"] for _ in range(7)}
@@ -209,8 +209,8 @@ async def test_a_private_voice_keeps_no_parameter_that_has_words(tmp_path: Path)
 
 
 async def test_answers_of_too_many_bytes_are_dropped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("polytone.serve.traffic.FLUSH_SECONDS", 60)
-    monkeypatch.setattr("polytone.serve.traffic.MOST_BYTES", 100)
+    monkeypatch.setattr("polytone.serve.traffic.recorder.FLUSH_SECONDS", 60)
+    monkeypatch.setattr("polytone.serve.traffic.recorder.MOST_BYTES", 100)
     async with serving(tmp_path) as server:
         await server.voice("acme")
         for _ in range(3):

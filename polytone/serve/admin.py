@@ -14,12 +14,12 @@ from polytone.contract.base import base_folder, module_shapes
 from polytone.contract.errors import NotFoundError
 from polytone.contract.home import check_name
 
+from .auth.keys import Kind
 from .bodies import Strict, limited
 from .callers import admin_actor
 from .database.session import now
 from .description import UPLOAD
 from .gates import Gates, evaluations_of
-from .keys import Kind
 from .known_version import known_version
 from .registry import Part
 from .runtime import Runtime

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from fastapi import Request
 
-from .keys import Key, Kind
+from .auth.keys import Key, Kind
 from .runtime import Runtime
 
 NOBODY = "anyone on this machine"

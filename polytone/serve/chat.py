@@ -10,12 +10,12 @@ from starlette.types import Receive, Scope, Send
 
 from polytone.contract.errors import DeniedError, InputError, PolytoneError, UnavailableError
 
+from .auth.keys import Key, Kind
 from .bodies import read_body
 from .description import CHAT, COMPLETION
 from .engine.base import Body, EngineError
 from .errors import error_response, for_stream
 from .exchange import Exchange, close_stream, engine_gone
-from .keys import Key, Kind
 from .openai_request import CHAT_FIELDS, COMPLETION_FIELDS, check_fields, complete_request, parse_body
 from .runtime import Runtime
 

@@ -19,7 +19,7 @@ from polytone.contract.errors import InputError
 from .settings import Settings, read_settings
 
 if TYPE_CHECKING:
-    from .keys import KeyStore
+    from .auth.keys import KeyStore
     from .registry import Registry, Rollout
     from .replicas import Replicas
     from .store import AdapterStore
@@ -281,7 +281,7 @@ def create_key(
 ) -> None:
     """Make a key and show it, once. With the first key, every request to the server needs one."""
     settings = read_settings(home=home)
-    from .keys import Kind
+    from .auth.keys import Kind
 
     if kind not in list(Kind):
         raise InputError(f"--kind: {kind!r} is neither inference nor admin.", code="invalid_kind", param="kind")
@@ -342,8 +342,8 @@ class Stores:
 
 
 def open_state(settings: Settings) -> Stores:
+    from .auth.keys import KeyStore
     from .database.session import open_database
-    from .keys import KeyStore
     from .registry import Registry
     from .replicas import Replicas
 

@@ -6,12 +6,12 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, Query
 from fastapi.responses import StreamingResponse
 
+from .auth.keys import Key
 from .callers import inference_caller
-from .conversation_body import ConversationBody, ShortId, TurnBody, Words
-from .conversations import CURSOR, Conversations, turn_json
 from .data_routes import LINES, ROWS
-from .keys import Key
 from .runtime import Runtime
+from .traffic.conversation_body import ConversationBody, ShortId, TurnBody, Words
+from .traffic.conversations import CURSOR, Conversations, turn_json
 
 UNOWNED = ""
 Search = Annotated[Words | None, Query(max_length=200)]

@@ -30,7 +30,7 @@ def drift(
     """Say whether voices have changed: what, since when, how sure, and which conversations show it.
 
     Exit code 1 while an alarm stands."""
-    from .drift_words import report
+    from .drift.report import report
 
     versions = report(open_data(home), version)
     if as_json:
@@ -62,8 +62,8 @@ def list_feedback(
     as_json: JsonOption = False,
 ) -> None:
     """List what was said of answers, the newest last."""
-    from .feedback import FeedbackStore
-    from .feedback import as_json as shown
+    from .traffic.feedback import FeedbackStore
+    from .traffic.feedback import as_json as shown
 
     rows = [shown(row) for row in FeedbackStore(open_data(home)).latest(adapter, limit)]
     if as_json:
@@ -92,7 +92,7 @@ def export_feedback(
     if kind not in FORMATS:
         raise InputError(f"--format: {kind!r} is none of {', '.join(FORMATS)}.", code="invalid_request", param="format")
     from .database.session import now
-    from .export import Format, Split, export, write_export
+    from .traffic.export import Format, Split, export, write_export
 
     database, until = open_data(home), now()
     kinds = frozenset(annotators.split(","))
@@ -115,9 +115,9 @@ def forget(
     as_json: JsonOption = False,
 ) -> None:
     """Delete every answer of a conversation, what was said of it, and what a tester kept of it."""
-    from .capture import Policies
     from .metrics import Metrics
-    from .traffic import Traffic
+    from .traffic.capture import Policies
+    from .traffic.recorder import Traffic
 
     gone = Traffic(open_data(home), Metrics(), Policies()).forget(conversation, actor())
     print(json.dumps({"deleted": gone}) if as_json else f"{gone} answers are deleted.")

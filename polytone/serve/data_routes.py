@@ -10,17 +10,17 @@ from pydantic import Field, model_validator
 
 from polytone.contract.errors import NotFoundError
 
-from .activity import activity, period
 from .bodies import Strict
 from .callers import admin_actor
 from .database.session import in_utc
 from .database.tables import FeedbackRow
-from .drift_words import report
-from .export import Format, Split, export
-from .feedback import as_json, new_row
-from .feedback_body import Annotator, FeedbackBody
-from .reviews import LEASE_SECONDS, Decision, Item, item_json
+from .drift.report import report
 from .runtime import Runtime
+from .traffic.activity import activity, period
+from .traffic.export import Format, Split, export
+from .traffic.feedback import as_json, new_row
+from .traffic.reviews import LEASE_SECONDS, Decision, Item, item_json
+from .traffic.schemas import Annotator, FeedbackBody
 
 ROWS = "application/x-ndjson"
 LINES: dict[int | str, dict[str, Any]] = {200: {"content": {ROWS: {"schema": {"type": "string"}}}}}

@@ -7,13 +7,13 @@ from typing import Any, TypeVar
 
 from fastapi import Request
 
-from .capture import Captured, Known
+from .auth.keys import Key
 from .database.session import now
 from .engine.base import Body, EngineError
 from .engine.events import completion_id
-from .keys import Key
 from .openai_request import RequestLimits
 from .runtime import Runtime
+from .traffic.capture import Captured, Known
 from .voices import Held, Route
 
 CLIENT_LEFT = 499

@@ -9,13 +9,13 @@ from fastapi import APIRouter, Depends, Query
 
 from polytone.contract.errors import NotFoundError
 
+from .auth.keys import Key
 from .callers import NOBODY, inference_caller
-from .capture import Known
 from .database.session import in_utc
-from .feedback import FeedbackStore, as_json
-from .feedback_body import Annotator, FeedbackBody
-from .keys import Key
 from .runtime import Runtime
+from .traffic.capture import Known
+from .traffic.feedback import FeedbackStore, as_json
+from .traffic.schemas import Annotator, FeedbackBody
 
 ANYONE = Annotator(id=NOBODY)
 ELSEWHERE_SECONDS = 2.0

@@ -15,8 +15,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from polytone.contract.errors import DeniedError, PolytoneError
 
+from .auth.keys import Keyring
 from .errors import error_response
-from .keys import Keyring
 from .logs import REQUEST_ID
 
 log = logging.getLogger("polytone.requests")

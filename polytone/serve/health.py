@@ -4,8 +4,8 @@ from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, PlainTextResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 
+from .auth.keys import Kind
 from .description import METRICS
-from .keys import Kind
 from .runtime import Runtime
 
 

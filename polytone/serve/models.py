@@ -6,8 +6,8 @@ from fastapi import APIRouter, Depends
 
 from polytone.contract.errors import NotFoundError
 
+from .auth.keys import Key
 from .callers import inference_caller
-from .keys import Key
 from .registry import Rollout
 from .runtime import Runtime
 

@@ -16,18 +16,18 @@ from sqlalchemy.exc import SQLAlchemyError
 from polytone.contract.errors import PolytoneError
 from polytone.contract.home import Home
 
-from .admission import Admission
+from .auth.keys import Keyring, KeyStore
+from .auth.rate_limits import Admission
 from .background import in_thread, stop_task, working
-from .drift import Drift
+from .drift.monitor import Drift
 from .engine.base import Engine
-from .keys import Keyring, KeyStore
 from .metrics import Metrics
 from .openai_request import RequestLimits
 from .registry import Registry
 from .replicas import Replicas
-from .reviews import Reviews
 from .store import AdapterStore
-from .traffic import Traffic
+from .traffic.recorder import Traffic
+from .traffic.reviews import Reviews
 from .voices import Voices
 
 log = logging.getLogger(__name__)

@@ -14,26 +14,26 @@ from polytone.contract.base import base_folder, load_base
 from polytone.contract.errors import InputError
 from polytone.contract.files import remove_leftovers
 
-from .admission import Admission
 from .app import create_app
-from .capture import Policies
+from .auth.keys import Keyring, KeyStore
+from .auth.rate_limits import Admission
 from .database.session import open_database
-from .drift import Drift, frozen_siblings
-from .embedding import token_embedding
+from .drift.baseline import Profiles
+from .drift.embedding import token_embedding
+from .drift.monitor import Drift, frozen_siblings
 from .engine.vllm import VllmEngine, VllmOptions
-from .keys import Keyring, KeyStore
 from .late_page import PAGE_PATH, LatePage
 from .logs import set_up_logs
 from .metrics import Metrics
 from .openai_request import RequestLimits
-from .profile import Profiles
 from .registry import Registry
 from .replicas import Replicas
-from .reviews import Reviews
 from .runtime import Runtime, ServerLimits
 from .settings import Settings
 from .store import Fetcher, store_of
-from .traffic import Traffic
+from .traffic.capture import Policies
+from .traffic.recorder import Traffic
+from .traffic.reviews import Reviews
 from .voices import Limits, Voices
 
 log = logging.getLogger(__name__)

@@ -13,7 +13,7 @@ from polytone.contract.errors import InputError
 from polytone.contract.home import Home
 from polytone.contract.rows import describe
 
-from .capture import Policy
+from .traffic.capture import Policy
 
 PREFIX = "POLYTONE_"
 FILE_VARIABLE = "POLYTONE_SETTINGS"

@@ -15,9 +15,9 @@ import psutil
 import pytest
 from sqlalchemy import select
 
+from polytone.serve.auth.keys import KeyStore, Kind
 from polytone.serve.database.session import reading
 from polytone.serve.database.tables import AnswerRow, FeedbackRow
-from polytone.serve.keys import KeyStore, Kind
 from polytone.serve.registry import Part, Registry
 
 from ..conftest import Process, TinyHome, polytone, served

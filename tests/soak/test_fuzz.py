@@ -13,8 +13,8 @@ from schemathesis.specs.openapi.checks import (
 )
 
 from polytone.contract.base import load_base
+from polytone.serve.auth.keys import KeyStore, Kind
 from polytone.serve.database.session import open_database
-from polytone.serve.keys import KeyStore, Kind
 
 from ..conftest import Process, TinyHome, polytone, served
 from ..serving import serving

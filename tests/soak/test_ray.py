@@ -13,8 +13,8 @@ import httpx
 import psutil
 import pytest
 
+from polytone.serve.auth.keys import KeyStore, Kind
 from polytone.serve.database.session import open_database
-from polytone.serve.keys import KeyStore, Kind
 from polytone.serve.registry import Registry
 
 from ..conftest import TinyHome, free_port

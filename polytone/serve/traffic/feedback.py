@@ -11,12 +11,12 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session, aliased
 
 from polytone.contract.errors import ConflictError, InputError, NotFoundError, TooLargeError
+from polytone.serve.database.session import FEEDBACK, aware, one_at_a_time, reading, writing
+from polytone.serve.database.tables import FeedbackRow
 
 from .capture import Known
-from .database.session import FEEDBACK, aware, one_at_a_time, reading, writing
-from .database.tables import FeedbackRow
-from .feedback_body import Annotator, FeedbackBody
 from .reviews import ask_for_review
+from .schemas import Annotator, FeedbackBody
 
 LONGEST_TEXT = 20_000
 PAGE = 100

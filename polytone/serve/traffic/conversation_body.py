@@ -6,8 +6,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field
 
-from .bodies import Strict
-from .database.session import is_storable
+from polytone.serve.bodies import Strict
+from polytone.serve.database.session import is_storable
 
 LONGEST_DETAILS = 64_000
 DEEPEST_DETAILS = 20

@@ -5,11 +5,11 @@ from typing import Any
 from sqlalchemy import Engine, select
 
 from polytone.measure.signals import words_of
+from polytone.serve.database.session import aware, reading
+from polytone.serve.database.tables import DriftAlarmRow, DriftRow
 
-from .database.session import aware, reading
-from .database.tables import DriftAlarmRow, DriftRow
-from .detectors import Sequential, expected_chance_alarms, smallest_change
-from .watch import ENOUGH, TWO_SIDED, WARM_UP, WARM_UP_OF, ScalarWatch, Standing, Watch, watch_from_json
+from .detectors import ENOUGH, TWO_SIDED, WARM_UP, WARM_UP_OF, ScalarWatch, Standing, Watch, watch_from_json
+from .sequential import Sequential, expected_chance_alarms, smallest_change
 
 WITHIN = 500
 SUBJECT = {

@@ -10,7 +10,7 @@ from typing import Any, Self, TypeAlias
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from .detectors import RUN_LENGTH, Floats
+from .sequential import RUN_LENGTH, Floats
 
 Seed: TypeAlias = int | tuple[int, ...]
 

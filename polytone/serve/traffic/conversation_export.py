@@ -7,8 +7,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from polytone.contract.rows import Conversation
-
-from .database.tables import TurnRow
+from polytone.serve.database.tables import TurnRow
 
 
 def lines_of(conversation: str, turns: Sequence[TurnRow]) -> Iterator[str]:

@@ -7,9 +7,9 @@ from typing import Any, Self
 
 import numpy as np
 
-from .detectors import Sequential, upper_bound, upper_rate_bound
 from .embedding import DIMENSION
-from .windows import LONG, Windows, nearest_to_change
+from .mmd import LONG, Windows, nearest_to_change
+from .sequential import Sequential, upper_bound, upper_rate_bound
 
 TWO_SIDED = frozenset({"prompt_length", "reply_length"})
 THUMBS_DOWN = "thumbs_down"

@@ -10,9 +10,9 @@ import numpy as np
 from sqlalchemy import Engine, select
 
 from polytone.contract.errors import InputError
+from polytone.serve.database.session import aware, in_utc, now, reading
+from polytone.serve.database.tables import AnswerRow, FeedbackRow
 
-from .database.session import aware, in_utc, now, reading
-from .database.tables import AnswerRow, FeedbackRow
 from .feedback import standing
 
 MOST_ROWS = 200_000

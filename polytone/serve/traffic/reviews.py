@@ -9,9 +9,8 @@ from sqlalchemy import Engine, case, func, or_, select
 from sqlalchemy.orm import Session
 
 from polytone.contract.errors import ConflictError, NotFoundError
-
-from .database.session import FEEDBACK, aware, insert_for, now, one_at_a_time, reading, writing
-from .database.tables import AnswerRow, FeedbackRow, ReviewRow
+from polytone.serve.database.session import FEEDBACK, aware, insert_for, now, one_at_a_time, reading, writing
+from polytone.serve.database.tables import AnswerRow, FeedbackRow, ReviewRow
 
 LEASE_SECONDS = 900
 OPEN = "open"

@@ -17,8 +17,8 @@ from polytone.contract.home import Home
 from polytone.contract.reference import ReferenceRow, read_reference
 from polytone.measure.signals import asked_of, measure
 from polytone.measure.tone import Tone, learn
+from polytone.serve.traffic.capture import Measured
 
-from .capture import Measured
 from .embedding import Embedding
 
 log = logging.getLogger(__name__)

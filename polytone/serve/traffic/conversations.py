@@ -11,11 +11,11 @@ from sqlalchemy import Engine, and_, delete, exists, func, or_, select
 from sqlalchemy.orm import Session
 
 from polytone.contract.errors import ConflictError, InputError, NotFoundError
+from polytone.serve.database.session import aware, now, reading, writing
+from polytone.serve.database.tables import ConversationRow, TurnRow
 
 from .conversation_body import TurnBody
-from .conversation_lines import lines_of, model_of
-from .database.session import aware, now, reading, writing
-from .database.tables import ConversationRow, TurnRow
+from .conversation_export import lines_of, model_of
 
 LONGEST_TITLE = 80
 CONVERSATION_ID = r"conv_[0-9a-f]{32}"

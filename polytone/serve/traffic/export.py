@@ -22,9 +22,9 @@ from sqlalchemy.orm import Session
 from polytone.contract.export import ExportManifest, export_manifest_path
 from polytone.contract.rows import Conversation
 from polytone.measure.signals import text_of
+from polytone.serve.database.session import aware, now, reading
+from polytone.serve.database.tables import AnswerRow, FeedbackRow, ReviewRow
 
-from .database.session import aware, now, reading
-from .database.tables import AnswerRow, FeedbackRow, ReviewRow
 from .feedback import standing
 
 VALUES_AT_ONCE = 5000

@@ -20,19 +20,19 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session, aliased
 
 from polytone.contract.errors import NotFoundError
+from polytone.serve.background import in_thread
+from polytone.serve.database.session import aware, insert_for, now, one_at_a_time, reading, writing
+from polytone.serve.database.tables import AnswerRow, DriftAlarmRow, DriftRow, FeedbackRow
+from polytone.serve.engine.events import digest
+from polytone.serve.metrics import Metrics
+from polytone.serve.registry import note
+from polytone.serve.traffic.reviews import Reason, queue_for_review
 
-from .background import in_thread
-from .database.session import aware, insert_for, now, one_at_a_time, reading, writing
-from .database.tables import AnswerRow, DriftAlarmRow, DriftRow, FeedbackRow
-from .detectors import expected_chance_alarms
-from .drift_words import describe_change
+from .baseline import Profile, Profiles
+from .detectors import PROMPTS, REPLIES, THUMBS_DOWN, ScalarWatch, Standing, VectorWatch, Watch, watch_from_json
 from .embedding import DIMENSION
-from .engine.events import digest
-from .metrics import Metrics
-from .profile import Profile, Profiles
-from .registry import note
-from .reviews import Reason, queue_for_review
-from .watch import PROMPTS, REPLIES, THUMBS_DOWN, ScalarWatch, Standing, VectorWatch, Watch, watch_from_json
+from .report import describe_change
+from .sequential import expected_chance_alarms
 
 log = logging.getLogger(__name__)
 

@@ -9,9 +9,8 @@ from enum import StrEnum
 from typing import Any
 
 from polytone.measure.signals import text_of
-
-from .engine.base import Body
-from .engine.events import digest, reply_of_events, reply_of_response
+from polytone.serve.engine.base import Body
+from polytone.serve.engine.events import digest, reply_of_events, reply_of_response
 
 log = logging.getLogger(__name__)
 
