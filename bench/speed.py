@@ -26,9 +26,9 @@ from bench.running import polytone_server
 from bench.voices import BASE, EXAMPLES, bench_home, clones, prepare
 from polytone.contract.home import Home
 from polytone.contract.rows import read_conversations
+from polytone.serve.adapters.registry import Registry
+from polytone.serve.adapters.replicas import Replicas
 from polytone.serve.database.session import open_database
-from polytone.serve.registry import Registry
-from polytone.serve.replicas import Replicas
 
 SHORT, LONG, ANSWER = 16, 500, 64
 MANY, RESIDENT = 512, 64

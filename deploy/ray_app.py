@@ -20,10 +20,10 @@ from ray.serve import Application
 from ray.serve.config import AutoscalingConfig, RequestRouterConfig
 
 from polytone.contract.errors import InputError
-from polytone.serve.app import create_app
+from polytone.serve.api.app import create_app
 from polytone.serve.logs import set_up_logs
-from polytone.serve.runtime import Runtime
 from polytone.serve.server import build_runtime, listen
+from polytone.serve.services import Runtime
 from polytone.serve.settings import Settings, read_settings
 
 ROUTER = "ray.serve.experimental.consistent_hash_router.ConsistentHashRouter"

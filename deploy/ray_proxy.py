@@ -8,7 +8,7 @@ from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from polytone.contract.errors import NotFoundError, PolytoneError, UnavailableError
-from polytone.serve.errors import error_response, for_stream
+from polytone.serve.api.errors import error_response, for_stream
 
 JSON, STREAM = "application/json", "text/event-stream"
 RAYS_ROUTES = "/-/"  # its health and route listing, for load balancers

@@ -13,7 +13,7 @@ import pytest
 import uvicorn
 from playwright.async_api import Browser, Locator, Page, async_playwright, expect
 
-from polytone.serve.late_page import PAGE_PATH, WithPage
+from polytone.serve.api.ui_mount import PAGE_PATH, WithPage
 from polytone.ui.page import page_app
 
 from .conftest import free_port

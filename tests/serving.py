@@ -14,7 +14,12 @@ from fastapi import FastAPI
 
 from polytone.contract.base import Base
 from polytone.contract.home import Home
-from polytone.serve.app import create_app
+from polytone.serve.adapters.manager import Limits, Voices
+from polytone.serve.adapters.registry import Registry
+from polytone.serve.adapters.replicas import Replicas
+from polytone.serve.adapters.store import AdapterStore, Fetcher
+from polytone.serve.api.app import create_app
+from polytone.serve.api.chat_request import RequestLimits
 from polytone.serve.auth.keys import Keyring, KeyStore, Kind
 from polytone.serve.auth.rate_limits import Admission
 from polytone.serve.database.session import open_database
@@ -22,15 +27,10 @@ from polytone.serve.drift.baseline import Profiles
 from polytone.serve.drift.embedding import DIMENSION
 from polytone.serve.drift.monitor import Drift, frozen_siblings
 from polytone.serve.metrics import Metrics
-from polytone.serve.openai_request import RequestLimits
-from polytone.serve.registry import Registry
-from polytone.serve.replicas import Replicas
-from polytone.serve.runtime import Runtime, ServerLimits, running
-from polytone.serve.store import AdapterStore, Fetcher
+from polytone.serve.services import Runtime, ServerLimits, running
 from polytone.serve.traffic.capture import Policies
 from polytone.serve.traffic.recorder import Traffic
 from polytone.serve.traffic.reviews import Reviews
-from polytone.serve.voices import Limits, Voices
 
 from .adapters import make_base, make_version
 from .fake_engine import FakeEngine

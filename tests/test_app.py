@@ -10,9 +10,9 @@ import pytest
 from polytone.contract.adapter import Fingerprint, Sampling
 from polytone.contract.errors import CheckError, InputError, NotFoundError
 from polytone.contract.home import Home
+from polytone.serve.adapters.registry import Part, Rollout
+from polytone.serve.adapters.replicas import Replicas
 from polytone.serve.database.session import open_database
-from polytone.serve.registry import Part, Rollout
-from polytone.serve.replicas import Replicas
 from polytone.serve.waiting import wait_until_routed
 
 from .adapters import make_version

@@ -18,6 +18,9 @@ from polytone.contract.base import load_base
 from polytone.contract.errors import PolytoneError
 from polytone.contract.evaluation import EvaluatedOn, FailedGate, GateVerdict, read_verdict, write_verdict
 from polytone.contract.home import Home
+from polytone.serve.adapters.registry import Part, Registry
+from polytone.serve.adapters.replicas import Replicas
+from polytone.serve.adapters.store import AdapterStore
 from polytone.serve.auth.keys import KeyStore, Kind
 from polytone.serve.backup.checking import check_backup
 from polytone.serve.backup.databases import database_of
@@ -27,9 +30,6 @@ from polytone.serve.backup.restoring import Restored, restore
 from polytone.serve.backup.taking import Taken, back_up
 from polytone.serve.database.session import migrate, new_engine, now, open_database, reading, writing
 from polytone.serve.database.tables import FeedbackRow, ReplicaRow, ReviewRow, Table
-from polytone.serve.registry import Part, Registry
-from polytone.serve.replicas import Replicas
-from polytone.serve.store import AdapterStore
 from polytone.serve.traffic.capture import Known
 from polytone.serve.traffic.feedback import FeedbackStore
 from polytone.serve.traffic.reviews import Decision, Reviews

@@ -16,9 +16,9 @@ import pytest
 from polytone.contract.base import load_base
 from polytone.contract.errors import PolytoneError
 from polytone.contract.home import Home
+from polytone.serve.adapters.registry import Registry
 from polytone.serve.backup.checking import check_backup
 from polytone.serve.backup.manifest import MANIFEST_NAME, read_backup
-from polytone.serve.registry import Registry
 from polytone.serve.traffic.conversation_body import TurnBody
 from polytone.serve.traffic.conversations import Conversations
 

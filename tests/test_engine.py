@@ -11,9 +11,9 @@ import pytest
 import pytest_asyncio
 
 from polytone.contract.base import base_folder
+from polytone.serve.adapters.fingerprint import verify
 from polytone.serve.engine.base import Body, Engine, EngineError
 from polytone.serve.engine.vllm import VllmEngine, VllmOptions, engine_processes
-from polytone.serve.verify import verify
 
 from .conftest import TinyHome
 from .fake_engine import FakeEngine

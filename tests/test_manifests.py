@@ -16,10 +16,10 @@ import pytest
 import yaml
 from fastapi.routing import APIRoute
 
-from polytone.serve.health import health_routes
+from polytone.serve.api.health import health_routes
 from polytone.serve.metrics import Metrics
-from polytone.serve.runtime import Runtime
 from polytone.serve.server import SHUTDOWN_SECONDS
+from polytone.serve.services import Runtime
 from polytone.serve.settings import PREFIX, Settings, read_settings
 
 ROOT = Path(__file__).parent.parent

@@ -17,10 +17,10 @@ from sqlalchemy import Engine, Integer, MetaData, Table, insert, select
 from sqlalchemy.types import JSON, Boolean, DateTime, Float, LargeBinary, TypeEngine
 
 from polytone.contract.home import Home
+from polytone.serve.adapters.registry import Part, Registry, Rollout
 from polytone.serve.auth.keys import KeyStore
 from polytone.serve.database.session import MIGRATIONS, migrate, new_engine, open_database
 from polytone.serve.database.tables import Table as Model
-from polytone.serve.registry import Part, Registry, Rollout
 
 from .postgresql import Postgresql
 

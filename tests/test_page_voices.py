@@ -8,8 +8,8 @@ from playwright.async_api import Locator, Page, expect
 
 from polytone.contract.adapter import Data, DataSource
 from polytone.contract.export import ExportReference
+from polytone.serve.adapters.registry import Part
 from polytone.serve.auth.keys import Kind
-from polytone.serve.registry import Part
 
 from .adapters import change_manifest
 from .pages import Pages, choose, needs_browser, serving_pages

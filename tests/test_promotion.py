@@ -11,9 +11,9 @@ import pytest
 from polytone.contract.errors import CheckError, StorageError
 from polytone.contract.evaluation import EvaluatedOn, FailedGate, GateVerdict, read_verdict, verdict_path, write_verdict
 from polytone.contract.home import Home
+from polytone.serve.adapters.promotion_gates import Gates
+from polytone.serve.adapters.registry import Part, Registry
 from polytone.serve.database.session import open_database
-from polytone.serve.gates import Gates
-from polytone.serve.registry import Part, Registry
 
 from .adapters import make_base, make_version
 from .conftest import polytone

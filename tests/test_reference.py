@@ -17,8 +17,8 @@ from polytone.contract.errors import CheckError
 from polytone.contract.home import Home
 from polytone.contract.reference import REFERENCE, ReferenceRow, read_reference
 from polytone.contract.rows import Conversation
-from polytone.serve.archive import pack_version
-from polytone.serve.upload import receive_version
+from polytone.serve.adapters.archive import pack_version
+from polytone.serve.adapters.upload import receive_version
 from polytone.train.base import load_nf4
 from polytone.train.recipe import Recipe
 from polytone.train.reference import TOKENS_AT_ONCE, Prompt, draw_prompts, generate, in_batches, reply_limit, sampling

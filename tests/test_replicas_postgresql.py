@@ -16,10 +16,10 @@ import pytest
 from sqlalchemy import Engine, select
 
 from polytone.contract.home import Home
+from polytone.serve.adapters.registry import Registry
+from polytone.serve.adapters.replicas import Replicas
 from polytone.serve.database.session import LOCK_SECONDS, open_database, reading
 from polytone.serve.database.tables import AnswerRow, FeedbackRow
-from polytone.serve.registry import Registry
-from polytone.serve.replicas import Replicas
 
 from . import postgresql as own
 from .adapters import make_base, make_version

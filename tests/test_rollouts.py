@@ -15,10 +15,10 @@ from sqlalchemy.orm import Session
 
 from polytone.contract.errors import CheckError, ConflictError, InputError, NotFoundError, PolytoneError
 from polytone.contract.home import Home
+from polytone.serve.adapters.registry import Desired, Part, Registry, Rollout, latest_rollouts
+from polytone.serve.adapters.rollout import choose
 from polytone.serve.database.session import open_database
 from polytone.serve.database.tables import RolloutRow
-from polytone.serve.registry import Desired, Part, Registry, Rollout, latest_rollouts
-from polytone.serve.routing import choose
 
 from .serving import Server, database_url, eventually, serving
 
@@ -194,7 +194,7 @@ def test_what_is_desired_is_of_one_moment(
             Registry(database).promote("acme", new, "ada")
         return latest_rollouts(session)
 
-    monkeypatch.setattr("polytone.serve.registry.latest_rollouts", meanwhile)
+    monkeypatch.setattr("polytone.serve.adapters.registry.latest_rollouts", meanwhile)
     assert registry.desired() == Desired(frozenset({A, B, C}))
     assert registry.desired().rollouts["acme"].versions == {new}
 

@@ -6,7 +6,7 @@ import random
 import pytest
 
 from polytone.contract.errors import UnavailableError
-from polytone.serve.slots import Slots
+from polytone.serve.adapters.batch_slots import Slots
 
 
 async def test_a_version_that_holds_a_slot_lets_more_requests_in() -> None:

@@ -33,12 +33,12 @@ from polytone.contract.adapter import (
 )
 from polytone.contract.errors import CheckError, InputError, NotFoundError, UnavailableError
 from polytone.contract.home import Home
-from polytone.serve import voices
-from polytone.serve.archive import pack_version
+from polytone.serve.adapters import manager as voices
+from polytone.serve.adapters.archive import pack_version
+from polytone.serve.adapters.store import AdapterStore, Fetcher, apart, fetch_version, same_files, store_of
 from polytone.serve.metrics import Metrics
 from polytone.serve.server import build_runtime
 from polytone.serve.settings import Settings
-from polytone.serve.store import AdapterStore, Fetcher, apart, fetch_version, same_files, store_of
 
 from .adapters import change_manifest, make_base, make_version
 from .conftest import polytone
@@ -466,7 +466,7 @@ async def test_a_store_that_never_answers_is_away_after_a_while(
     store = AdapterStore(f"troubled://{shelf}", LIMIT)
     (version,) = trainer.put(store, "acme")
     monkeypatch.setattr(TroubledFiles, "stuck", WEIGHTS)
-    monkeypatch.setattr("polytone.serve.store.FETCH_SECONDS", 0.05)
+    monkeypatch.setattr("polytone.serve.adapters.store.FETCH_SECONDS", 0.05)
     home, metrics = Home(tmp_path / "b"), Metrics()
     fetcher = Fetcher(store, home, make_base(home), 16, metrics)
     for _ in range(MANY):  # each gives its place to the next

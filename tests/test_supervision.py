@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from sqlalchemy.exc import OperationalError
 
+from polytone.serve.adapters.registry import Desired
 from polytone.serve.engine.base import EngineError
-from polytone.serve.registry import Desired
 
 from .serving import eventually, serving
 

@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from polytone.contract.adapter import CARD, CONFIG, EVALUATION, FILES, MANIFEST, WEIGHTS, digest_adapter
 from polytone.contract.base import Base
 from polytone.contract.home import Home
-from polytone.serve.archive import pack_version
+from polytone.serve.adapters.archive import pack_version
 
 from .adapters import MODULE, change_manifest, make_base, make_version
 from .serving import Server, eventually, serving

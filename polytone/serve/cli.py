@@ -19,10 +19,10 @@ from polytone.contract.errors import InputError
 from .settings import Settings, read_settings
 
 if TYPE_CHECKING:
+    from .adapters.registry import Registry, Rollout
+    from .adapters.replicas import Replicas
+    from .adapters.store import AdapterStore
     from .auth.keys import KeyStore
-    from .registry import Registry, Rollout
-    from .replicas import Replicas
-    from .store import AdapterStore
 
 HomeOption = Annotated[Path | None, typer.Option(help="Folder for bases, adapters and the database [POLYTONE_HOME].")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document for programs.")]
@@ -128,7 +128,7 @@ def promote(
     """
     settings = read_settings(home=home)
     state = open_state(settings)
-    from .gates import Gates, evaluations_of
+    from .adapters.promotion_gates import Gates, evaluations_of
     from .waiting import wait_until_routed
 
     voice = version.partition("@")[0]
@@ -168,8 +168,8 @@ def canary(
             f"{voice} has no version to share with. Promote one first: polytone adapters promote {version}",
             code="rollout_invalid",
         )
-    from .gates import Gates, evaluations_of
-    from .registry import Part
+    from .adapters.promotion_gates import Gates, evaluations_of
+    from .adapters.registry import Part
     from .waiting import wait_until_routed
 
     gates = Gates(settings.paths(), force)
@@ -224,7 +224,7 @@ def pack(
     home: HomeOption = None,
 ) -> None:
     """Write a version as the tar.gz that POST /admin/adapters/NAME/versions takes."""
-    from .archive import pack_version
+    from .adapters.archive import pack_version
 
     target = output or Path(f"{version.replace('@', '-')}.tar.gz")
     pack_version(read_settings(home=home).paths(), version, target)
@@ -342,10 +342,10 @@ class Stores:
 
 
 def open_state(settings: Settings) -> Stores:
+    from .adapters.registry import Registry
+    from .adapters.replicas import Replicas
     from .auth.keys import KeyStore
     from .database.session import open_database
-    from .registry import Registry
-    from .replicas import Replicas
 
     database = open_database(settings.database())
     return Stores(Registry(database), Replicas(database), KeyStore(database))
@@ -354,7 +354,7 @@ def open_state(settings: Settings) -> Stores:
 def open_store(settings: Settings) -> "AdapterStore | None":
     if not settings.adapter_store:
         return None
-    from .store import store_of
+    from .adapters.store import store_of
 
     return store_of(settings)
 
@@ -363,7 +363,7 @@ def read_here(settings: Settings, store: "AdapterStore | None", version: str) ->
     """As `read_version`, of one that this home lacks after it was fetched from the store."""
     home = settings.paths()
     if store is not None and not (home.adapter_folder(version) / MANIFEST).is_file():
-        from .store import fetch_version
+        from .adapters.store import fetch_version
 
         fetch_version(store, version, home, load_base(home, settings.base), settings.max_lora_rank)
     return read_version(home, version)

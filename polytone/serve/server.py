@@ -14,7 +14,13 @@ from polytone.contract.base import base_folder, load_base
 from polytone.contract.errors import InputError
 from polytone.contract.files import remove_leftovers
 
-from .app import create_app
+from .adapters.manager import Limits, Voices
+from .adapters.registry import Registry
+from .adapters.replicas import Replicas
+from .adapters.store import Fetcher, store_of
+from .api.app import create_app
+from .api.chat_request import RequestLimits
+from .api.ui_mount import PAGE_PATH, LatePage
 from .auth.keys import Keyring, KeyStore
 from .auth.rate_limits import Admission
 from .database.session import open_database
@@ -22,19 +28,13 @@ from .drift.baseline import Profiles
 from .drift.embedding import token_embedding
 from .drift.monitor import Drift, frozen_siblings
 from .engine.vllm import VllmEngine, VllmOptions
-from .late_page import PAGE_PATH, LatePage
 from .logs import set_up_logs
 from .metrics import Metrics
-from .openai_request import RequestLimits
-from .registry import Registry
-from .replicas import Replicas
-from .runtime import Runtime, ServerLimits
+from .services import Runtime, ServerLimits
 from .settings import Settings
-from .store import Fetcher, store_of
 from .traffic.capture import Policies
 from .traffic.recorder import Traffic
 from .traffic.reviews import Reviews
-from .voices import Limits, Voices
 
 log = logging.getLogger(__name__)
 

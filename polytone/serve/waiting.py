@@ -5,8 +5,8 @@ from collections.abc import Callable
 
 from polytone.contract.errors import CheckError
 
-from .registry import Rollout
-from .replicas import Replicas
+from .adapters.registry import Rollout
+from .adapters.replicas import Replicas
 
 ANSWERING = ("ready", "published")
 

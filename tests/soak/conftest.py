@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from polytone.contract.home import Home
+from polytone.serve.adapters.registry import Registry
 from polytone.serve.database.session import open_database
-from polytone.serve.registry import Registry
 
 from ..conftest import TinyHome
 

@@ -15,10 +15,10 @@ import psutil
 import pytest
 from sqlalchemy import select
 
+from polytone.serve.adapters.registry import Part, Registry
 from polytone.serve.auth.keys import KeyStore, Kind
 from polytone.serve.database.session import reading
 from polytone.serve.database.tables import AnswerRow, FeedbackRow
-from polytone.serve.registry import Part, Registry
 
 from ..conftest import Process, TinyHome, polytone, served
 from ..serving import database_url

@@ -16,9 +16,9 @@ import pytest
 
 from polytone.contract.adapter import read_version
 from polytone.contract.home import Home
-from polytone.serve.archive import pack_version
+from polytone.serve.adapters.archive import pack_version
+from polytone.serve.adapters.registry import Registry
 from polytone.serve.database.session import open_database
-from polytone.serve.registry import Registry
 
 from ..conftest import Process, TinyHome, served
 from .marked import ask, ready, restamped, until

@@ -9,7 +9,7 @@ import httpx
 import psutil
 import pytest
 
-from polytone.serve.registry import Registry
+from polytone.serve.adapters.registry import Registry
 
 from ..conftest import Process, TinyHome, polytone, served
 from .marked import ask, restamped, state_of, until

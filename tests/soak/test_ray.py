@@ -13,9 +13,9 @@ import httpx
 import psutil
 import pytest
 
+from polytone.serve.adapters.registry import Registry
 from polytone.serve.auth.keys import KeyStore, Kind
 from polytone.serve.database.session import open_database
-from polytone.serve.registry import Registry
 
 from ..conftest import TinyHome, free_port
 from .marked import ask, restamped, until

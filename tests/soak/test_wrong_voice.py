@@ -71,7 +71,7 @@ async def all_answered(client: httpx.AsyncClient) -> bool:
 
 
 async def publish(client: httpx.AsyncClient, mine: TinyHome, version: str) -> None:
-    from polytone.serve.archive import pack_version
+    from polytone.serve.adapters.archive import pack_version
 
     name = version.partition("@")[0]
     target = mine.home.root / "pack.tar.gz"

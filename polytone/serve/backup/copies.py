@@ -8,8 +8,8 @@ from polytone.contract.base import list_bases, load_base
 from polytone.contract.errors import CheckError, InputError, NotFoundError, UnavailableError
 from polytone.contract.files import folder_written_whole, unused_folder
 from polytone.contract.home import Home, split_version
+from polytone.serve.adapters.store import AdapterStore
 
-from ..store import AdapterStore
 from .dump import Tell
 from .files import alike, copy_files, files_in, hash_file
 from .manifest import Backup, StoredBase, StoredFolder, StoredVersion

@@ -16,8 +16,8 @@ from polytone.contract.errors import ConflictError, InputError, PolytoneError
 from polytone.contract.evaluation import verdict_path
 from polytone.contract.files import flush_to_disk, write_whole
 from polytone.contract.home import Home
+from polytone.serve.adapters.store import AdapterStore
 
-from ..store import AdapterStore
 from .checking import Meter, check_revision, damages, refuse_if
 from .dump import Database, Snapshot, Tell, not_empty
 from .files import NOT_OURS, PRIVATE, alone, disk_errors

@@ -8,10 +8,10 @@ from pathlib import Path
 from polytone.contract.errors import InputError
 from polytone.contract.files import flush_to_disk, write_whole
 from polytone.contract.home import Home
+from polytone.serve.adapters.registry import PUBLISHED
+from polytone.serve.adapters.store import AdapterStore
 from polytone.serve.database.session import now
 
-from ..registry import PUBLISHED
-from ..store import AdapterStore
 from .copies import Copies
 from .dump import Database, Tell, make_private
 from .files import NOT_OURS, PRIVATE, alone, disk_errors, hash_file

@@ -20,12 +20,12 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session, aliased
 
 from polytone.contract.errors import NotFoundError
-from polytone.serve.background import in_thread
+from polytone.serve.adapters.registry import note
+from polytone.serve.concurrency import in_thread
 from polytone.serve.database.session import aware, insert_for, now, one_at_a_time, reading, writing
 from polytone.serve.database.tables import AnswerRow, DriftAlarmRow, DriftRow, FeedbackRow
 from polytone.serve.engine.events import digest
 from polytone.serve.metrics import Metrics
-from polytone.serve.registry import note
 from polytone.serve.traffic.reviews import Reason, queue_for_review
 
 from .baseline import Profile, Profiles

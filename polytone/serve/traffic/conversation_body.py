@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field
 
-from polytone.serve.bodies import Strict
+from polytone.serve.api.request_body import Strict
 from polytone.serve.database.session import is_storable
 
 LONGEST_DETAILS = 64_000

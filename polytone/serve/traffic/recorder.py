@@ -15,12 +15,12 @@ from sqlalchemy.exc import InternalError, OperationalError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.orm import Session
 
-from polytone.serve.background import in_thread, working
+from polytone.serve.adapters.registry import note
+from polytone.serve.concurrency import in_thread, working
 from polytone.serve.database.session import insert_for, now, reading, writing
 from polytone.serve.database.tables import AnswerRow, FeedbackRow, ReviewRow
 from polytone.serve.engine.events import digest
 from polytone.serve.metrics import Metrics
-from polytone.serve.registry import note
 
 from .capture import Captured, Known, Measure, Policies, name_kept, row_of
 from .conversations import delete_conversation

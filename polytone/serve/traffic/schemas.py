@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from polytone.serve.bodies import Strict
+from polytone.serve.api.request_body import Strict
 
 CHOICES = ("a", "b", "tie", "both_bad")
 TEXTS = ("comment", "correction")

@@ -7,14 +7,15 @@ from typing import Any, TypeVar
 
 from fastapi import Request
 
-from .auth.keys import Key
-from .database.session import now
-from .engine.base import Body, EngineError
-from .engine.events import completion_id
-from .openai_request import RequestLimits
-from .runtime import Runtime
-from .traffic.capture import Captured, Known
-from .voices import Held, Route
+from polytone.serve.adapters.manager import Held, Route
+from polytone.serve.auth.keys import Key
+from polytone.serve.database.session import now
+from polytone.serve.engine.base import Body, EngineError
+from polytone.serve.engine.events import completion_id
+from polytone.serve.services import Runtime
+from polytone.serve.traffic.capture import Captured, Known
+
+from .chat_request import RequestLimits
 
 CLIENT_LEFT = 499
 

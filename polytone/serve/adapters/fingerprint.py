@@ -14,8 +14,7 @@ from typing import Any
 
 from polytone.contract.adapter import Manifest, Probe
 from polytone.contract.errors import CheckError
-
-from .engine.base import Body, Engine
+from polytone.serve.engine.base import Body, Engine
 
 # Nats. float32 against float32 differs by rounding only; bfloat16 moves a token's log-probability by some hundredths.
 MEAN_TOLERANCE = {"float32": 0.01, "bfloat16": 0.1}

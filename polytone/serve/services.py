@@ -16,19 +16,19 @@ from sqlalchemy.exc import SQLAlchemyError
 from polytone.contract.errors import PolytoneError
 from polytone.contract.home import Home
 
+from .adapters.manager import Voices
+from .adapters.registry import Registry
+from .adapters.replicas import Replicas
+from .adapters.store import AdapterStore
+from .api.chat_request import RequestLimits
 from .auth.keys import Keyring, KeyStore
 from .auth.rate_limits import Admission
-from .background import in_thread, stop_task, working
+from .concurrency import in_thread, stop_task, working
 from .drift.monitor import Drift
 from .engine.base import Engine
 from .metrics import Metrics
-from .openai_request import RequestLimits
-from .registry import Registry
-from .replicas import Replicas
-from .store import AdapterStore
 from .traffic.recorder import Traffic
 from .traffic.reviews import Reviews
-from .voices import Voices
 
 log = logging.getLogger(__name__)
 

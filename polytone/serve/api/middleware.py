@@ -14,10 +14,10 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from polytone.contract.errors import DeniedError, PolytoneError
+from polytone.serve.auth.keys import Keyring
+from polytone.serve.logs import REQUEST_ID
 
-from .auth.keys import Keyring
 from .errors import error_response
-from .logs import REQUEST_ID
 
 log = logging.getLogger("polytone.requests")
 

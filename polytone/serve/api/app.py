@@ -6,19 +6,19 @@ from contextlib import asynccontextmanager, nullcontext
 from fastapi import FastAPI
 
 from polytone import __version__
+from polytone.serve.services import Runtime, running
 
-from .admin import admin_routes
+from .adapters import admin_routes
 from .chat import chat_routes
-from .conversation_routes import conversation_routes
-from .data_routes import data_routes
-from .description import ERRORS
+from .conversations import conversation_routes
 from .errors import install_error_handlers
-from .feedback_routes import feedback_routes
-from .guard import Guard
+from .feedback import feedback_routes
 from .health import health_routes
-from .late_page import LatePage, WithPage
+from .middleware import Guard
 from .models import model_routes
-from .runtime import Runtime, running
+from .openapi import ERRORS
+from .reviews import data_routes
+from .ui_mount import LatePage, WithPage
 
 
 def create_app(runtime: Runtime, origins: Iterable[str] = (), page: LatePage | None = None) -> FastAPI:

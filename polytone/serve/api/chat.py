@@ -9,15 +9,15 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from polytone.contract.errors import DeniedError, InputError, PolytoneError, UnavailableError
+from polytone.serve.auth.keys import Key, Kind
+from polytone.serve.engine.base import Body, EngineError
+from polytone.serve.services import Runtime
 
-from .auth.keys import Key, Kind
-from .bodies import read_body
-from .description import CHAT, COMPLETION
-from .engine.base import Body, EngineError
+from .chat_request import CHAT_FIELDS, COMPLETION_FIELDS, check_fields, complete_request, parse_body
 from .errors import error_response, for_stream
-from .exchange import Exchange, close_stream, engine_gone
-from .openai_request import CHAT_FIELDS, COMPLETION_FIELDS, check_fields, complete_request, parse_body
-from .runtime import Runtime
+from .inflight import Exchange, close_stream, engine_gone
+from .openapi import CHAT, COMPLETION
+from .request_body import read_body
 
 VERSION_HEADER = "x-polytone-adapter"
 CONVERSATION_HEADER = "x-conversation-id"

@@ -13,18 +13,18 @@ from pydantic import Field
 from polytone.contract.base import base_folder, module_shapes
 from polytone.contract.errors import NotFoundError
 from polytone.contract.home import check_name
+from polytone.serve.adapters.promotion_gates import Gates, evaluations_of
+from polytone.serve.adapters.registry import Part
+from polytone.serve.adapters.store import apart
+from polytone.serve.adapters.upload import receive_version
+from polytone.serve.auth.keys import Kind
+from polytone.serve.database.session import now
+from polytone.serve.services import Runtime
 
-from .auth.keys import Kind
-from .bodies import Strict, limited
-from .callers import admin_actor
-from .database.session import now
-from .description import UPLOAD
-from .gates import Gates, evaluations_of
-from .known_version import known_version
-from .registry import Part
-from .runtime import Runtime
-from .store import apart
-from .upload import receive_version
+from .auth import admin_actor
+from .openapi import UPLOAD
+from .request_body import Strict, limited
+from .version_views import known_version
 
 
 class PartBody(Strict):

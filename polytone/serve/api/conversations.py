@@ -6,12 +6,13 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, Query
 from fastapi.responses import StreamingResponse
 
-from .auth.keys import Key
-from .callers import inference_caller
-from .data_routes import LINES, ROWS
-from .runtime import Runtime
-from .traffic.conversation_body import ConversationBody, ShortId, TurnBody, Words
-from .traffic.conversations import CURSOR, Conversations, turn_json
+from polytone.serve.auth.keys import Key
+from polytone.serve.services import Runtime
+from polytone.serve.traffic.conversation_body import ConversationBody, ShortId, TurnBody, Words
+from polytone.serve.traffic.conversations import CURSOR, Conversations, turn_json
+
+from .auth import inference_caller
+from .reviews import LINES, ROWS
 
 UNOWNED = ""
 Search = Annotated[Words | None, Query(max_length=200)]

@@ -18,14 +18,14 @@ from polytone.contract.adapter import MANIFEST, Manifest, check_servable, read_v
 from polytone.contract.base import Base
 from polytone.contract.errors import CheckError, NotFoundError, PolytoneError, UnavailableError
 from polytone.contract.home import Home
+from polytone.serve.engine.base import Engine
+from polytone.serve.metrics import Metrics
 
-from .engine.base import Engine
-from .metrics import Metrics
+from .batch_slots import Slots
+from .fingerprint import verify
 from .registry import Desired, Rollout
-from .routing import choose
-from .slots import Slots
+from .rollout import choose
 from .store import Fetcher
-from .verify import verify
 
 log = logging.getLogger(__name__)
 

@@ -5,8 +5,8 @@ from datetime import timedelta
 
 from sqlalchemy import Engine, delete, select
 
-from .database.session import aware, now, reading, writing
-from .database.tables import ReplicaRow, ResidencyRow
+from polytone.serve.database.session import aware, now, reading, writing
+from polytone.serve.database.tables import ReplicaRow, ResidencyRow
 
 ALIVE = timedelta(seconds=30)
 FORGOTTEN = timedelta(hours=1)

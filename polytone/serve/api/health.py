@@ -4,9 +4,10 @@ from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, PlainTextResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 
-from .auth.keys import Kind
-from .description import METRICS
-from .runtime import Runtime
+from polytone.serve.auth.keys import Kind
+from polytone.serve.services import Runtime
+
+from .openapi import METRICS
 
 
 def health_routes(runtime: Runtime) -> APIRouter:

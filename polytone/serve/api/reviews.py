@@ -9,18 +9,18 @@ from fastapi.responses import JSONResponse, Response
 from pydantic import Field, model_validator
 
 from polytone.contract.errors import NotFoundError
+from polytone.serve.database.session import in_utc
+from polytone.serve.database.tables import FeedbackRow
+from polytone.serve.drift.report import report
+from polytone.serve.services import Runtime
+from polytone.serve.traffic.activity import activity, period
+from polytone.serve.traffic.export import Format, Split, export
+from polytone.serve.traffic.feedback import as_json, new_row
+from polytone.serve.traffic.reviews import LEASE_SECONDS, Decision, Item, item_json
+from polytone.serve.traffic.schemas import Annotator, FeedbackBody
 
-from .bodies import Strict
-from .callers import admin_actor
-from .database.session import in_utc
-from .database.tables import FeedbackRow
-from .drift.report import report
-from .runtime import Runtime
-from .traffic.activity import activity, period
-from .traffic.export import Format, Split, export
-from .traffic.feedback import as_json, new_row
-from .traffic.reviews import LEASE_SECONDS, Decision, Item, item_json
-from .traffic.schemas import Annotator, FeedbackBody
+from .auth import admin_actor
+from .request_body import Strict
 
 ROWS = "application/x-ndjson"
 LINES: dict[int | str, dict[str, Any]] = {200: {"content": {ROWS: {"schema": {"type": "string"}}}}}

@@ -10,8 +10,7 @@ from typing import Any
 
 from polytone.contract.adapter import Manifest
 from polytone.contract.errors import InputError, TooLargeError
-
-from .engine.base import Body
+from polytone.serve.engine.base import Body
 
 # OpenAI's, then vLLM's own. Not `prompt_logprobs`, nor `echo`, which asks for them: see verify.py.
 SAMPLING = frozenset(

@@ -8,14 +8,14 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, Query
 
 from polytone.contract.errors import NotFoundError
+from polytone.serve.auth.keys import Key
+from polytone.serve.database.session import in_utc
+from polytone.serve.services import Runtime
+from polytone.serve.traffic.capture import Known
+from polytone.serve.traffic.feedback import FeedbackStore, as_json
+from polytone.serve.traffic.schemas import Annotator, FeedbackBody
 
-from .auth.keys import Key
-from .callers import NOBODY, inference_caller
-from .database.session import in_utc
-from .runtime import Runtime
-from .traffic.capture import Known
-from .traffic.feedback import FeedbackStore, as_json
-from .traffic.schemas import Annotator, FeedbackBody
+from .auth import NOBODY, inference_caller
 
 ANYONE = Annotator(id=NOBODY)
 ELSEWHERE_SECONDS = 2.0

@@ -4,8 +4,8 @@ from collections.abc import Callable
 
 from fastapi import Request
 
-from .auth.keys import Key, Kind
-from .runtime import Runtime
+from polytone.serve.auth.keys import Key, Kind
+from polytone.serve.services import Runtime
 
 NOBODY = "anyone on this machine"
 

@@ -15,10 +15,10 @@ from sqlalchemy.orm import Session
 
 from polytone.contract.errors import CheckError, ConflictError, InputError, NotFoundError
 from polytone.contract.home import check_name, split_version
+from polytone.serve.database.session import aware, one_at_a_time, reading, writing
+from polytone.serve.database.tables import AuditRow, RolloutRow, VersionRow
 
-from .database.session import aware, one_at_a_time, reading, writing
-from .database.tables import AuditRow, RolloutRow, VersionRow
-from .gates import Gates
+from .promotion_gates import Gates
 
 PUBLISHED, RETIRED = "published", "retired"
 MAX_PARTS = 16

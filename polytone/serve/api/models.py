@@ -5,11 +5,11 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends
 
 from polytone.contract.errors import NotFoundError
+from polytone.serve.adapters.registry import Rollout
+from polytone.serve.auth.keys import Key
+from polytone.serve.services import Runtime
 
-from .auth.keys import Key
-from .callers import inference_caller
-from .registry import Rollout
-from .runtime import Runtime
+from .auth import inference_caller
 
 
 def model_routes(runtime: Runtime) -> APIRouter:

@@ -21,29 +21,14 @@ from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
-from polytone.contract.adapter import (
-    FILES,
-    MANIFEST,
-    OPTIONAL,
-    Manifest,
-    check_servable,
-    read_folder,
-    read_manifest,
-)
+from polytone.contract.adapter import FILES, MANIFEST, OPTIONAL, Manifest, check_servable, read_folder, read_manifest
 from polytone.contract.base import Base, base_folder, module_shapes
-from polytone.contract.errors import (
-    CheckError,
-    InputError,
-    NotFoundError,
-    PolytoneError,
-    UnavailableError,
-    combined,
-)
+from polytone.contract.errors import CheckError, InputError, NotFoundError, PolytoneError, UnavailableError, combined
 from polytone.contract.files import disk_refusal, folder_written_whole, remove_folder
 from polytone.contract.home import Home, split_version
+from polytone.serve.metrics import Metrics
+from polytone.serve.settings import Settings
 
-from .metrics import Metrics
-from .settings import Settings
 from .upload import inspect_received
 
 log = logging.getLogger(__name__)

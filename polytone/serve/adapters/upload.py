@@ -16,14 +16,7 @@ from typing import IO, Self
 
 from safetensors import SafetensorError, safe_open
 
-from polytone.contract.adapter import (
-    FILES,
-    OPTIONAL,
-    WEIGHTS,
-    Manifest,
-    inspect_folder,
-    unservable,
-)
+from polytone.contract.adapter import FILES, OPTIONAL, WEIGHTS, Manifest, inspect_folder, unservable
 from polytone.contract.base import Base
 from polytone.contract.errors import CheckError, combined
 from polytone.contract.files import folder_written_whole

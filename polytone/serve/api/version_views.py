@@ -10,9 +10,8 @@ from polytone.contract.adapter import EVALUATION, MANIFEST, DataSource, Manifest
 from polytone.contract.errors import NotFoundError
 from polytone.contract.evaluation import GateVerdict
 from polytone.contract.home import Home
-
-from .gates import verdict_if_readable
-from .runtime import Runtime
+from polytone.serve.adapters.promotion_gates import verdict_if_readable
+from polytone.serve.services import Runtime
 
 
 def known_version(runtime: Runtime, version: str) -> dict[str, Any]:
