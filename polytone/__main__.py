@@ -1,5 +1,5 @@
 """`python -m polytone` is the `polytone` command."""
 
-from polytone.cli import main
+from .cli.main import main
 
 main()

@@ -66,8 +66,8 @@ class TinyHome:
 
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> TinyHome:
+    from polytone.cli.train import quiet_libraries
     from polytone.train.base import prepare_base
-    from polytone.train.cli import quiet_libraries
     from polytone.train.progress import Progress
 
     from .tiny_llama import save_tiny_llama

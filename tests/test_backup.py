@@ -13,7 +13,7 @@ import pytest
 from sqlalchemy import Engine, create_engine, inspect, select, text
 from typer.testing import CliRunner
 
-from polytone.cli import app
+from polytone.cli.main import app
 from polytone.contract.base import load_base
 from polytone.contract.errors import PolytoneError
 from polytone.contract.evaluation import EvaluatedOn, FailedGate, GateVerdict, read_verdict, write_verdict

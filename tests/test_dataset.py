@@ -12,7 +12,7 @@ from typer.testing import CliRunner, Result
 
 from bench.conversations import Planted, line, plant
 from bench.data import BARS, FALSE_BAR, false_copies, recall, write
-from polytone.cli import app
+from polytone.cli.main import app
 from polytone.contract.base import Base, Quantization
 from polytone.contract.errors import InputError, NotFoundError
 from polytone.contract.files import write_together

@@ -11,7 +11,7 @@ import yaml
 from pydantic import BaseModel
 
 import polytone
-from polytone.cli import app as command_line
+from polytone.cli.main import app as command_line
 from polytone.contract.adapter import Sampling
 from polytone.serve.metrics import Metrics
 from polytone.serve.settings import PREFIX, Settings

@@ -10,6 +10,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from polytone.cli.train import of_parent
 from polytone.contract.adapter import FILES, OPTIONAL, WEIGHTS, read_version
 from polytone.contract.base import base_folder
 from polytone.contract.errors import CheckError, InputError, PolytoneError
@@ -18,7 +19,6 @@ from polytone.contract.home import Home
 from polytone.contract.rows import Conversation
 from polytone.contract.tensors import read_header
 from polytone.train.base import load_nf4, prepare_base
-from polytone.train.cli import of_parent
 from polytone.train.data import IGNORED, split, tokenize_conversation
 from polytone.train.lora import inherit, read_parent
 from polytone.train.progress import Progress

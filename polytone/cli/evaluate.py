@@ -11,10 +11,10 @@ from polytone.contract.adapter import read_version
 from polytone.contract.home import Home
 from polytone.contract.rows import read_conversations
 
-from ..cli import DEFAULT_HOME, HomeOption, JsonOption, newest, quiet_libraries
+from .train import DEFAULT_HOME, HomeOption, JsonOption, newest, quiet_libraries
 
 if TYPE_CHECKING:
-    from .record import Evaluated
+    from polytone.train.evaluation.record import Evaluated
 
 
 def evaluate(
@@ -37,16 +37,16 @@ def evaluate(
     with report.md, evaluation.json and plots, and the verdict that `polytone adapters promote` goes by. Exit code 1 if
     the version does not pass. docs/evaluation.md says what each figure means.
     """
-    from ..recipe import read_recipe
+    from polytone.train.recipe import read_recipe
 
     where = Home(home)
     manifest = read_version(where, newest(where, version))
     file = read_conversations(data)
     wanted = read_recipe(gates).gates if gates else None
     quiet_libraries()
-    from ..progress import Progress
-    from .gates import gates_of
-    from .record import evaluate_version
+    from polytone.train.evaluation.gates import gates_of
+    from polytone.train.evaluation.record import evaluate_version
+    from polytone.train.progress import Progress
 
     with Progress(Console(stderr=True)) as progress:
         found = evaluate_version(

@@ -15,14 +15,13 @@ from rich.table import Table
 from polytone.contract.adapter import MANIFEST, Manifest, check_servable, list_versions, read_version
 from polytone.contract.base import load_base
 from polytone.contract.errors import InputError
-
-from .settings import Settings, read_settings
+from polytone.serve.settings import Settings, read_settings
 
 if TYPE_CHECKING:
-    from .adapters.registry import Registry, Rollout
-    from .adapters.replicas import Replicas
-    from .adapters.store import AdapterStore
-    from .auth.keys import KeyStore
+    from polytone.serve.adapters.registry import Registry, Rollout
+    from polytone.serve.adapters.replicas import Replicas
+    from polytone.serve.adapters.store import AdapterStore
+    from polytone.serve.auth.keys import KeyStore
 
 HomeOption = Annotated[Path | None, typer.Option(help="Folder for bases, adapters and the database [POLYTONE_HOME].")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document for programs.")]
@@ -48,7 +47,7 @@ def serve(
 ) -> None:
     """Serve the API and the chat page. Every other setting is an environment variable: docs/settings.md."""
     settings = read_settings(host=host, port=port, base=base, home=home)
-    from .server import run_server
+    from polytone.serve.server import run_server
 
     run_server(settings)
 
@@ -100,7 +99,7 @@ def publish(
 ) -> None:
     """Check a version and ask every server to load it. It answers under its own id at once, under the voice's name
     after `promote`. With POLYTONE_ADAPTER_STORE its files are written there first, for servers to fetch."""
-    from .waiting import wait_until_ready
+    from .wait import wait_until_ready
 
     settings = read_settings(home=home)
     store = open_store(settings)
@@ -128,8 +127,9 @@ def promote(
     """
     settings = read_settings(home=home)
     state = open_state(settings)
-    from .adapters.promotion_gates import Gates, evaluations_of
-    from .waiting import wait_until_routed
+    from polytone.serve.adapters.promotion_gates import Gates, evaluations_of
+
+    from .wait import wait_until_routed
 
     voice = version.partition("@")[0]
     before = state.registry.desired().rollouts.get(voice)
@@ -168,9 +168,10 @@ def canary(
             f"{voice} has no version to share with. Promote one first: polytone adapters promote {version}",
             code="rollout_invalid",
         )
-    from .adapters.promotion_gates import Gates, evaluations_of
-    from .adapters.registry import Part
-    from .waiting import wait_until_routed
+    from polytone.serve.adapters.promotion_gates import Gates, evaluations_of
+    from polytone.serve.adapters.registry import Part
+
+    from .wait import wait_until_routed
 
     gates = Gates(settings.paths(), force)
     parts = [Part(stable[0], 100 - percent), Part(version, percent)]
@@ -193,7 +194,7 @@ def rollback(
     as_json: JsonOption = False,
 ) -> None:
     """Go back to the rollout before the last; again goes back further."""
-    from .waiting import wait_until_routed
+    from .wait import wait_until_routed
 
     state = open_state(read_settings(home=home))
     before = state.registry.desired().rollouts.get(voice)
@@ -224,7 +225,7 @@ def pack(
     home: HomeOption = None,
 ) -> None:
     """Write a version as the tar.gz that POST /admin/adapters/NAME/versions takes."""
-    from .adapters.archive import pack_version
+    from polytone.serve.adapters.archive import pack_version
 
     target = output or Path(f"{version.replace('@', '-')}.tar.gz")
     pack_version(read_settings(home=home).paths(), version, target)
@@ -281,7 +282,7 @@ def create_key(
 ) -> None:
     """Make a key and show it, once. With the first key, every request to the server needs one."""
     settings = read_settings(home=home)
-    from .auth.keys import Kind
+    from polytone.serve.auth.keys import Kind
 
     if kind not in list(Kind):
         raise InputError(f"--kind: {kind!r} is neither inference nor admin.", code="invalid_kind", param="kind")
@@ -342,10 +343,10 @@ class Stores:
 
 
 def open_state(settings: Settings) -> Stores:
-    from .adapters.registry import Registry
-    from .adapters.replicas import Replicas
-    from .auth.keys import KeyStore
-    from .database.session import open_database
+    from polytone.serve.adapters.registry import Registry
+    from polytone.serve.adapters.replicas import Replicas
+    from polytone.serve.auth.keys import KeyStore
+    from polytone.serve.database.session import open_database
 
     database = open_database(settings.database())
     return Stores(Registry(database), Replicas(database), KeyStore(database))
@@ -354,7 +355,7 @@ def open_state(settings: Settings) -> Stores:
 def open_store(settings: Settings) -> "AdapterStore | None":
     if not settings.adapter_store:
         return None
-    from .adapters.store import store_of
+    from polytone.serve.adapters.store import store_of
 
     return store_of(settings)
 
@@ -363,7 +364,7 @@ def read_here(settings: Settings, store: "AdapterStore | None", version: str) ->
     """As `read_version`, of one that this home lacks after it was fetched from the store."""
     home = settings.paths()
     if store is not None and not (home.adapter_folder(version) / MANIFEST).is_file():
-        from .adapters.store import fetch_version
+        from polytone.serve.adapters.store import fetch_version
 
         fetch_version(store, version, home, load_base(home, settings.base), settings.max_lora_rank)
     return read_version(home, version)

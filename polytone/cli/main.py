@@ -8,13 +8,14 @@ import typer
 from rich.console import Console
 
 from polytone.contract.errors import PolytoneError
-from polytone.serve.backup.cli import backup, restore
-from polytone.serve.cli import adapters_commands, keys_commands, serve, ui
-from polytone.serve.data_cli import drift, feedback_commands, traffic_commands
-from polytone.train.cli import base_commands, sweep, train
-from polytone.train.dataset.cli import data_commands
 from polytone.train.estimate import estimate_command
-from polytone.train.evaluation.command import evaluate
+
+from .adapters import adapters_commands, keys_commands, serve, ui
+from .backup import backup, restore
+from .data import data_commands
+from .evaluate import evaluate
+from .traffic import drift, feedback_commands, traffic_commands
+from .train import base_commands, sweep, train
 
 app = typer.Typer(
     name="polytone",

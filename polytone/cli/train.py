@@ -43,8 +43,8 @@ def prepare(
         base = load_base(Home(home), name)  # without the seconds that the libraries take to import
     else:
         quiet_libraries(offline=False)
-        from .base import prepare_base
-        from .progress import Progress
+        from polytone.train.base import prepare_base
+        from polytone.train.progress import Progress
 
         with Progress(Console(stderr=True)) as progress:
             base = prepare_base(Home(home), model, base_id, licence, progress)
@@ -68,17 +68,17 @@ def train(
 
     Several GPUs: accelerate launch --config_file deploy/accelerate/processes.yaml -m polytone train RECIPE
     """
-    from .recipe import read_recipe
+    from polytone.train.recipe import read_recipe
 
     checked = read_recipe(recipe)
     quiet_libraries()
-    from .checks import sentence
-    from .job import check as check_job
-    from .job import read_job
-    from .processes import is_main
-    from .progress import Progress
-    from .publish import publish
-    from .run import run as run_recipe
+    from polytone.train.checks import sentence
+    from polytone.train.job import check as check_job
+    from polytone.train.job import read_job
+    from polytone.train.processes import is_main
+    from polytone.train.progress import Progress
+    from polytone.train.publish import publish
+    from polytone.train.run import run as run_recipe
 
     if check:
         checks = check_job(read_job(Home(home), checked), force)
@@ -118,12 +118,12 @@ def sweep(
 
     A sweep that was cut off goes on where it was when the command is given again.
     """
-    from .recipe import read_recipe
+    from polytone.train.recipe import read_recipe
 
     checked = read_recipe(recipe)
     quiet_libraries()
-    from .progress import Progress
-    from .sweep import run_sweep
+    from polytone.train.progress import Progress
+    from polytone.train.sweep import run_sweep
 
     with Progress(Console(stderr=True)) as progress:
         result = run_sweep(Home(home), checked, progress)

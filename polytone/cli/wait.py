@@ -4,9 +4,8 @@ import time
 from collections.abc import Callable
 
 from polytone.contract.errors import CheckError
-
-from .adapters.registry import Rollout
-from .adapters.replicas import Replicas
+from polytone.serve.adapters.registry import Rollout
+from polytone.serve.adapters.replicas import Replicas
 
 ANSWERING = ("ready", "published")
 

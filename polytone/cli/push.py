@@ -8,8 +8,7 @@ import httpx
 
 from polytone.contract.errors import CheckError, UnavailableError
 from polytone.contract.home import Home, split_version
-
-from .adapters.archive import pack_version
+from polytone.serve.adapters.archive import pack_version
 
 PATIENCE = httpx.Timeout(600, connect=10)
 

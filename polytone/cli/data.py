@@ -10,12 +10,13 @@ from rich.console import Console
 
 from polytone.contract.errors import InputError
 from polytone.contract.home import Home
-from polytone.train.cli import DEFAULT_HOME, HomeOption, JsonOption, quiet_libraries
+
+from .train import DEFAULT_HOME, HomeOption, JsonOption, quiet_libraries
 
 if TYPE_CHECKING:
-    from .check import Options
-    from .clean import Cleaned
-    from .personal import Hit
+    from polytone.train.dataset.check import Options
+    from polytone.train.dataset.clean import Cleaned
+    from polytone.train.dataset.personal import Hit
 
 FilesArgument = Annotated[
     list[Path],
@@ -51,11 +52,10 @@ def check_data(
 
     Exit code 1 if a row is broken or leaked, 2 if a file cannot be read at all, else 0. Nothing is changed."""
     quiet_libraries()
+    from polytone.train.dataset.check import check
+    from polytone.train.dataset.report_files import write_report
+    from polytone.train.dataset.terminal import show
     from polytone.train.progress import Progress
-
-    from .check import check
-    from .report_files import write_report
-    from .terminal import show
 
     with Progress(Console(stderr=True)) as progress:
         made = check(files, held_out or [], options(home, base, region, presidio), progress)
@@ -93,14 +93,13 @@ def clean_data(
 
     Of copies the first stays. Contradictions stay too: which answer is right is for you to say. Nothing is done to the
     files you name, and cleaning the new file again changes nothing."""
-    from .clean import changes_path
+    from polytone.train.dataset.clean import changes_path
 
     for target in (out, changes_path(out)):
         refuse_target(target, [*files, *(held_out or [])], force)
     quiet_libraries()
+    from polytone.train.dataset.clean import clean
     from polytone.train.progress import Progress
-
-    from .clean import clean
 
     with Progress(Console(stderr=True)) as progress:
         made = clean(files, held_out or [], out, options(home, None, region, presidio), keep_personal, progress)
@@ -117,9 +116,9 @@ def refuse_target(target: Path, inputs: list[Path], force: bool) -> None:
 
 
 def options(home: Path, base: str | None, regions: list[str] | None, presidio: bool) -> "Options":
-    from .check import Options
-    from .lengths import counter
-    from .personal import REGIONS
+    from polytone.train.dataset.check import Options
+    from polytone.train.dataset.lengths import counter
+    from polytone.train.dataset.personal import REGIONS
 
     unit, count = counter(Home(home), base)
     return Options(unit, count, known_regions(regions or list(REGIONS)), further_finder() if presidio else None)
@@ -140,7 +139,7 @@ def known_regions(regions: list[str]) -> list[str]:
 
 
 def further_finder() -> Callable[[str], "list[Hit]"]:
-    from .presidio import presidio_finder
+    from polytone.train.dataset.presidio import presidio_finder
 
     return presidio_finder()
 

@@ -9,14 +9,15 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from ..cli import HomeOption, JsonOption, open_store
-from ..settings import Settings, read_settings
+from polytone.serve.settings import Settings, read_settings
+
+from .adapters import HomeOption, JsonOption, open_store
 
 if TYPE_CHECKING:
-    from .dump import Database
-    from .manifest import Backup
-    from .restoring import Restored
-    from .taking import Taken
+    from polytone.serve.backup.dump import Database
+    from polytone.serve.backup.manifest import Backup
+    from polytone.serve.backup.restoring import Restored
+    from polytone.serve.backup.taking import Taken
 
 FolderArgument = Annotated[Path, typer.Argument(help="Folder of the backup, on another disk than the home.")]
 SECONDS_BETWEEN_LINES = 10.0
@@ -45,7 +46,7 @@ def backup(
     often, restoring step by step, rehearsing.
     """
     settings = read_settings(home=home)
-    from .taking import back_up
+    from polytone.serve.backup.taking import back_up
 
     with Bars() as bars:
         taken = back_up(settings.paths(), database_in(settings), open_store(settings), folder, with_bases, bars.tell)
@@ -73,8 +74,8 @@ def restore(
     With POLYTONE_ADAPTER_STORE, the store gets the versions that it lacks.
     """
     settings = read_settings(home=home)
-    from .checking import check_backup
-    from .restoring import restore as bring_back
+    from polytone.serve.backup.checking import check_backup
+    from polytone.serve.backup.restoring import restore as bring_back
 
     if check:
         with Bars() as bars:
@@ -90,7 +91,7 @@ def restore(
 
 
 def database_in(settings: Settings) -> "Database":
-    from .databases import database_of
+    from polytone.serve.backup.databases import database_of
 
     return database_of(settings.database())
 

@@ -9,9 +9,9 @@ from rich.console import Console
 from rich.table import Table
 
 from polytone.contract.errors import InputError
+from polytone.serve.settings import read_settings
 
-from .cli import HomeOption, JsonOption, actor
-from .settings import read_settings
+from .adapters import HomeOption, JsonOption, actor
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine
@@ -30,7 +30,7 @@ def drift(
     """Say whether voices have changed: what, since when, how sure, and which conversations show it.
 
     Exit code 1 while an alarm stands."""
-    from .drift.report import report
+    from polytone.serve.drift.report import report
 
     versions = report(open_data(home), version)
     if as_json:
@@ -62,8 +62,8 @@ def list_feedback(
     as_json: JsonOption = False,
 ) -> None:
     """List what was said of answers, the newest last."""
-    from .traffic.feedback import FeedbackStore
-    from .traffic.feedback import as_json as shown
+    from polytone.serve.traffic.feedback import FeedbackStore
+    from polytone.serve.traffic.feedback import as_json as shown
 
     rows = [shown(row) for row in FeedbackStore(open_data(home)).latest(adapter, limit)]
     if as_json:
@@ -91,8 +91,8 @@ def export_feedback(
     `polytone train` takes the files as they are: name them in a recipe's data section."""
     if kind not in FORMATS:
         raise InputError(f"--format: {kind!r} is none of {', '.join(FORMATS)}.", code="invalid_request", param="format")
-    from .database.session import now
-    from .traffic.export import Format, Split, export, write_export
+    from polytone.serve.database.session import now
+    from polytone.serve.traffic.export import Format, Split, export, write_export
 
     database, until = open_data(home), now()
     kinds = frozenset(annotators.split(","))
@@ -115,15 +115,15 @@ def forget(
     as_json: JsonOption = False,
 ) -> None:
     """Delete every answer of a conversation, what was said of it, and what a tester kept of it."""
-    from .metrics import Metrics
-    from .traffic.capture import Policies
-    from .traffic.recorder import Traffic
+    from polytone.serve.metrics import Metrics
+    from polytone.serve.traffic.capture import Policies
+    from polytone.serve.traffic.recorder import Traffic
 
     gone = Traffic(open_data(home), Metrics(), Policies()).forget(conversation, actor())
     print(json.dumps({"deleted": gone}) if as_json else f"{gone} answers are deleted.")
 
 
 def open_data(home: Path | None) -> "Engine":
-    from .database.session import open_database
+    from polytone.serve.database.session import open_database
 
     return open_database(read_settings(home=home).database())
