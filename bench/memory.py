@@ -20,9 +20,9 @@ from typing import Any
 
 from polytone.contract.base import base_folder
 from polytone.contract.home import Home
-from polytone.train.memory import PROCESS, Estimate, estimate
-from polytone.train.memory_plan import EVALUATION_ROWS, default_plan
-from polytone.train.memory_shape import read_shape
+from polytone.train.memory.estimate import PROCESS, Estimate, estimate
+from polytone.train.memory.plan import EVALUATION_ROWS, default_plan
+from polytone.train.memory.shape import read_shape
 
 BASE = "smollm2-135m-instruct"
 SETTINGS = ("1x512", "4x128", "8x256", "4x512", "2x1024")
@@ -112,16 +112,16 @@ def measure(options: argparse.Namespace) -> Measured:
     from rich.console import Console
     from transformers import AutoTokenizer
 
-    from polytone.train.base import compute_dtype, load_nf4
-    from polytone.train.data import Row
-    from polytone.train.evaluate import evaluate
+    from polytone.train.artifact.lora import attach_adapter
+    from polytone.train.artifact.scoring import evaluate
+    from polytone.train.base_model import compute_dtype, load_nf4
     from polytone.train.job import METHODS
-    from polytone.train.lora import attach_adapter
-    from polytone.train.metrics import Recorder
+    from polytone.train.methods.common import Prepared, Watch
+    from polytone.train.methods.sft import as_dataset
     from polytone.train.progress import Progress
     from polytone.train.recipe import Recipe
-    from polytone.train.sft import as_dataset
-    from polytone.train.training import Prepared, Watch
+    from polytone.train.runs.metrics import Recorder
+    from polytone.train.tokenization import Row
 
     batch, length = sizes(options.child)
     source = base_folder(Home(options.home), BASE) / "source"

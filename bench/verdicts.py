@@ -27,13 +27,13 @@ from polytone.contract.adapter import Manifest, read_version
 from polytone.contract.base import base_folder
 from polytone.contract.home import Home
 from polytone.contract.rows import read_conversations
-from polytone.train.base import compute_dtype, load_nf4, prepare_base
-from polytone.train.data import with_system
+from polytone.train.artifact.drift_reference import Answer, answer, in_batches, make_prompt
+from polytone.train.base_model import compute_dtype, load_nf4, prepare_base
 from polytone.train.progress import Progress
 from polytone.train.publish import publish
 from polytone.train.recipe import read_recipe
-from polytone.train.reference import Answer, answer, in_batches, make_prompt
 from polytone.train.run import run
+from polytone.train.tokenization import with_system
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
 CUSTOMERS, EACH = 100, 2

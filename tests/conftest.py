@@ -67,7 +67,7 @@ class TinyHome:
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> TinyHome:
     from polytone.cli.train import quiet_libraries
-    from polytone.train.base import prepare_base
+    from polytone.train.base_model import prepare_base
     from polytone.train.progress import Progress
 
     from .tiny_llama import save_tiny_llama

@@ -19,8 +19,8 @@ from polytone.contract.files import write_together
 from polytone.train.dataset.duplicates import find_copies
 from polytone.train.dataset.encoding import damage
 from polytone.train.dataset.findings import Kind
+from polytone.train.dataset.overlap import common_words
 from polytone.train.dataset.personal import find_personal, masked
-from polytone.train.dataset.words import common_words
 
 ASKED = "My kettle has not arrived yet, can you tell me where it is?"
 SAID = "I am sorry to hear that, it left our depot on Monday and should be with you soon."

@@ -12,10 +12,10 @@ from polytone.contract.adapter import FILES
 from polytone.contract.base import base_folder
 from polytone.contract.errors import InputError
 from polytone.contract.rows import read_preferences
-from polytone.train.base import load_nf4
-from polytone.train.dpo import as_dataset, fitted
-from polytone.train.evaluate import loss_per_token
-from polytone.train.lora import same_weights
+from polytone.train.artifact.lora import same_weights
+from polytone.train.artifact.scoring import loss_per_token
+from polytone.train.base_model import load_nf4
+from polytone.train.methods.dpo import as_dataset, fitted
 from polytone.train.recipe import PREFERENCE_LEARNING_RATE, Recipe, read_recipe
 
 from .conftest import TinyHome

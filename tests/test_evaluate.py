@@ -15,10 +15,10 @@ from polytone.contract.errors import CheckError, InputError
 from polytone.contract.evaluation import read_verdict
 from polytone.contract.home import Home
 from polytone.contract.rows import Conversation, RowFile, read_conversations
-from polytone.train.base import prepare_base
+from polytone.train.base_model import prepare_base
 from polytone.train.evaluation.bias import pairs
+from polytone.train.evaluation.evaluate import Evaluated, evaluate_version
 from polytone.train.evaluation.gates import gates_of
-from polytone.train.evaluation.record import Evaluated, evaluate_version
 from polytone.train.recipe import GatesSection
 
 from .adapters import changed_version
@@ -159,7 +159,7 @@ def test_the_losses_are_those_of_training_and_of_a_packed_base(shop: Shop, tmp_p
     """Training measures on packed NF4 weights, evaluation on a CPU on their dense values."""
     path = write_rows(tmp_path, rows("ahoy", range(36)))
     file = read_conversations(path)
-    from polytone.train.data import split
+    from polytone.train.tokenization import split
 
     held = split(file.rows, 0.2, 0)[1]
     mine = RowFile(str(path), file.sha256, held, list(range(1, len(held) + 1)))

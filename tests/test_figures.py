@@ -5,15 +5,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from polytone.train.bootstrap import Interval, Sample, difference, interval, mean_of
-from polytone.train.evaluate import Score
+from polytone.train.artifact.drift_reference import Answer, Prompt
+from polytone.train.artifact.scoring import Score
 from polytone.train.evaluation.bias import certain_gap, gaps, pairs
-from polytone.train.evaluation.figures import FOLDS, chrf, learn_tone, of_replies, of_scores, on_topic
 from polytone.train.evaluation.gates import judge
-from polytone.train.evaluation.measured import Measured
-from polytone.train.evaluation.replies import Question
+from polytone.train.evaluation.metrics import FOLDS, chrf, learn_tone, of_replies, of_scores, on_topic
+from polytone.train.evaluation.questions import Question
+from polytone.train.evaluation.results import Measured
+from polytone.train.intervals import Interval, Sample, difference, interval, mean_of
 from polytone.train.recipe import GatesSection
-from polytone.train.reference import Answer, Prompt
 
 TRIALS = 300
 THINGS = ["parcel", "refund", "invoice", "voucher", "battery", "address", "charger", "ladder", "curtain", "kettle"]

@@ -13,12 +13,12 @@ from polytone.contract.adapter import FILES, WEIGHTS
 from polytone.contract.base import base_folder
 from polytone.contract.errors import InputError
 from polytone.contract.rows import read_verdicts
-from polytone.train.base import load_nf4
-from polytone.train.data import IGNORED, tokenize_verdicts
-from polytone.train.evaluate import loss_per_token
-from polytone.train.kto import as_dataset, balance, fitted, judged
-from polytone.train.lora import same_weights
+from polytone.train.artifact.lora import same_weights
+from polytone.train.artifact.scoring import loss_per_token
+from polytone.train.base_model import load_nf4
+from polytone.train.methods.kto import as_dataset, balance, fitted, judged
 from polytone.train.recipe import PREFERENCE_LEARNING_RATE, Recipe, read_recipe
+from polytone.train.tokenization import IGNORED, tokenize_verdicts
 
 from .conftest import TinyHome
 from .recipes import Trained, export_of, said, silent, train_rows, user, verdicts, write_rows

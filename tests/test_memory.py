@@ -16,15 +16,17 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from polytone.contract.base import base_folder
 from polytone.contract.errors import InputError, UnavailableError
 from polytone.contract.home import Home
-from polytone.train import cpu_loss, evaluate, memory_shape
-from polytone.train.base import load_nf4
-from polytone.train.lora import attach_adapter
-from polytone.train.memory import Estimate, estimate, largest_batch
-from polytone.train.memory_activations import layer_bytes
-from polytone.train.memory_machine import available_ram, parse_size, this_machine
-from polytone.train.memory_models import KNOWN, find_shape, known_name
-from polytone.train.memory_plan import EVALUATION_ROWS, METHODS, OPTIMIZERS, default_plan, plan_of
-from polytone.train.memory_shape import MODEL_TYPES, Shape, read_shape, shape_of
+from polytone.train.artifact import scoring as evaluate
+from polytone.train.artifact.lora import attach_adapter
+from polytone.train.base_model import load_nf4
+from polytone.train.memory import shape as memory_shape
+from polytone.train.memory.activations import layer_bytes
+from polytone.train.memory.devices import available_ram, parse_size, this_machine
+from polytone.train.memory.estimate import Estimate, estimate, largest_batch
+from polytone.train.memory.known_models import KNOWN, find_shape, known_name
+from polytone.train.memory.plan import EVALUATION_ROWS, METHODS, OPTIMIZERS, default_plan, plan_of
+from polytone.train.memory.shape import MODEL_TYPES, Shape, read_shape, shape_of
+from polytone.train.methods import cpu_loss
 from polytone.train.recipe import Recipe
 
 from .conftest import TinyHome, polytone

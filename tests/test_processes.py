@@ -49,7 +49,7 @@ def test_two_processes_reach_the_loss_of_one(tiny: TinyHome, tmp_path: Path) -> 
 def test_a_batch_that_cannot_be_shared_is_refused(
     tiny: TinyHome, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("polytone.train.training.world_size", lambda: 3)
+    monkeypatch.setattr("polytone.train.methods.common.world_size", lambda: 3)
     with pytest.raises(InputError) as caught:
         run(bare_home(tiny.home.bases, tmp_path), read_recipe(write_long(tmp_path)), silent())
     assert (caught.value.code, caught.value.param) == ("recipe_invalid", "training.batch")

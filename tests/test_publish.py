@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from polytone.contract.adapter import CARD, CONFIG, WEIGHTS, Manifest
 from polytone.contract.errors import CheckError
 from polytone.contract.export import ExportReference
-from polytone.train.card import flattened, model_card
+from polytone.train.artifact.model_card import flattened, model_card
 from polytone.train.publish import publish
 from polytone.train.run import Run
 

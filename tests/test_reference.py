@@ -19,9 +19,17 @@ from polytone.contract.reference import REFERENCE, ReferenceRow, read_reference
 from polytone.contract.rows import Conversation
 from polytone.serve.adapters.archive import pack_version
 from polytone.serve.adapters.upload import receive_version
-from polytone.train.base import load_nf4
+from polytone.train.artifact.drift_reference import (
+    TOKENS_AT_ONCE,
+    Prompt,
+    draw_prompts,
+    generate,
+    in_batches,
+    reply_limit,
+    sampling,
+)
+from polytone.train.base_model import load_nf4
 from polytone.train.recipe import Recipe
-from polytone.train.reference import TOKENS_AT_ONCE, Prompt, draw_prompts, generate, in_batches, reply_limit, sampling
 
 from .adapters import change_manifest, make_base, make_version
 from .conftest import TinyHome

@@ -15,11 +15,11 @@ import torch
 
 from polytone.contract.errors import InputError
 from polytone.contract.home import Home
-from polytone.train.checkpoints import ADAPTER, LengthGroups, newest_checkpoint
-from polytone.train.metrics import forget_after
 from polytone.train.recipe import read_recipe
-from polytone.train.record import read_record
 from polytone.train.run import run
+from polytone.train.runs.checkpoints import ADAPTER, LengthGroups, newest_checkpoint
+from polytone.train.runs.metrics import forget_after
+from polytone.train.runs.record import read_record
 
 from .conftest import TinyHome
 from .recipes import bare_home, conversations, silent, train_rows, write_recipe, write_rows

@@ -11,7 +11,7 @@ from polytone.contract.errors import InputError
 from polytone.contract.home import Home
 from polytone.train.recipe import read_recipe
 from polytone.train.run import run
-from polytone.train.sweep import run_sweep
+from polytone.train.sweep.study import run_sweep
 
 from .conftest import TinyHome
 from .recipes import bare_home, conversations, silent, write_recipe
@@ -53,7 +53,7 @@ def test_the_best_recipe_is_no_worse_and_trains_to_the_loss_it_won_with(tiny: Ti
 
 def test_a_sweep_goes_on_where_it_was(tiny: TinyHome, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A trial that was under way is tried again with the values it had drawn; none is tried twice or left out."""
-    from polytone.train import sweep as module
+    from polytone.train.sweep import study as module
 
     home, path = bare_home(tiny.home.bases, tmp_path), write_sweep(tmp_path, method="random")
     tried: list[float] = []

@@ -12,10 +12,10 @@ from polytone.contract.adapter import read_config
 from polytone.contract.base import base_folder, load_base
 from polytone.contract.errors import CheckError, InputError
 from polytone.contract.rows import Conversation
-from polytone.train.checks import check_extras, check_template
 from polytone.train.job import check, read_job
-from polytone.train.memory_machine import Card
+from polytone.train.memory.devices import Card
 from polytone.train.recipe import Recipe, read_recipe
+from polytone.train.runs.preflight import check_extras, check_template
 
 from .conftest import TinyHome, polytone
 from .recipes import conversations, said, train_rows, user
@@ -125,7 +125,7 @@ def test_a_recipe_can_be_proven_without_training(tiny: TinyHome, tmp_path: Path)
 def test_a_run_that_would_not_fit_is_refused_unless_forced(
     tiny: TinyHome, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("polytone.train.checks.this_machine", lambda: Card("this small machine", 10**8, "cpu"))
+    monkeypatch.setattr("polytone.train.runs.preflight.this_machine", lambda: Card("this small machine", 10**8, "cpu"))
     with pytest.raises(CheckError) as caught:
         train_rows(tmp_path, tiny.home, "large", conversations("acme"), training={"max_steps": 1})
     assert caught.value.code == "memory_too_small"

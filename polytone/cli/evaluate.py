@@ -14,7 +14,7 @@ from polytone.contract.rows import read_conversations
 from .train import DEFAULT_HOME, HomeOption, JsonOption, newest, quiet_libraries
 
 if TYPE_CHECKING:
-    from polytone.train.evaluation.record import Evaluated
+    from polytone.train.evaluation.evaluate import Evaluated
 
 
 def evaluate(
@@ -44,8 +44,8 @@ def evaluate(
     file = read_conversations(data)
     wanted = read_recipe(gates).gates if gates else None
     quiet_libraries()
+    from polytone.train.evaluation.evaluate import evaluate_version
     from polytone.train.evaluation.gates import gates_of
-    from polytone.train.evaluation.record import evaluate_version
     from polytone.train.progress import Progress
 
     with Progress(Console(stderr=True)) as progress:

@@ -8,7 +8,7 @@ import typer
 from rich.console import Console
 
 from polytone.contract.errors import PolytoneError
-from polytone.train.estimate import estimate_command
+from polytone.train.memory.report import estimate_command
 
 from .adapters import adapters_commands, keys_commands, serve, ui
 from .backup import backup, restore

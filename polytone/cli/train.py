@@ -43,7 +43,7 @@ def prepare(
         base = load_base(Home(home), name)  # without the seconds that the libraries take to import
     else:
         quiet_libraries(offline=False)
-        from polytone.train.base import prepare_base
+        from polytone.train.base_model import prepare_base
         from polytone.train.progress import Progress
 
         with Progress(Console(stderr=True)) as progress:
@@ -72,13 +72,13 @@ def train(
 
     checked = read_recipe(recipe)
     quiet_libraries()
-    from polytone.train.checks import sentence
     from polytone.train.job import check as check_job
     from polytone.train.job import read_job
-    from polytone.train.processes import is_main
     from polytone.train.progress import Progress
     from polytone.train.publish import publish
     from polytone.train.run import run as run_recipe
+    from polytone.train.runs.distributed import is_main
+    from polytone.train.runs.preflight import sentence
 
     if check:
         checks = check_job(read_job(Home(home), checked), force)
@@ -123,7 +123,7 @@ def sweep(
     checked = read_recipe(recipe)
     quiet_libraries()
     from polytone.train.progress import Progress
-    from polytone.train.sweep import run_sweep
+    from polytone.train.sweep.study import run_sweep
 
     with Progress(Console(stderr=True)) as progress:
         result = run_sweep(Home(home), checked, progress)

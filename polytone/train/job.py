@@ -12,13 +12,13 @@ from polytone.contract.adapter import Manifest
 from polytone.contract.base import Base, base_folder, load_base
 from polytone.contract.home import Home
 
-from .checks import Checks, check_extras, check_memory, check_template, describe
-from .dpo import dpo_trainer, prepare_preferences
-from .kto import kto_trainer, prepare_verdicts
-from .lora import inherit, read_parent
+from .artifact.lora import inherit, read_parent
+from .methods.common import Prepared, Watch, planned_steps
+from .methods.dpo import dpo_trainer, prepare_preferences
+from .methods.kto import kto_trainer, prepare_verdicts
+from .methods.sft import prepare_conversations, sft_trainer
 from .recipe import Recipe
-from .sft import prepare_conversations, sft_trainer
-from .training import Prepared, Watch, planned_steps
+from .runs.preflight import Checks, check_extras, check_memory, check_template, describe
 
 
 @dataclass(frozen=True)

@@ -27,12 +27,12 @@ from polytone.contract.modules import check_against_base
 from polytone.contract.reference import describe_reference, write_reference
 from polytone.contract.tensors import read_header
 
-from .card import model_card
-from .evaluate import LEAST_CHANGE
-from .lora import same_weights
-from .record import close
-from .reference import reply_limit
+from .artifact.drift_reference import reply_limit
+from .artifact.lora import same_weights
+from .artifact.model_card import model_card
+from .artifact.scoring import LEAST_CHANGE
 from .run import Run
+from .runs.record import close
 
 
 def publish(home: Home, run: Run) -> Manifest:

@@ -15,22 +15,22 @@ from polytone.contract.base import Base
 from polytone.contract.home import Home
 from polytone.contract.reference import ReferenceRow
 
-from .base import compute_dtype, load_nf4
-from .best import KeepBest
-from .checkpoints import newest_checkpoint, step_of
-from .checks import sentence
-from .evaluate import evaluate, evaluate_parent
-from .fingerprint import take_fingerprint
+from .artifact.drift_reference import take_reference
+from .artifact.fingerprint import take_fingerprint
+from .artifact.lora import attach_adapter, load_rounded, save_rounded
+from .artifact.scoring import evaluate, evaluate_parent
+from .base_model import compute_dtype, load_nf4
 from .job import Job, check, read_job
-from .lora import attach_adapter, load_rounded, save_rounded
-from .metrics import METRICS, Recorder, events, forget_after
-from .plot import plot_loss
-from .processes import from_main, is_main
+from .methods.common import Watch
 from .progress import Progress
 from .recipe import Recipe
-from .record import begin, record_of, unfinished
-from .reference import take_reference
-from .training import Watch
+from .runs.checkpoints import newest_checkpoint, step_of
+from .runs.distributed import from_main, is_main
+from .runs.early_stopping import KeepBest
+from .runs.loss_plot import plot_loss
+from .runs.metrics import METRICS, Recorder, events, forget_after
+from .runs.preflight import sentence
+from .runs.record import begin, record_of, unfinished
 
 CHECKPOINTS = "checkpoints"
 

@@ -13,9 +13,9 @@ from .duplicates import Copy, find_copies
 from .encoding import damage
 from .findings import Finding, Kind, found
 from .formats import Row
-from .groups import compare_groups
 from .languages import languages
 from .lengths import Count, Lengths, measure
+from .parity import compare_groups
 from .personal import REGIONS, Hit, find_personal, hint
 from .reading import Source, read_sources
 from .report import FileReport, Report, stops

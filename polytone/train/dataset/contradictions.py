@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 
 from .findings import Finding, Kind, found
 from .formats import Row
-from .words import split_words
+from .overlap import split_words
 
 SHORTEST_PROMPT = 5  # words: "Hi, I need help" gets many honest answers
 DIFFERENT = 0.3  # answers with a lower share of common words (Jaccard) say different things

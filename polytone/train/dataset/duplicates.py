@@ -7,8 +7,8 @@ from itertools import pairwise
 
 from polytone.contract.rows import Conversation
 
-from .kinship import Kinship
-from .words import Texts, common_words, number_words, similarity
+from .overlap import Texts, common_words, number_words, similarity
+from .templates import Kinship
 
 # At most a fifth of the words may differ: 15 % edited words, rounded up in short turns.
 SIMILAR = 0.8

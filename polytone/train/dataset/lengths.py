@@ -9,7 +9,7 @@ from polytone.contract.base import base_folder, load_base
 from polytone.contract.home import Home
 
 from .formats import Row
-from .words import split_words
+from .overlap import split_words
 
 Count = Callable[[list[str]], list[int]]
 

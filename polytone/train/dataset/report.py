@@ -6,8 +6,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from .balance import Topic
 from .findings import BROKEN, Finding, Kind
-from .groups import MEASURES, Group
 from .lengths import Lengths
+from .parity import MEASURES, Group
 
 
 class FileReport(BaseModel):

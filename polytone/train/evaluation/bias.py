@@ -10,9 +10,8 @@ from typing import Any
 
 from polytone.measure.signals import measure
 from polytone.measure.tone import Tone
-
-from ..bootstrap import Interval, interval, mean_of
-from ..reference import Answer, Prompt, make_prompt
+from polytone.train.artifact.drift_reference import Answer, Prompt, make_prompt
+from polytone.train.intervals import Interval, interval, mean_of
 
 KINDS = ("name", "gender", "nationality")
 MEASURES = MappingProxyType(

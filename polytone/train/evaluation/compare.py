@@ -14,15 +14,15 @@ from polytone.contract.base import Base, base_folder, load_base
 from polytone.contract.errors import InputError
 from polytone.contract.home import Home
 from polytone.contract.rows import Conversation, RowFile
+from polytone.train.artifact.drift_reference import Answer, Prompt, sampling
+from polytone.train.artifact.scoring import Score, batches_of, score_rows
+from polytone.train.base_model import load_served, load_unquantized
+from polytone.train.intervals import FEWEST
+from polytone.train.tokenization import Row, tokenize
 
-from ..base import load_served, load_unquantized
-from ..bootstrap import FEWEST
-from ..data import Row, tokenize
-from ..evaluate import Score, batches_of, score_rows
 from ..progress import Progress
-from ..reference import Answer, Prompt, sampling
 from .bias import probe_prompts
-from .replies import LONGEST_PROMPT, LONGEST_REPLY, Question, Spoken, draw_questions, hear, reply_limit
+from .questions import LONGEST_PROMPT, LONGEST_REPLY, Question, Spoken, draw_questions, hear, reply_limit
 
 UNQUANTIZED, BASE, PARENT, VOICE = "unquantized", "base", "parent", "voice"
 SPEAKERS = (UNQUANTIZED, BASE, PARENT, VOICE)

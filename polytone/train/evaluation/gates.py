@@ -10,12 +10,12 @@ from polytone.contract.adapter import Manifest
 from polytone.contract.errors import CheckError
 from polytone.contract.evaluation import FailedGate, Word
 from polytone.contract.rows import describe
+from polytone.train.artifact.scoring import LEAST_CHANGE
 
-from ..evaluate import LEAST_CHANGE
 from ..recipe import GatesSection
 from .bias import certain_gap
 from .compare import BASE, PARENT, VOICE
-from .measured import Measured
+from .results import Measured
 
 
 @dataclass(frozen=True)

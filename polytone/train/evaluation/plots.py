@@ -5,8 +5,9 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from ..bootstrap import Sample, interval
-from .measured import Measured
+from polytone.train.intervals import Sample, interval
+
+from .results import Measured
 
 LOSSES, LENGTHS, TONE = "losses.png", "lengths.png", "tone.png"
 

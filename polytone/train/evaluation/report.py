@@ -4,12 +4,12 @@ from collections.abc import Iterator
 
 from polytone.contract.adapter import Manifest
 from polytone.contract.evaluation import GateVerdict
+from polytone.train.intervals import Interval
 
-from ..bootstrap import Interval
 from .bias import MEASURES
 from .compare import BASE, PARENT, UNQUANTIZED, VOICE, Comparison
 from .gates import Judgement
-from .measured import DIFFERENCES, Measured, perplexity
+from .results import DIFFERENCES, Measured, perplexity
 
 EXAMPLES = 5
 SHOWN = 400  # letters of an example

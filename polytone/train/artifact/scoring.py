@@ -1,0 +1,97 @@
+"""Loss per assistant token on held-out conversations, with and without the adapter, on the same NF4 base."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.nn.functional import cross_entropy
+
+from polytone.contract.adapter import Evaluation
+from polytone.train.progress import Progress
+from polytone.train.tokenization import IGNORED, Row
+
+BATCH = 8
+# Nats per token that count as a change; rounding alone is a hundredth of it.
+LEAST_CHANGE = 1e-4
+
+
+@dataclass(frozen=True)
+class Score:
+    """One row: negative log-likelihood of its supervised tokens, how many of them are the likeliest, how many."""
+
+    nats: float
+    correct: int
+    tokens: int
+
+
+def batches_of(rows: list[Row]) -> int:
+    return -(-len(rows) // BATCH)
+
+
+def evaluate(model: Any, rows: list[Row], progress: Progress) -> Evaluation:
+    """Compare a PEFT model with its own base on `rows`."""
+    progress.start("Evaluating on held-out conversations", total=2 * batches_of(rows))
+    adapter_loss = loss_per_token(model, rows, progress, "voice")
+    with model.disable_adapter():
+        base_loss = loss_per_token(model, rows, progress, "base")
+    progress.finish()
+    return Evaluation(
+        base_loss=round(base_loss, 6),
+        adapter_loss=round(adapter_loss, 6),
+        tokens=sum(row.supervised for row in rows),
+    )
+
+
+def evaluate_parent(model: Any, rows: list[Row], progress: Progress) -> float:
+    """Loss on `rows` of the adapter that is about to be continued."""
+    progress.start("Evaluating the parent on held-out conversations", total=batches_of(rows))
+    loss = float(loss_per_token(model, rows, progress, "parent"))
+    progress.finish()
+    return round(loss, 6)
+
+
+def loss_per_token(model: Any, rows: list[Row], progress: Progress, note: str) -> float:
+    """Mean negative log-likelihood in nats over all supervised tokens of all rows (not a mean of row means)."""
+    scores: list[Score] = score_rows(model, rows, progress, note)
+    return sum(score.nats for score in scores) / sum(score.tokens for score in scores)
+
+
+@torch.inference_mode()  # type: ignore[untyped-decorator]
+def score_rows(model: Any, rows: list[Row], progress: Progress, note: str) -> list[Score]:
+    """How well the model predicts the supervised tokens of each row, in the rows' order."""
+    model.eval()
+    scores: dict[int, Score] = {}
+    # Rows of like length share a batch, so that little is computed on padding.
+    ordered = sorted(range(len(rows)), key=lambda index: len(rows[index].input_ids))
+    for start in range(0, len(ordered), BATCH):
+        batch = ordered[start : start + BATCH]
+        ids, mask, labels = pad_batch([rows[index] for index in batch], model.device)
+        logits = model(input_ids=ids, attention_mask=mask).logits[:, :-1]
+        targets = labels[:, 1:]
+        scores.update(zip(batch, score_batch(logits, targets), strict=True))
+        progress.advance(note)
+    return [scores[index] for index in range(len(rows))]
+
+
+def score_batch(logits: torch.Tensor, targets: torch.Tensor) -> Iterator[Score]:
+    """A score for each row of `logits` (batch, length, vocabulary) and `targets` (batch, length)."""
+    for row, wanted in zip(logits, targets, strict=True):
+        supervised = wanted != IGNORED
+        said, right = row[supervised].float(), wanted[supervised]
+        nats = cross_entropy(said, right, reduction="sum").item()
+        yield Score(nats, int((said.argmax(-1) == right).sum()), int(supervised.sum()))
+
+
+def pad_batch(rows: list[Row], device: torch.device) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Right-pad to (batch, longest): token ids, attention mask, labels."""
+    longest = max(len(row.input_ids) for row in rows)
+    ids = torch.zeros(len(rows), longest, dtype=torch.long)
+    mask = torch.zeros_like(ids)
+    labels = torch.full_like(ids, IGNORED)
+    for index, row in enumerate(rows):
+        length = len(row.input_ids)
+        ids[index, :length] = torch.tensor(row.input_ids)
+        mask[index, :length] = 1
+        labels[index, :length] = torch.tensor(row.labels)
+    return ids.to(device), mask.to(device), labels.to(device)
