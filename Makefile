@@ -38,35 +38,34 @@ check: setup
 
 # Parts of about the same length: training's tests wait for its libraries to import, the pages' for a browser.
 ONE_CORE := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q
-PAGES := $(wildcard tests/test_page_*.py)
-TRAINING := $(addprefix tests/, test_train.py test_training_options.py test_engine.py test_kto.py test_dpo.py \
-	test_preferences.py test_reference.py test_evaluate.py test_publish.py test_sweep.py test_resume.py test_processes.py)
-ELSEWHERE := $(PAGES:%=--ignore %) $(TRAINING:%=--ignore %) --ignore tests/soak --ignore tests/test_e2e.py
+SERVING := tests/contract tests/serve tests/deploy tests/docs
+TRAINING := tests/train
+PAGES := tests/ui
 
 test-pages: setup
-	@$(ONE_CORE) $(PAGES)
+	@$(ONE_CORE) -m "not soak" $(PAGES)
 
 test-training: setup
 	@$(ONE_CORE) -m "not engine and not soak" $(TRAINING)
 
 test-e2e: setup
-	@$(BIN)/python -m pytest -q -m "e2e and not soak" --durations 5
+	@$(BIN)/python -m pytest -q --durations 5 tests/e2e
 
 test-engine: setup
-	@$(ONE_CORE) -m "engine and not soak" --durations 5
+	@$(ONE_CORE) -m "engine and not soak" --durations 5 tests/serve tests/train
 
 test-serving: setup
-	@$(ONE_CORE) -m "not engine and not soak" $(ELSEWHERE)
+	@$(ONE_CORE) -m "not engine and not soak" $(SERVING)
 
 check-serving: setup
-	@$(ONE_CORE) -m "not engine and not slow and not soak" $(ELSEWHERE)
+	@$(ONE_CORE) -m "not engine and not slow and not soak" $(SERVING)
 
 check-training: setup
 	@$(ONE_CORE) -m "not engine and not slow and not soak" $(TRAINING)
 
 ## Slow proofs: faults, floods and memory on a tiny model (10 minutes), then tone and a rollout on the demo's voices, drift, data, memory and verdicts
 soak: setup .venv/.cluster
-	$(BIN)/python -m pytest -m soak -s
+	$(BIN)/python -m pytest -m soak -s tests/soak
 	$(BIN)/python -m bench.identity
 	$(BIN)/python -m bench.tone
 	$(BIN)/python -m bench.rollout

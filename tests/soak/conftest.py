@@ -9,8 +9,7 @@ import pytest
 from polytone.contract.home import Home
 from polytone.serve.adapters.registry import Registry
 from polytone.serve.database.session import open_database
-
-from ..conftest import TinyHome
+from tests.support.tiny_home import TinyHome
 
 
 @pytest.fixture

@@ -19,10 +19,11 @@ from polytone.serve.adapters.registry import Part, Registry
 from polytone.serve.auth.keys import KeyStore, Kind
 from polytone.serve.database.session import reading
 from polytone.serve.database.tables import AnswerRow, FeedbackRow
+from tests.serve.backup.test_backup import Place, elsewhere
+from tests.support.processes import Process, polytone, served
+from tests.support.serving import database_url
+from tests.support.tiny_home import TinyHome
 
-from ..conftest import Process, TinyHome, polytone, served
-from ..serving import database_url
-from ..test_backup import Place, elsewhere
 from .marked import ask, restamped, until
 
 __all__ = ["elsewhere"]

@@ -15,8 +15,9 @@ from sqlalchemy import func, select
 
 from polytone.serve.database.session import open_database, reading
 from polytone.serve.database.tables import FeedbackRow
+from tests.support.processes import free_port
+from tests.support.tiny_home import TinyHome
 
-from ..conftest import TinyHome, free_port
 from .marked import ready, until
 
 pytestmark = [pytest.mark.soak, pytest.mark.timeout(900)]

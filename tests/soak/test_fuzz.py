@@ -15,9 +15,9 @@ from schemathesis.specs.openapi.checks import (
 from polytone.contract.base import load_base
 from polytone.serve.auth.keys import KeyStore, Kind
 from polytone.serve.database.session import open_database
-
-from ..conftest import Process, TinyHome, polytone, served
-from ..serving import serving
+from tests.support.processes import Process, polytone, served
+from tests.support.serving import serving
+from tests.support.tiny_home import TinyHome
 
 pytestmark = [pytest.mark.soak, pytest.mark.timeout(1200)]
 

@@ -19,8 +19,9 @@ from polytone.contract.home import Home
 from polytone.serve.adapters.archive import pack_version
 from polytone.serve.adapters.registry import Registry
 from polytone.serve.database.session import open_database
+from tests.support.processes import Process, served
+from tests.support.tiny_home import TinyHome
 
-from ..conftest import Process, TinyHome, served
 from .marked import ask, ready, restamped, until
 
 pytestmark = [pytest.mark.soak, pytest.mark.timeout(1800)]

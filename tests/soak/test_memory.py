@@ -10,8 +10,9 @@ import psutil
 import pytest
 
 from polytone.serve.adapters.registry import Registry
+from tests.support.processes import Process, polytone, served
+from tests.support.tiny_home import TinyHome
 
-from ..conftest import Process, TinyHome, polytone, served
 from .marked import ask, restamped, state_of, until
 
 pytestmark = [pytest.mark.soak, pytest.mark.timeout(1200)]

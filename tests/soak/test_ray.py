@@ -16,8 +16,9 @@ import pytest
 from polytone.serve.adapters.registry import Registry
 from polytone.serve.auth.keys import KeyStore, Kind
 from polytone.serve.database.session import open_database
+from tests.support.processes import free_port
+from tests.support.tiny_home import TinyHome
 
-from ..conftest import TinyHome, free_port
 from .marked import ask, restamped, until
 
 pytest.importorskip("ray.serve", reason="no Ray: make .venv/.cluster", exc_type=ImportError)

@@ -10,7 +10,9 @@ from pathlib import Path
 import httpx
 import pytest
 
-from ..conftest import TinyHome, served
+from tests.support.processes import served
+from tests.support.tiny_home import TinyHome
+
 from .marked import ask, train_marked, until
 
 pytestmark = [pytest.mark.soak, pytest.mark.timeout(900)]

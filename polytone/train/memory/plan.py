@@ -49,7 +49,7 @@ class Plan:
         targets: names of the linear layers that LoRA adapts; empty for all of them.
         dtype: of weights that are not quantized, activations and full gradients.
         checkpointing: keep the input of each block alone and compute the rest again on the way back.
-        loss: `supervised` is ours (methods/cpu_loss.py), `chunked` is TRL's, `whole` makes every logit at once (transformers).
+        loss: `supervised` is ours (methods/cpu_loss.py), `chunked` is TRL's, `whole` makes every logit at once.
         supervised: share of the positions that are learned from, 0 to 1.
         evaluation_rows: rows scored at a time when the voice is measured after training; 0 for training alone.
     """

@@ -1,0 +1,196 @@
+"""Migrations: from nothing and from every earlier schema with rows in it, by several servers at once."""
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.config import Config
+from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy import Engine, Integer, MetaData, Table, insert, select
+from sqlalchemy.types import JSON, Boolean, DateTime, Float, LargeBinary, TypeEngine
+
+from polytone.contract.home import Home
+from polytone.serve.adapters.registry import Part, Registry, Rollout
+from polytone.serve.auth.keys import KeyStore
+from polytone.serve.database.session import MIGRATIONS, migrate, new_engine, open_database
+from polytone.serve.database.tables import Table as Model
+from tests.support.postgresql import Postgresql
+
+OLD, NEW = (f"acme@{letter * 12}" for letter in "ab")
+NOON = datetime(2026, 3, 1, 12, tzinfo=UTC)
+SERVERS, ROUNDS = 2, 4
+OPENS = """
+import sys
+from polytone.serve.database import open_database
+print("ready", flush=True)
+for line in sys.stdin:
+    open_database(line.strip()).dispose()
+    print("done", flush=True)
+"""
+# What a column holds that another one or the code refers to; the others hold anything of their type.
+MEANT: dict[str, dict[str, Any]] = {
+    "versions": {"id": OLD, "name": "acme", "state": "published"},
+    "aliases": {"name": "acme", "version": OLD},
+    "rollouts": {"voice": "acme", "parts": [[OLD, 100]], "previous": None},
+    "keys": {"kind": "inference", "adapters": None},
+    "residency": {"replica": "name"},
+    "turns": {"conversation": "id"},
+}
+
+
+class Databases:
+    """Empty databases, of the kind that the test runs on."""
+
+    def __init__(self, folder: Path, server: Postgresql | None, stack: ExitStack) -> None:
+        self._folder = folder
+        self._server = server
+        self._stack = stack
+        self._count = 0
+
+    def empty(self) -> str:
+        self._count += 1
+        if self._server is not None:
+            return self._server.empty()
+        return Home(self._folder / str(self._count)).database_url
+
+    def engine(self) -> Engine:
+        engine = new_engine(self.empty())
+        self._stack.callback(engine.dispose)
+        return engine
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def databases(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Databases]:
+    server = request.getfixturevalue("postgresql") if request.param == "postgresql" else None
+    with ExitStack() as stack:
+        yield Databases(tmp_path, server, stack)
+
+
+def revisions() -> list[str]:
+    """The oldest first."""
+    config = Config()
+    config.set_main_option("script_location", str(MIGRATIONS))
+    return [script.revision for script in ScriptDirectory.from_config(config).walk_revisions()][::-1]
+
+
+def differences(engine: Engine) -> list[Any]:
+    with engine.connect() as connection:
+        return list(compare_metadata(MigrationContext.configure(connection), Model.metadata))
+
+
+def tables(engine: Engine) -> list[Table]:
+    """As they are, and in an order in which rows can be added."""
+    metadata = MetaData()
+    metadata.reflect(engine)
+    return [table for table in metadata.sorted_tables if table.name != "alembic_version"]
+
+
+def plant(engine: Engine) -> dict[str, dict[str, Any]]:
+    """Table -> the row that was put into it."""
+    planted = {}
+    with engine.begin() as connection:
+        for table in tables(engine):
+            meant = MEANT.get(table.name, {})
+            row = {
+                column.name: meant.get(column.name, anything(column.name, column.type))
+                for column in table.columns
+                if not (column.primary_key and isinstance(column.type, Integer))  # those are counted by the database
+            }
+            connection.execute(insert(table).values(**row))
+            planted[table.name] = row
+    return planted
+
+
+def anything(name: str, kind: TypeEngine[Any]) -> Any:
+    for kinds, value in (
+        (DateTime, NOON),
+        (JSON, {"a": [1, None, "\u00e9"]}),
+        (Boolean, True),
+        (Float, 0.25),
+        (Integer, 1),
+        (LargeBinary, b"\0\xff"),
+    ):
+        if isinstance(kind, kinds):
+            return value
+    return name[: getattr(kind, "length", None)]
+
+
+def kept(engine: Engine, planted: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """What is left of planted rows, in the columns they had; a table that is gone is left out."""
+    found = {}
+    with engine.connect() as connection:
+        for table in tables(engine):
+            columns = [column for column in table.columns if column.name in planted.get(table.name, {})]
+            for row in connection.execute(select(*columns)) if columns else []:
+                found[table.name] = {name: in_utc(value) for name, value in row._mapping.items()}
+    return found
+
+
+def in_utc(value: Any) -> Any:
+    if not isinstance(value, datetime):
+        return value
+    return value.astimezone(UTC) if value.tzinfo else value.replace(tzinfo=UTC)
+
+
+def test_the_models_are_what_the_migrations_make(databases: Databases) -> None:
+    engine = databases.engine()
+    assert differences(engine) != []
+    migrate(engine)
+    assert differences(engine) == []
+    migrate(engine)
+    assert differences(engine) == []
+
+
+@pytest.mark.parametrize("revision", revisions())
+def test_rows_of_every_earlier_schema_are_there_afterwards(databases: Databases, revision: str) -> None:
+    engine = databases.engine()
+    migrate(engine, revision)
+    planted = plant(engine)
+    migrate(engine)
+    assert differences(engine) == []
+    gone = {"aliases"} | ({"residency"} if revision == "0001" else set())  # what replicas say, they say again
+    assert kept(engine, planted) == {name: row for name, row in planted.items() if name not in gone}
+    registry = Registry(engine)
+    assert registry.desired().versions == {OLD}
+    assert registry.desired().rollouts == {"acme": Rollout(1, (Part(OLD, 100),))}
+    registry.publish(NEW, "test")
+    assert registry.promote("acme", NEW, "test").generation == 2
+    assert len(KeyStore(engine).all()) == len(planted.keys() & {"keys"})
+
+
+def test_servers_that_start_at_the_same_moment_migrate_once(databases: Databases) -> None:
+    """On PostgreSQL all but one of them once failed: each found no table, and made it. On SQLite a new file was locked
+    now and then."""
+    servers = [
+        subprocess.Popen([sys.executable, "-c", OPENS], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        for _ in range(SERVERS)
+    ]
+    try:
+        assert [said(server) for server in servers] == ["ready"] * SERVERS
+        for _ in range(ROUNDS):
+            url = databases.empty()
+            for server in servers:
+                assert server.stdin is not None
+                server.stdin.write(f"{url}\n")
+            for server in servers:
+                assert server.stdin is not None
+                server.stdin.flush()
+            assert [said(server) for server in servers] == ["done"] * SERVERS
+            engine = open_database(url)
+            assert differences(engine) == []
+            engine.dispose()
+    finally:
+        for server in servers:
+            server.communicate()
+
+
+def said(server: "subprocess.Popen[str]") -> str:
+    assert server.stdout is not None
+    return server.stdout.readline().strip()
