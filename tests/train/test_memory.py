@@ -345,7 +345,7 @@ def test_an_estimate_by_name_loads_no_heavy_library() -> None:
 
     program = (
         "import sys; sys.argv = ['polytone', 'estimate', 'mistral-7b', '--json']\n"
-        "from polytone.cli import app\n"
+        "from polytone.cli.main import app\n"
         "app(standalone_mode=False)\n"
         "assert not {'torch', 'transformers', 'huggingface_hub'} & set(sys.modules)\n"
     )

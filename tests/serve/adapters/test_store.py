@@ -603,7 +603,7 @@ class Stopping(LocalFileSystem):
         time.sleep(600)
 
 fsspec.register_implementation("stopping", Stopping)
-from polytone.cli import main
+from polytone.cli.main import main
 sys.argv = ["polytone", *sys.argv[3:]]
 main()
 """

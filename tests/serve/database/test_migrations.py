@@ -28,7 +28,7 @@ NOON = datetime(2026, 3, 1, 12, tzinfo=UTC)
 SERVERS, ROUNDS = 2, 4
 OPENS = """
 import sys
-from polytone.serve.database import open_database
+from polytone.serve.database.session import open_database
 print("ready", flush=True)
 for line in sys.stdin:
     open_database(line.strip()).dispose()
