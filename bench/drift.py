@@ -305,7 +305,7 @@ def of_embeddings(chances: Generator, streams: int, reference: int) -> Chance:
 
 
 def first_alarm(vectors: Floats, reference: Floats, run_length: float, first: int, seed: int) -> float:
-    """The conversation of `vectors` (r, d) at which `Windows` alarms, from 1, or inf; blocks end from `first` on."""
+    """The conversation of `vectors` (r, d) at which `MmdWindowTest` alarms, from 1, or inf."""
     for end in range(first, len(vectors) + 1, BLOCK):
         recent = vectors[max(0, end - LONG) : end]
         found = window_p_values(recent, reference, run_length, len(vectors) * seed + end)

@@ -116,7 +116,7 @@ def measure(options: argparse.Namespace) -> Measured:
     from polytone.train.artifact.scoring import evaluate
     from polytone.train.base_model import compute_dtype, load_nf4
     from polytone.train.job import METHODS
-    from polytone.train.methods.common import Prepared, Watch
+    from polytone.train.methods.common import Prepared, RunCallbacks
     from polytone.train.methods.sft import as_dataset
     from polytone.train.progress import Progress
     from polytone.train.recipe import Recipe
@@ -131,7 +131,7 @@ def measure(options: argparse.Namespace) -> Measured:
     recipe = Recipe.model_validate(recipe_of(batch, length, options.steps))
     with tempfile.TemporaryDirectory() as folder:
         progress = Progress(Console(quiet=True))
-        watch = Watch(Path(folder), [Recorder(Path(folder) / "metrics.jsonl", progress)])
+        watch = RunCallbacks(Path(folder), [Recorder(Path(folder) / "metrics.jsonl", progress)])
         prepared: Any = Prepared(as_dataset(rows), None, rows, held_out, [], None)  # type: ignore[arg-type]
         before, peak_before = memory("VmRSS"), memory("VmHWM")
         Path("/proc/self/clear_refs").write_text(RESET_PEAK)

@@ -11,7 +11,7 @@ import psutil
 from bench.load import WORDS
 from polytone.contract.reference import ReferenceRow
 from polytone.contract.rows import Message
-from polytone.serve.drift.baseline import Profile, make_profile
+from polytone.serve.drift.baseline import Baseline, make_profile
 
 VERSIONS, ROWS, LIMIT_MB = 500, 200, 150
 
@@ -40,7 +40,7 @@ def main() -> int:
     make_profile(reference(0), [])  # the libraries are imported, and their memory is not a version's
     process = psutil.Process()
     before = process.memory_info().rss
-    profiles = list[Profile]()
+    profiles = list[Baseline]()
     for number in range(VERSIONS):
         profiles.append(make_profile(reference(number), []))
         if not (number + 1) % 100:

@@ -26,10 +26,10 @@ import numpy as np
 from bench.running import base_of, home_from_environment, server
 from polytone.contract.base import base_folder
 from polytone.contract.rows import read_conversations
-from polytone.serve.drift.baseline import Profile, Profiles
+from polytone.serve.drift.baseline import Baseline, Baselines
 from polytone.serve.drift.detectors import PROMPTS, REPLIES, ScalarWatch, VectorWatch
 from polytone.serve.drift.embedding import token_embedding
-from polytone.serve.traffic.capture import Measured
+from polytone.serve.traffic.capture import AnswerSignals
 
 STREAMS = 32
 SHUFFLES = 5
@@ -43,7 +43,7 @@ class Told:
     """One answer, measured as the server measures it."""
 
     id: str
-    measured: Measured
+    measured: AnswerSignals
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ async def answers(url: str, model: str, asked: Sequence[list[dict[str, str]]], t
 
 
 def measured(
-    profiles: Profiles, version: str, asked: Sequence[list[dict[str, str]]], answered: Sequence[dict[str, Any]]
+    profiles: Baselines, version: str, asked: Sequence[list[dict[str, str]]], answered: Sequence[dict[str, Any]]
 ) -> list[Told]:
     told = []
     for messages, answer in zip(asked, answered, strict=True):
@@ -93,7 +93,7 @@ def measured(
     return told
 
 
-def first_alarm(profile: Profile, before: list[Told], after: list[Told]) -> Noticed:
+def first_alarm(profile: Baseline, before: list[Told], after: list[Told]) -> Noticed:
     """Run all detectors over one order of conversations."""
     scalars: dict[str, ScalarWatch] = {}
     vectors = {name: VectorWatch.fresh(name, RUN_LENGTH) for name in (PROMPTS, REPLIES)}
@@ -111,7 +111,7 @@ def first_alarm(profile: Profile, before: list[Told], after: list[Told]) -> Noti
     return Noticed(None, None)
 
 
-def tone_alarm(profile: Profile, before: list[Told], after: list[Told]) -> Noticed:
+def tone_alarm(profile: Baseline, before: list[Told], after: list[Told]) -> Noticed:
     watch = ScalarWatch.fresh("tone", RUN_LENGTH, profile.values["tone"])
     for number, told in enumerate([*before, *after], start=1):
         if "tone" in told.measured.signals:
@@ -132,7 +132,7 @@ def main() -> int:
     home = home_from_environment()
     with server(options.url, home, home.root / "logs" / "shift.log") as url:
         base = base_of(url)
-        profiles = Profiles(home, partial(token_embedding, base_folder(home, base) / "source"), lambda _: [])
+        profiles = Baselines(home, partial(token_embedding, base_folder(home, base) / "source"), lambda _: [])
         profile = profiles.of(options.version)
         if not profile.values:
             raise SystemExit(f"{options.version} has no drift reference.")
@@ -141,7 +141,7 @@ def main() -> int:
 
 
 def ask_all(
-    url: str, options: argparse.Namespace, profiles: Profiles, profile: Profile, base: str
+    url: str, options: argparse.Namespace, profiles: Baselines, profile: Baseline, base: str
 ) -> tuple[list[Told], list[Told], list[Told]]:
     """Same and other kind by the voice, and the same kind by the base in its place."""
     same, other = prompts(options.same, options.most), prompts(options.other, options.most)
@@ -154,7 +154,7 @@ def ask_all(
     return told(options.version, same), told(options.version, other), told(base, same[:BASE_WITHIN])
 
 
-def report(profile: Profile, same: list[Told], other: list[Told], base: list[Told]) -> int:
+def report(profile: Baseline, same: list[Told], other: list[Told], base: list[Told]) -> int:
     """Print a table; 0 if every demand holds."""
     print(f"| shuffle | the same kind, {len(same)} | then the other kind | the base after {BEFORE} |")
     print("|---|---|---|---|")

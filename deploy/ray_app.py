@@ -22,8 +22,8 @@ from ray.serve.config import AutoscalingConfig, RequestRouterConfig
 from polytone.contract.errors import InputError
 from polytone.serve.api.app import create_app
 from polytone.serve.logs import set_up_logs
-from polytone.serve.server import build_runtime, listen
-from polytone.serve.services import Runtime
+from polytone.serve.server import build_services, listen
+from polytone.serve.services import Services
 from polytone.serve.settings import Settings, read_settings
 
 ROUTER = "ray.serve.experimental.consistent_hash_router.ConsistentHashRouter"
@@ -79,9 +79,9 @@ class PolytoneReplica:
     def __init__(self, settings: dict[str, Any], host: str, port: int, release: str) -> None:
         self.settings = read_settings(**settings)
         set_up_logs(self.settings.json_logs)
-        self.runtime = build_runtime(self.settings)
+        self.services = build_services(self.settings)
         self.listener = first_free(host, port)
-        if not self.runtime.keyring.required:
+        if not self.services.keyring.required:
             raise InputError(
                 "A cluster is served with keys only: whoever reaches Ray's proxy would reach everything. "
                 "Make one first: polytone keys create --kind admin --name operator",
@@ -89,18 +89,18 @@ class PolytoneReplica:
             )
 
     def __serve_build_asgi_app__(self) -> FastAPI:
-        app = create_app(self.runtime, self.settings.origins)
-        app.router.lifespan_context = patient(app, self.runtime, self.settings, self.listener)
+        app = create_app(self.services, self.settings.origins)
+        app.router.lifespan_context = patient(app, self.services, self.settings, self.listener)
         return app
 
     def check_health(self) -> None:
         """A dead engine is rebuilt in its replica; where that takes longer than three looks, Ray takes another."""
-        if not self.runtime.engine.healthy():
-            raise RuntimeError(self.runtime.problem or "the engine stopped")
+        if not self.services.engine.healthy():
+            raise RuntimeError(self.services.problem or "the engine stopped")
 
 
 def patient(
-    app: FastAPI, runtime: Runtime, settings: Settings, listener: socket.socket
+    app: FastAPI, services: Services, settings: Settings, listener: socket.socket
 ) -> Callable[[FastAPI], AbstractAsyncContextManager[Any]]:
     """The app's lifespan, which begins only once the engine answers: Ray sends requests as soon as it has begun.
 
@@ -111,15 +111,15 @@ def patient(
     @asynccontextmanager
     async def lifespan(given: FastAPI) -> AsyncIterator[Any]:
         async with started(given) as state, listening(app, listener):
-            await until_ready(runtime, settings)
+            await until_ready(services, settings)
             yield state
 
     return lifespan
 
 
-async def until_ready(runtime: Runtime, settings: Settings) -> None:
+async def until_ready(services: Services, settings: Settings) -> None:
     async with asyncio.timeout(settings.start_seconds):
-        while not runtime.ready():  # noqa: ASYNC110 - the engine has no event to wait for
+        while not services.ready():  # noqa: ASYNC110 - the engine has no event to wait for
             await asyncio.sleep(settings.poll_seconds)
 
 

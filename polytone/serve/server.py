@@ -14,23 +14,23 @@ from polytone.contract.base import base_folder, load_base
 from polytone.contract.errors import InputError
 from polytone.contract.files import remove_leftovers
 
-from .adapters.manager import Limits, Voices
+from .adapters.manager import AdapterLimits, AdapterManager
 from .adapters.registry import Registry
 from .adapters.replicas import Replicas
 from .adapters.store import Fetcher, store_of
 from .api.app import create_app
 from .api.chat_request import RequestLimits
-from .api.ui_mount import PAGE_PATH, LatePage
+from .api.ui_mount import PAGE_PATH, DeferredUi
 from .auth.keys import Keyring, KeyStore
 from .auth.rate_limits import Admission
 from .database.session import open_database
-from .drift.baseline import Profiles
+from .drift.baseline import Baselines
 from .drift.embedding import token_embedding
 from .drift.monitor import Drift, frozen_siblings
 from .engine.vllm import VllmEngine, VllmOptions
 from .logs import set_up_logs
 from .metrics import Metrics
-from .services import Runtime, ServerLimits
+from .services import ServerLimits, Services
 from .settings import Settings
 from .traffic.capture import Policies
 from .traffic.recorder import Traffic
@@ -50,11 +50,11 @@ def run_server(settings: Settings) -> None:
         NotFoundError: `base_not_found`.
     """
     set_up_logs(settings.json_logs)
-    runtime = build_runtime(settings)
-    check_exposure(settings, runtime.keyring.required)
+    services = build_services(settings)
+    check_exposure(settings, services.keyring.required)
     listener = listen(settings.host, settings.port)
-    page = LatePage(partial(build_page_app, local_url(settings))) if settings.page else None
-    app = create_app(runtime, settings.origins, page)
+    page = DeferredUi(partial(build_page_app, local_url(settings))) if settings.page else None
+    app = create_app(services, settings.origins, page)
     config = uvicorn.Config(
         app,
         log_config=None,
@@ -68,7 +68,7 @@ def run_server(settings: Settings) -> None:
     uvicorn.Server(config).run(sockets=[listener])
 
 
-def build_runtime(settings: Settings) -> Runtime:
+def build_services(settings: Settings) -> Services:
     home = settings.paths()
     base = load_base(home, settings.base)
     store = store_of(settings)
@@ -78,7 +78,7 @@ def build_runtime(settings: Settings) -> Runtime:
     metrics = Metrics()
     metrics.adapters_limit.set(settings.max_resident_adapters)
     engine = VllmEngine(engine_options(settings, base.max_length))
-    limits = Limits(
+    limits = AdapterLimits(
         settings.max_lora_rank, settings.max_resident_adapters, settings.max_batch_adapters, settings.drain_seconds
     )
     fetcher = Fetcher(store, home, base, settings.max_lora_rank, metrics) if store is not None else None
@@ -86,7 +86,7 @@ def build_runtime(settings: Settings) -> Runtime:
     keys = KeyStore(database)
     registry = Registry(database)
     profiles = build_profiles(settings, database, registry)
-    return Runtime(
+    return Services(
         engine=engine,
         database=database,
         registry=registry,
@@ -94,7 +94,7 @@ def build_runtime(settings: Settings) -> Runtime:
         keys=keys,
         keyring=Keyring(keys.with_hashes()),
         admission=Admission(settings.max_streams + settings.max_waiting),
-        voices=Voices(engine, home, base, limits, metrics, fetcher),
+        adapters=AdapterManager(engine, home, base, limits, metrics, fetcher),
         metrics=metrics,
         traffic=Traffic(
             database,
@@ -121,7 +121,7 @@ def build_runtime(settings: Settings) -> Runtime:
     )
 
 
-def build_profiles(settings: Settings, database: Engine, registry: Registry) -> Profiles:
+def build_profiles(settings: Settings, database: Engine, registry: Registry) -> Baselines:
     """A version's tone is told from the base's and from that of every other voice's main version."""
 
     def siblings(version: str) -> list[str]:
@@ -131,7 +131,7 @@ def build_profiles(settings: Settings, database: Engine, registry: Registry) -> 
         return frozen_siblings(database, version, mains)
 
     weights = base_folder(settings.paths(), settings.base) / "source"
-    return Profiles(settings.paths(), partial(token_embedding, weights), siblings)
+    return Baselines(settings.paths(), partial(token_embedding, weights), siblings)
 
 
 def check_exposure(settings: Settings, has_keys: bool) -> None:

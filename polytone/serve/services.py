@@ -16,7 +16,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from polytone.contract.errors import PolytoneError
 from polytone.contract.home import Home
 
-from .adapters.manager import Voices
+from .adapters.manager import AdapterManager
 from .adapters.registry import Registry
 from .adapters.replicas import Replicas
 from .adapters.store import AdapterStore
@@ -56,7 +56,7 @@ class Answer(Protocol):
 
 
 @dataclass
-class Runtime:
+class Services:
     """Everything a request handler needs, built once by the composition root. `answers` are those under way."""
 
     engine: Engine
@@ -66,7 +66,7 @@ class Runtime:
     keys: KeyStore
     keyring: Keyring
     admission: Admission
-    voices: Voices
+    adapters: AdapterManager
     metrics: Metrics
     traffic: Traffic
     drift: Drift
@@ -111,12 +111,12 @@ class Runtime:
             self.metrics.engine_up.set(0)
             for answer in list(self.answers):
                 answer.abort()
-            self.voices.forget_all()
+            self.adapters.forget_all()
             await self.engine.stop()
             await asyncio.sleep(min(2.0 ** (failures - 1), LAST_BACKOFF_SECONDS) if failures else 0)
 
     async def close(self) -> None:
-        self.voices.forget_all()
+        self.adapters.forget_all()
         await self.engine.stop()
         with contextlib.suppress(SQLAlchemyError):
             await asyncio.to_thread(self.replicas.leave, replica_name())
@@ -128,9 +128,9 @@ class Runtime:
         progress, moved = self.engine.progress(), time.monotonic()
         while self.engine.healthy():
             problem = await self._reconcile()
-            self.settled = self.settled or (problem is None and self.voices.settled())
+            self.settled = self.settled or (problem is None and self.adapters.settled())
             self.problem = problem or (None if self.settled else "voices are being loaded")
-            self.metrics.queue_depth.set(self.voices.waiting)
+            self.metrics.queue_depth.set(self.adapters.waiting)
             await asyncio.sleep(self.poll_seconds)
             if self.engine.progress() != progress or not self.answers:
                 progress, moved = self.engine.progress(), time.monotonic()
@@ -143,7 +143,7 @@ class Runtime:
         try:
             desired = await in_thread(self.registry.desired)
             self.keyring.refresh(await in_thread(self.keys.with_hashes))
-            self.voices.reconcile(desired)
+            self.adapters.reconcile(desired)
             await self._report()
         except SQLAlchemyError as error:
             problem = f"the database cannot be reached: {type(error).__name__}"
@@ -156,8 +156,8 @@ class Runtime:
 
     async def _report(self) -> None:
         """When something changed, and now and then to say that this replica lives."""
-        states = self.voices.states()
-        routes = {voice: rollout.generation for voice, rollout in self.voices.rollouts.items()}
+        states = self.adapters.states()
+        routes = {voice: rollout.generation for voice, rollout in self.adapters.rollouts.items()}
         last, said = self._reported
         if (states, routes) != said or time.monotonic() - last > REPORT_SECONDS:
             await in_thread(self.replicas.report, replica_name(), states, routes)
@@ -173,13 +173,13 @@ class Runtime:
 
 
 @contextlib.asynccontextmanager
-async def running(runtime: Runtime) -> AsyncIterator[None]:
+async def running(services: Services) -> AsyncIterator[None]:
     """Run the runtime while the block does, and end everything it started after."""
     try:
-        async with working(runtime.run()), runtime.traffic.running(), working(runtime.drift.run()):
+        async with working(services.run()), services.traffic.running(), working(services.drift.run()):
             yield
     finally:
-        await runtime.close()
+        await services.close()
 
 
 def replica_name() -> str:

@@ -13,7 +13,7 @@ from polytone.contract.base import Base, base_folder, load_base
 from polytone.contract.home import Home
 
 from .artifact.lora import inherit, read_parent
-from .methods.common import Prepared, Watch, planned_steps
+from .methods.common import Prepared, RunCallbacks, planned_steps
 from .methods.dpo import dpo_trainer, prepare_preferences
 from .methods.kto import kto_trainer, prepare_verdicts
 from .methods.sft import prepare_conversations, sft_trainer
@@ -26,7 +26,7 @@ class Method:
     """A way to train: how rows are prepared, who trains on them, and what its loss is called."""
 
     prepare: Callable[[Recipe, Any], Prepared]
-    trainer: Callable[[Any, Any, Prepared, Recipe, Watch], Any]
+    trainer: Callable[[Any, Any, Prepared, Recipe, RunCallbacks], Any]
     loss: str
 
 

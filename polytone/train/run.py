@@ -21,7 +21,7 @@ from .artifact.lora import attach_adapter, load_rounded, save_rounded
 from .artifact.scoring import evaluate, evaluate_parent
 from .base_model import compute_dtype, load_nf4
 from .job import Job, check, read_job
-from .methods.common import Watch
+from .methods.common import RunCallbacks
 from .progress import Progress
 from .recipe import Recipe
 from .runs.checkpoints import newest_checkpoint, step_of
@@ -101,7 +101,7 @@ def train_adapter(
     checkpoint = newest_checkpoint(folder / CHECKPOINTS)
     best = KeepBest(folder / ".best.safetensors", recipe.training.patience)
     told = [Recorder(folder / METRICS, progress), best, *events(recipe, folder), *callbacks]
-    watch = Watch(folder, told)
+    watch = RunCallbacks(folder, told)
     trainer = job.method.trainer(model, job.tokenizer, job.prepared, recipe, watch)
     progress.start(f"Training {recipe.name}", total=job.steps)
     if checkpoint is not None and is_main():

@@ -54,7 +54,7 @@ async def watched(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Wat
     async with serving(root / "home", quiet_seconds=0) as server, listening(server.app) as port:
         await use(server)
         key = server.key(Kind.ADMIN, "prometheus")["authorization"].removeprefix("Bearer ")
-        text = server.runtime.metrics.render().decode()
+        text = server.services.metrics.render().decode()
         for old, new in RENAMED.items():
             assert old in text
             text = text.replace(old, new)
@@ -93,7 +93,7 @@ async def use(server: Server) -> None:
     for replies in (MINE, PLAIN):
         answers(server, version, replies)
         work(server)
-    server.runtime.metrics.show_reviews(server.runtime.reviews.counts())
+    server.services.metrics.show_reviews(server.services.reviews.counts())
 
 
 @needs_prometheus

@@ -13,7 +13,7 @@ import pytest
 import uvicorn
 from playwright.async_api import Browser, Locator, Page, async_playwright, expect
 
-from polytone.serve.api.ui_mount import PAGE_PATH, WithPage
+from polytone.serve.api.ui_mount import PAGE_PATH, UiMiddleware
 from polytone.ui.page import page_app
 from tests.support.processes import free_port
 
@@ -63,7 +63,7 @@ async def serving_pages(root: Path, **settings: Any) -> AsyncIterator[Pages]:
     async with serving(root, **settings) as server:
         url = f"http://127.0.0.1:{(port := free_port())}"
         page = page_app(url, PAGE_PATH)  # not in a thread: Gradio would leave event loops open there
-        app = WithPage(server.app, page)  # type: ignore[arg-type]
+        app = UiMiddleware(server.app, page)  # type: ignore[arg-type]
         listening = uvicorn.Server(uvicorn.Config(app, port=port, log_config=None, lifespan="off"))
         running = asyncio.create_task(listening.serve())
         try:

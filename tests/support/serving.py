@@ -14,7 +14,7 @@ from fastapi import FastAPI
 
 from polytone.contract.base import Base
 from polytone.contract.home import Home
-from polytone.serve.adapters.manager import Limits, Voices
+from polytone.serve.adapters.manager import AdapterLimits, AdapterManager
 from polytone.serve.adapters.registry import Registry
 from polytone.serve.adapters.replicas import Replicas
 from polytone.serve.adapters.store import AdapterStore, Fetcher
@@ -23,11 +23,11 @@ from polytone.serve.api.chat_request import RequestLimits
 from polytone.serve.auth.keys import Keyring, KeyStore, Kind
 from polytone.serve.auth.rate_limits import Admission
 from polytone.serve.database.session import open_database
-from polytone.serve.drift.baseline import Profiles
+from polytone.serve.drift.baseline import Baselines
 from polytone.serve.drift.embedding import DIMENSION
 from polytone.serve.drift.monitor import Drift, frozen_siblings
 from polytone.serve.metrics import Metrics
-from polytone.serve.services import Runtime, ServerLimits, running
+from polytone.serve.services import ServerLimits, Services, running
 from polytone.serve.traffic.capture import Policies
 from polytone.serve.traffic.recorder import Traffic
 from polytone.serve.traffic.reviews import Reviews
@@ -47,7 +47,7 @@ class Server:
     base: Base
     engine: FakeEngine
     registry: Registry
-    runtime: Runtime
+    services: Services
     app: FastAPI
     client: httpx.AsyncClient
 
@@ -59,7 +59,7 @@ class Server:
         await eventually(lambda: all(self.state(version) == "ready" for version in versions))
 
     def state(self, version: str) -> str:
-        return self.runtime.voices.states().get(version, ("gone", None))[0]
+        return self.services.adapters.states().get(version, ("gone", None))[0]
 
     def add(self, name: str, seed: int = 0, **changes: Any) -> str:
         version = make_version(self.home, self.base, name, seed, **changes).version
@@ -75,13 +75,13 @@ class Server:
         return version
 
     def answers(self, name: str) -> str | None:
-        rollout = self.runtime.voices.rollouts.get(name)
+        rollout = self.services.adapters.rollouts.get(name)
         return max(rollout.parts, key=lambda part: part.weight).version if rollout else None
 
     def key(self, kind: Kind, name: str | None = None, **limits: Any) -> dict[str, str]:
         """The header of a new key."""
-        text = self.runtime.keys.create(name or f"{kind}-key", kind, "test", **limits)[1]
-        self.runtime.keyring.refresh(self.runtime.keys.with_hashes())
+        text = self.services.keys.create(name or f"{kind}-key", kind, "test", **limits)[1]
+        self.services.keyring.refresh(self.services.keys.with_hashes())
         return {"authorization": f"Bearer {text}"}
 
 
@@ -123,8 +123,8 @@ async def serving(
     database = open_database(shared_database or database_url(home))
     keys = KeyStore(database)
     fetcher = Fetcher(store, home, base, 16, metrics) if store is not None else None
-    profiles = Profiles(home, lambda: embed_by_letters, lambda version: frozen_siblings(database, version, []))
-    runtime = Runtime(
+    profiles = Baselines(home, lambda: embed_by_letters, lambda version: frozen_siblings(database, version, []))
+    services = Services(
         engine=engine,
         database=database,
         registry=Registry(database),
@@ -132,7 +132,9 @@ async def serving(
         keys=keys,
         keyring=Keyring(keys.with_hashes()),
         admission=Admission(at_once),
-        voices=Voices(engine, home, base, Limits(16, max_resident, max_batch, drain_seconds), metrics, fetcher),
+        adapters=AdapterManager(
+            engine, home, base, AdapterLimits(16, max_resident, max_batch, drain_seconds), metrics, fetcher
+        ),
         metrics=metrics,
         traffic=Traffic(database, metrics, policies, profiles.measure, capacity=int(limits.get("traffic_queue", 1000))),
         reviews=Reviews(database),
@@ -149,10 +151,10 @@ async def serving(
         poll_seconds=0.01,
         store=store,
     )
-    app = create_app(runtime, origins)
+    app = create_app(services, origins)
     async with (
-        running(runtime),
+        running(services),
         httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url=LOCAL) as client,
     ):
-        await eventually(runtime.ready)
-        yield Server(home, base, engine, runtime.registry, runtime, app, client)
+        await eventually(services.ready)
+        yield Server(home, base, engine, services.registry, services, app, client)

@@ -11,7 +11,7 @@ from polytone.train.evaluation.bias import certain_gap, gaps, pairs
 from polytone.train.evaluation.gates import judge
 from polytone.train.evaluation.metrics import FOLDS, chrf, learn_tone, of_replies, of_scores, on_topic
 from polytone.train.evaluation.questions import Question
-from polytone.train.evaluation.results import Measured
+from polytone.train.evaluation.results import Results
 from polytone.train.intervals import Interval, Sample, difference, interval, mean_of
 from polytone.train.recipe import GatesSection
 
@@ -141,7 +141,7 @@ def test_a_gap_is_what_the_second_of_a_pair_gets_more() -> None:
     assert certain_gap(Interval(-0.3, -0.4, -0.2)) == 0.2
 
 
-def measured(**changes: Any) -> Measured:
+def measured(**changes: Any) -> Results:
     """A good voice of thirty conversations; `changes` replace its mean figures."""
     spread = np.linspace(-0.01, 0.01, 30)
     good = {
@@ -157,7 +157,7 @@ def measured(**changes: Any) -> Measured:
     voice = {**good, **changes}
     base = {**good, "loss": 3.0, "chrf": 20.0, "tone": 0.1}
     gap = {"length": Interval(voice["bias"], voice["bias"] - 0.05, voice["bias"] + 0.05)}
-    return Measured(
+    return Results(
         samples={
             "base": {name: mean_of(value + spread) for name, value in base.items()},
             "parent": {name: mean_of(value + spread) for name, value in good.items()},

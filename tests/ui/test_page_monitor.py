@@ -43,7 +43,7 @@ def plant(server: Server, version: str, minutes_ago: float, number: int, **chang
     """Answers of one moment, each with a first token after a tenth of a second more; returns their ids."""
     at = now() - timedelta(minutes=minutes_ago)
     ids = [f"{version}-{minutes_ago}-{i}" for i in range(number)]
-    with writing(server.runtime.database) as session:
+    with writing(server.services.database) as session:
         for i, one in enumerate(ids):
             fields = {
                 "id": one,
@@ -65,7 +65,7 @@ def plant(server: Server, version: str, minutes_ago: float, number: int, **chang
 
 
 def thumb(server: Server, completion: str, version: str, value: str) -> None:
-    with writing(server.runtime.database) as session:
+    with writing(server.services.database) as session:
         session.add(
             FeedbackRow(
                 id=f"f-{completion}"[:32],
@@ -160,14 +160,14 @@ async def test_an_engine_that_is_down_is_told_with_its_reason_until_it_is_back(
 
     monkeypatch.setattr(server.engine, "start", start)
     server.engine.up = False
-    await eventually(lambda: "no memory" in (server.runtime.problem or ""))
+    await eventually(lambda: "no memory" in (server.services.problem or ""))
     await refresh(page)
     health = page.locator("#health")
     await expect(health.get_by_role("alert")).to_contain_text(
         "The server is not ready: no memory is left on the card.", timeout=TIMEOUT
     )
     monkeypatch.setattr(server.engine, "start", good)
-    await eventually(server.runtime.ready, seconds=10)
+    await eventually(server.services.ready, seconds=10)
     await refresh(page)
     await expect(health.get_by_role("status")).to_contain_text("The server is ready", timeout=TIMEOUT)
     await expect(health.get_by_role("alert")).to_have_count(0)

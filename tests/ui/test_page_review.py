@@ -30,7 +30,7 @@ async def rated_down(pages: Pages, *questions: str) -> list[str]:
     for question in questions:
         asked.append(await ask(pages.server, question))
         await give(pages.server, asked[-1], "thumb", value="down")
-    await pages.server.runtime.traffic.flush()
+    await pages.server.services.traffic.flush()
     return asked
 
 
@@ -68,7 +68,7 @@ async def test_an_answer_is_edited_one_is_someone_elses_and_then_nothing_waits(p
     assert [(one["text"], one["annotator"]["id"]) for one in corrections] == [("It left us this morning!", "Robin")]
     assert corrections[0].get("completion_id", corrections[0].get("target_id")) == first
 
-    reviews = Reviews(pages.server.runtime.database)
+    reviews = Reviews(pages.server.services.database)
     reviews.lease("Robin", seconds=-1)  # the time is over
     taken = reviews.lease("Bo")
     assert taken is not None
@@ -83,7 +83,7 @@ async def test_an_answer_is_edited_one_is_someone_elses_and_then_nothing_waits(p
     await expect(page.locator("#review-item")).to_be_hidden()
     states = {(one["state"], one["reason"]): one["count"] for one in await counts(pages)}
     assert states == {(state, "thumbs_down"): 1 for state in ("open", "edited", "rejected")}
-    assert pages.server.runtime.traffic.known(third) is not None
+    assert pages.server.services.traffic.known(third) is not None
 
 
 async def counts(pages: Pages) -> list[dict[str, Any]]:

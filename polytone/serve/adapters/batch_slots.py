@@ -10,7 +10,7 @@ import asyncio
 from collections import deque
 
 
-class Slots:
+class BatchSlots:
     """At most `capacity` different versions answer at once; each for any number of requests."""
 
     def __init__(self, capacity: int) -> None:

@@ -21,7 +21,7 @@ from polytone.contract.home import Home
 from polytone.serve.engine.base import Engine
 from polytone.serve.metrics import Metrics
 
-from .batch_slots import Slots
+from .batch_slots import BatchSlots
 from .fingerprint import verify
 from .registry import Desired, Rollout
 from .rollout import choose
@@ -37,7 +37,7 @@ CROWDED = 0.9
 FETCH_PATIENCE_SECONDS = 10.0  # of a request; what it waits for goes on
 
 
-class State(StrEnum):
+class AdapterState(StrEnum):
     PUBLISHED = "published"
     LOADING = "loading"
     READY = "ready"
@@ -46,23 +46,23 @@ class State(StrEnum):
 
 
 @dataclass
-class Voice:
+class LoadedAdapter:
     """One version on this replica and the answers it is giving.
 
-    It is `resident` while the engine holds it, and `awake` once it was proven there since: before that, no byte of an
+    It is `loaded` while the engine holds it, and `verified` once it was proven there since: before that, no byte of an
     answer leaves. While it is loaded (`entry`) and proven (`proof`) the engine may work on answers already.
-    `doubt` says why its files here are not to be trusted; they are fetched again then, if there is a store.
+    `corruption` says why its files here are not to be trusted; they are fetched again then, if there is a store.
     """
 
     version: str
-    state: State = State.PUBLISHED
+    state: AdapterState = AdapterState.PUBLISHED
     reason: str | None = None
     manifest: Manifest | None = None
-    doubt: str | None = None
+    corruption: str | None = None
     fetched: bool = False
     fetch: "asyncio.Task[None] | None" = None
-    resident: bool = False
-    awake: bool = False
+    loaded: bool = False
+    verified: bool = False
     entry: "asyncio.Task[None] | None" = None
     proof: "asyncio.Task[None] | None" = None
     bringing_up: asyncio.Lock = field(default_factory=asyncio.Lock)
@@ -79,7 +79,7 @@ class Route:
     """Who answers a request: a version, or the base (`voice` is None). Decided once, before the first byte."""
 
     model: str
-    voice: Voice | None
+    voice: LoadedAdapter | None
 
     @property
     def version(self) -> str | None:
@@ -91,7 +91,7 @@ class Route:
 
 
 @dataclass(frozen=True)
-class Limits:
+class AdapterLimits:
     """What the engine can hold: the highest rank, versions in memory, versions in one batch, seconds to drain."""
 
     max_rank: int
@@ -101,11 +101,11 @@ class Limits:
 
 
 @dataclass
-class Held:
-    """A version that answers: it is neither unloaded nor put to sleep until `let_go`, which may be called again."""
+class AdapterLease:
+    """A version that answers: it is neither unloaded nor put to sleep until `release`, which may be called again."""
 
-    voice: Voice | None
-    slots: Slots
+    voice: LoadedAdapter | None
+    slots: BatchSlots
     has_slot: bool = False
     open: bool = True
     proof: "asyncio.Task[None] | None" = None
@@ -118,10 +118,10 @@ class Held:
         """
         if self.voice is not None and self.proof is not None:
             await asyncio.wait({self.proof})
-            if self.proof.cancelled() or not self.voice.awake:
+            if self.proof.cancelled() or not self.voice.verified:
                 raise not_ready(self.voice)
 
-    def let_go(self) -> None:
+    def release(self) -> None:
         if self.voice is None or not self.open:
             return
         self.open = False
@@ -132,7 +132,7 @@ class Held:
             self.voice.idle.set()
 
 
-class Voices:
+class AdapterManager:
     """Brings this replica's engine to the desired state, one load at a time, and routes requests."""
 
     def __init__(
@@ -140,7 +140,7 @@ class Voices:
         engine: Engine,
         home: Home,
         base: Base,
-        limits: Limits,
+        limits: AdapterLimits,
         metrics: Metrics,
         fetcher: Fetcher | None = None,
     ) -> None:
@@ -150,7 +150,7 @@ class Voices:
         self.base = base
         self._limits = limits
         self._metrics = metrics
-        self._voices: dict[str, Voice] = {}
+        self._voices: dict[str, LoadedAdapter] = {}
         self._routes: dict[str, Rollout] = {}
         self._wanted: dict[str, Rollout] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -176,13 +176,13 @@ class Voices:
 
     def settled(self) -> bool:
         """Every version that should be loaded has been tried."""
-        return not any(voice.state is State.LOADING for voice in self._voices.values())
+        return not any(voice.state is AdapterState.LOADING for voice in self._voices.values())
 
     def states(self) -> dict[str, tuple[str, str | None]]:
         return {voice.version: (voice.state.value, voice.reason) for voice in self._voices.values()}
 
-    def resident(self) -> set[str]:
-        return {voice.version for voice in self._voices.values() if voice.resident}
+    def loaded(self) -> set[str]:
+        return {voice.version for voice in self._voices.values() if voice.loaded}
 
     def manifest(self, version: str) -> Manifest | None:
         voice = self._voices.get(version)
@@ -200,9 +200,9 @@ class Voices:
         rollout = self._routes.get(model) or self._wanted.get(model)
         version = choose(model, rollout, sticky) if rollout else model
         voice = self._voices.get(version)
-        if voice is not None and voice.state in (State.READY, State.PUBLISHED):
+        if voice is not None and voice.state in (AdapterState.READY, AdapterState.PUBLISHED):
             return Route(model, voice)
-        if rollout is not None or (voice is not None and voice.state is not State.DRAINING):
+        if rollout is not None or (voice is not None and voice.state is not AdapterState.DRAINING):
             state = f"{voice.state.value}{f' ({voice.reason})' if voice.reason else ''}" if voice else "not loaded yet"
             raise UnavailableError(f"{version} is {state}. Try again shortly.", code="voice_not_ready", param="model")
         known = ", ".join([self.base.id, *sorted(self._routes)])
@@ -212,9 +212,9 @@ class Voices:
             param="model",
         )
 
-    async def hold(self, route: Route, patience: float | None = FETCH_PATIENCE_SECONDS) -> "Held":
+    async def acquire(self, route: Route, patience: float | None = FETCH_PATIENCE_SECONDS) -> "AdapterLease":
         """Wait for the version's turn and hold it in the engine until the answer is let go. The engine may work on
-        the answer then; nothing of it may leave before `Held.proven`.
+        the answer then; nothing of it may leave before `AdapterLease.proven`.
 
         Args:
             patience: seconds to wait for its files, where they come from the adapter store; None is for ever.
@@ -222,18 +222,18 @@ class Voices:
         Raises:
             UnavailableError: `voice_not_ready` if it cannot be brought up, `engine_unavailable`.
         """
-        held = Held(route.voice, self._slots)
+        held = AdapterLease(route.voice, self._slots)
         if route.voice is not None:
             route.voice.in_flight += 1
             route.voice.idle.clear()
             try:
-                if self._fetcher is not None and not route.voice.awake:
+                if self._fetcher is not None and not route.voice.verified:
                     await self._bring_here(route.voice, self._fetcher, patience)
                 await self._slots.acquire(route.voice.version)
                 held.has_slot = True
                 held.proof = await self._bring_up(route.voice)
             except BaseException:
-                held.let_go()
+                held.release()
                 raise
         return held
 
@@ -261,22 +261,22 @@ class Voices:
         for version in sorted(desired.versions, key=lambda version: (version not in answering, version)):
             voice = self._voices.get(version)
             if voice is None:
-                voice = self._voices[version] = Voice(version)
+                voice = self._voices[version] = LoadedAdapter(version)
                 if self._fits() or self._replaces(version):
                     self._start(voice)
-            elif (voice.state is State.FAILED and time.monotonic() >= voice.retry_at) or (
-                voice.state is State.PUBLISHED and self._replaces(version)
+            elif (voice.state is AdapterState.FAILED and time.monotonic() >= voice.retry_at) or (
+                voice.state is AdapterState.PUBLISHED and self._replaces(version)
             ):
                 self._start(voice)
         self._move_routes()
         self._warn_of_crowding(len(desired.versions))
         self._count()
 
-    def _new_slots(self) -> Slots:
-        return Slots(min(self._limits.max_batch, self._limits.max_resident))
+    def _new_slots(self) -> BatchSlots:
+        return BatchSlots(min(self._limits.max_batch, self._limits.max_resident))
 
     def _fits(self) -> bool:
-        taken = sum(voice.resident or voice.state is State.LOADING for voice in self._voices.values())
+        taken = sum(voice.loaded or voice.state is AdapterState.LOADING for voice in self._voices.values())
         return taken < self._limits.max_resident
 
     def _replaces(self, version: str) -> bool:
@@ -298,8 +298,10 @@ class Voices:
                 for part in rollout.parts
                 if part.weight
             }
-            asleep = State.READY if voice in self._routes else State.PUBLISHED  # nobody answers yet: load when asked
-            if states <= {State.READY, asleep}:
+            asleep = (
+                AdapterState.READY if voice in self._routes else AdapterState.PUBLISHED
+            )  # nobody answers yet: load when asked
+            if states <= {AdapterState.READY, asleep}:
                 log.info(
                     "%s is now answered by %s", voice, ", ".join(f"{p.version} ({p.weight})" for p in rollout.parts)
                 )
@@ -310,28 +312,32 @@ class Voices:
         for version, voice in list(self._voices.items()):
             if version in keep:
                 continue  # one that is draining already goes on to its end, and is loaded anew after it
-            if voice.state in (State.FAILED, State.PUBLISHED) and not voice.in_flight and voice.entry is None:
+            if (
+                voice.state in (AdapterState.FAILED, AdapterState.PUBLISHED)
+                and not voice.in_flight
+                and voice.entry is None
+            ):
                 del self._voices[version]
-            elif voice.state in (State.READY, State.FAILED, State.PUBLISHED):
-                voice.state = State.DRAINING
+            elif voice.state in (AdapterState.READY, AdapterState.FAILED, AdapterState.PUBLISHED):
+                voice.state = AdapterState.DRAINING
                 self._spawn(self._drain(voice))
 
-    def _start(self, voice: Voice) -> None:
-        voice.state = State.LOADING
+    def _start(self, voice: LoadedAdapter) -> None:
+        voice.state = AdapterState.LOADING
         self._spawn(self._prove(voice))
 
-    async def _prove(self, voice: Voice) -> None:
+    async def _prove(self, voice: LoadedAdapter) -> None:
         """Bring a version up for the first time here; it takes its turn like any request."""
         with contextlib.suppress(PolytoneError):
-            held = await self.hold(Route(voice.version, voice), patience=None)
+            held = await self.acquire(Route(voice.version, voice), patience=None)
             try:
                 await held.proven()
             finally:
-                held.let_go()
+                held.release()
         self._move_routes()
         self._count()
 
-    async def _bring_here(self, voice: Voice, fetcher: Fetcher, patience: float | None) -> None:
+    async def _bring_here(self, voice: LoadedAdapter, fetcher: Fetcher, patience: float | None) -> None:
         """Wait until the version's files are in the home. Before its turn: a slow store takes no slot from others.
 
         Raises:
@@ -348,48 +354,48 @@ class Voices:
                 code="voice_not_ready",
                 param="model",
             )
-        if voice.state is State.FAILED and time.monotonic() < voice.retry_at:
+        if voice.state is AdapterState.FAILED and time.monotonic() < voice.retry_at:
             raise not_ready(voice)
 
-    async def _fetch(self, voice: Voice, fetcher: Fetcher) -> None:
+    async def _fetch(self, voice: LoadedAdapter, fetcher: Fetcher) -> None:
         """Fetch what is not here, or not as it should be; to its end, even if whoever asked leaves."""
         try:
             manifest = self._home.adapter_folder(voice.version) / MANIFEST
-            if voice.doubt is None and await asyncio.to_thread(manifest.is_file):
+            if voice.corruption is None and await asyncio.to_thread(manifest.is_file):
                 return
             await fetcher.fetch(voice.version)
-            voice.doubt, voice.fetched = None, True
+            voice.corruption, voice.fetched = None, True
         except PolytoneError as error:
-            if voice.doubt is not None and await asyncio.to_thread(is_whole, self._home, voice.version):
+            if voice.corruption is not None and await asyncio.to_thread(is_whole, self._home, voice.version):
                 log.warning("%s is tried again with the files that are here: %s", voice.version, error.message)
             else:
-                await self._fail(voice, f"{voice.doubt} {error.message}" if voice.doubt else error.message)
+                await self._fail(voice, f"{voice.corruption} {error.message}" if voice.corruption else error.message)
         except Exception as error:
             log.exception("fetching %s failed unexpectedly", voice.version)
             await self._fail(voice, f"unexpected {type(error).__name__}: {error}")
         finally:
             voice.fetch = None
 
-    async def _bring_up(self, voice: Voice) -> "asyncio.Task[None] | None":
+    async def _bring_up(self, voice: LoadedAdapter) -> "asyncio.Task[None] | None":
         """Check the files and load them into the engine; whoever asks for it meanwhile waits. Returns the proof, which
         is a request like others and may be under way, or None if it was given before.
         """
         voice.used = time.monotonic()
-        if voice.awake:
+        if voice.verified:
             return None
         async with voice.bringing_up:
-            if voice.state is State.FAILED and time.monotonic() < voice.retry_at:
+            if voice.state is AdapterState.FAILED and time.monotonic() < voice.retry_at:
                 raise not_ready(voice)  # whoever came before just tried
-            if not voice.awake and voice.proof is None:
+            if not voice.verified and voice.proof is None:
                 await self._wake(voice)
             return voice.proof
 
-    async def _wake(self, voice: Voice) -> None:
+    async def _wake(self, voice: LoadedAdapter) -> None:
         began = time.monotonic()
         try:
             manifest = await self._read(voice)
             check_servable(manifest, self.base, self._limits.max_rank)
-            if not voice.resident and voice.entry is None:  # whoever brought it here may have left before the proof
+            if not voice.loaded and voice.entry is None:  # whoever brought it here may have left before the proof
                 await self._enter(voice)
             entry = voice.entry
             if entry is not None and not self._engine.loads_in_order:
@@ -406,16 +412,16 @@ class Voices:
             return
         raise not_ready(voice)
 
-    async def _read(self, voice: Voice) -> Manifest:
+    async def _read(self, voice: LoadedAdapter) -> Manifest:
         async with self._checking:
             try:
                 return await asyncio.to_thread(read_version, self._home, voice.version)
             except (CheckError, OSError) as error:
-                voice.doubt = str(error)
+                voice.corruption = str(error)
                 raise
 
     async def _prove_loaded(
-        self, voice: Voice, manifest: Manifest, again: bool, began: float, entry: "asyncio.Task[None] | None"
+        self, voice: LoadedAdapter, manifest: Manifest, again: bool, began: float, entry: "asyncio.Task[None] | None"
     ) -> None:
         """Compare the fingerprint; the version is awake or failed after it."""
         try:
@@ -426,16 +432,16 @@ class Voices:
             self._still_mine(voice)
         except PolytoneError as error:
             if error.code == "fingerprint_mismatch" and not voice.fetched:
-                voice.doubt = error.message  # the digest does not cover the manifest, which says what to expect
+                voice.corruption = error.message  # the digest does not cover the manifest, which says what to expect
             await self._fail(voice, error.message)
         except Exception as error:
             log.exception("proving %s failed unexpectedly", voice.version)
             await self._fail(voice, f"unexpected {type(error).__name__}: {error}")
         else:
-            voice.awake = True
-            voice.reason, voice.doubt, voice.failures = None, None, 0
-            if voice.state is not State.DRAINING:
-                voice.state = State.READY
+            voice.verified = True
+            voice.reason, voice.corruption, voice.failures = None, None, 0
+            if voice.state is not AdapterState.DRAINING:
+                voice.state = AdapterState.READY
             seconds = time.monotonic() - began
             self._metrics.adapter_load_seconds.observe(seconds)
             self._metrics.adapter_loads_total.labels(result="ready").inc()
@@ -443,7 +449,7 @@ class Voices:
         finally:
             voice.proof = None
 
-    async def _enter(self, voice: Voice) -> None:
+    async def _enter(self, voice: LoadedAdapter) -> None:
         """Send it to the engine, to be loaded in the same pause between steps in which another makes room for it."""
         loading, entering = self._loading, self._entering  # others after the engine is rebuilt
         await loading.acquire()
@@ -461,7 +467,7 @@ class Voices:
 
     async def _entered(
         self,
-        voice: Voice,
+        voice: LoadedAdapter,
         leaving: "asyncio.Future[None]",
         load: "asyncio.Future[None]",
         loading: asyncio.Semaphore,
@@ -472,19 +478,19 @@ class Voices:
         finally:
             await asyncio.wait({leaving, load})
             entering.discard(voice.version)
-            voice.entry, voice.resident = None, load.exception() is None
+            voice.entry, voice.loaded = None, load.exception() is None
             loading.release()
         load.result()
 
-    def _still_mine(self, voice: Voice) -> None:
+    def _still_mine(self, voice: LoadedAdapter) -> None:
         if self._voices.get(voice.version) is not voice:
             raise UnavailableError("The engine was rebuilt meanwhile.", code="engine_unavailable")
 
     async def _make_room(self) -> None:
         """Put the version to sleep that was asked for the longest ago. One in use holds a slot, and slots are fewer."""
-        while len(self.resident()) + len(self._entering) > self._limits.max_resident:
+        while len(self.loaded()) + len(self._entering) > self._limits.max_resident:
             asleep = min(
-                (v for v in self._voices.values() if v.resident and not v.proof and not self._slots.holds(v.version)),
+                (v for v in self._voices.values() if v.loaded and not v.proof and not self._slots.holds(v.version)),
                 key=lambda v: v.used,
                 default=None,
             )
@@ -494,21 +500,21 @@ class Voices:
             self._metrics.adapter_evictions_total.inc()
             log.info("%s was put to sleep to make room", asleep.version)
 
-    async def _fail(self, voice: Voice, reason: str) -> None:
+    async def _fail(self, voice: LoadedAdapter, reason: str) -> None:
         voice.failures += 1
         voice.manifest = None  # the next proof is a whole one
         wait = min(FIRST_RETRY_SECONDS * 2 ** (voice.failures - 1), LAST_RETRY_SECONDS)
-        if voice.failures == 1 and voice.doubt is not None and self._fetcher is not None:
+        if voice.failures == 1 and voice.corruption is not None and self._fetcher is not None:
             wait = 0.0  # the store may have better files
         voice.reason, voice.retry_at = reason, time.monotonic() + wait
-        if voice.state is not State.DRAINING:
-            voice.state = State.FAILED
+        if voice.state is not AdapterState.DRAINING:
+            voice.state = AdapterState.FAILED
         log.error("%s failed, next try in %.0f s: %s", voice.version, wait, reason)
         self._metrics.adapter_loads_total.labels(result="failed").inc()
-        if voice.resident:
+        if voice.loaded:
             await self._unload(voice)
 
-    async def _drain(self, voice: Voice) -> None:
+    async def _drain(self, voice: LoadedAdapter) -> None:
         """Let answers under way end, up to the deadline; then end them; then free the adapter's memory."""
         if voice.in_flight:
             try:
@@ -523,15 +529,15 @@ class Voices:
         if unfinished := {task for task in (voice.entry, voice.proof) if task is not None}:
             await asyncio.wait(unfinished)
         async with self._loading:
-            if voice.resident:
+            if voice.loaded:
                 await self._unload(voice)
         if self._voices.get(voice.version) is voice:
             del self._voices[voice.version]
         self._count()
         log.info("%s is gone: drained and unloaded", voice.version)
 
-    async def _unload(self, voice: Voice) -> None:
-        voice.resident = voice.awake = False
+    async def _unload(self, voice: LoadedAdapter) -> None:
+        voice.loaded = voice.verified = False
         try:
             await self._engine.unload(voice.version)
         except PolytoneError as error:
@@ -556,7 +562,7 @@ class Voices:
         self._crowded = crowded
 
     def _count(self) -> None:
-        self._metrics.adapters_resident.set(len(self.resident()))
+        self._metrics.adapters_resident.set(len(self.loaded()))
         self._metrics.adapters_published.set(len(self._voices))
 
 
@@ -569,5 +575,5 @@ def is_whole(home: Home, version: str) -> bool:
     return True
 
 
-def not_ready(voice: Voice) -> UnavailableError:
+def not_ready(voice: LoadedAdapter) -> UnavailableError:
     return UnavailableError(f"{voice.version} is failed ({voice.reason}).", code="voice_not_ready", param="model")

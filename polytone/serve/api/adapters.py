@@ -19,7 +19,7 @@ from polytone.serve.adapters.store import apart
 from polytone.serve.adapters.upload import receive_version
 from polytone.serve.auth.keys import Kind
 from polytone.serve.database.session import now
-from polytone.serve.services import Runtime
+from polytone.serve.services import Services
 
 from .auth import admin_actor
 from .openapi import UPLOAD
@@ -61,21 +61,21 @@ class KeyBody(Strict):
     days: Annotated[int, Field(ge=1, le=3650)] | None = None
 
 
-def admin_routes(runtime: Runtime) -> APIRouter:
+def admin_routes(services: Services) -> APIRouter:
     router = APIRouter(prefix="/admin", tags=["admin"])
-    actor = Annotated[str, Depends(admin_actor(runtime))]
+    actor = Annotated[str, Depends(admin_actor(services))]
 
     @router.get("/adapters")
     async def list_adapters(_: actor) -> dict[str, Any]:
         """Every voice: its rollout, what answers here, and its versions with states and reasons."""
-        return {"adapters": await adapters(runtime)}
+        return {"adapters": await adapters(services)}
 
     @router.get("/adapters/{name}")
     async def get_adapter(name: str, _: actor) -> dict[str, Any]:
         """One voice, with the rollouts it had and the generation that a rollback of each goes back to."""
-        for adapter in await adapters(runtime):
+        for adapter in await adapters(services):
             if adapter["name"] == name:
-                history = await asyncio.to_thread(runtime.registry.history, name)
+                history = await asyncio.to_thread(services.registry.history, name)
                 return {**adapter, "history": [{**one.as_json(), "previous": one.previous} for one in history]}
         raise NotFoundError(f"There is no voice {name!r}.", code="voice_not_found", param="name")
 
@@ -83,35 +83,35 @@ def admin_routes(runtime: Runtime) -> APIRouter:
     async def upload(name: str, request: Request, who: actor) -> dict[str, Any]:
         """Take a tar.gz of an adapter folder, check and publish it. It answers under its id, not yet for the voice."""
         check_name(name)
-        return await receive(runtime, name, request, who)
+        return await receive(services, name, request, who)
 
     @router.put("/adapters/{name}/rollout")
     async def put_rollout(name: str, body: RolloutBody, who: actor) -> dict[str, Any]:
         """Say which versions answer for a voice, by weight; a conversation stays with its version."""
-        return await asyncio.to_thread(roll_out, runtime, name, body, who)
+        return await asyncio.to_thread(roll_out, services, name, body, who)
 
     @router.post("/adapters/{name}/rollback")
     async def roll_back(name: str, who: actor, body: GenerationBody | None = None) -> dict[str, Any]:
         """Go back to the rollout before the last."""
         expected = body.generation if body else None
-        rollout = await asyncio.to_thread(runtime.registry.roll_back, name, who, expected)
+        rollout = await asyncio.to_thread(services.registry.roll_back, name, who, expected)
         return {"name": name, **rollout.as_json()}
 
     @router.delete("/adapters/{name}")
     async def remove_voice(name: str, who: actor) -> dict[str, Any]:
         """Let nobody answer for a voice; its versions stay published under their ids."""
-        return {"name": name, "versions": await asyncio.to_thread(runtime.registry.remove_voice, name, who)}
+        return {"name": name, "versions": await asyncio.to_thread(services.registry.remove_voice, name, who)}
 
     @router.get("/adapters/{name}/versions/{digest}")
     async def get_version(name: str, digest: str, _: actor) -> dict[str, Any]:
         """One version: its state, what it was made of, and what its evaluation found."""
-        return await asyncio.to_thread(known_version, runtime, f"{name}@{digest}")
+        return await asyncio.to_thread(known_version, services, f"{name}@{digest}")
 
     @router.delete("/adapters/{name}/versions/{digest}")
     async def retire(name: str, digest: str, who: actor) -> dict[str, Any]:
         """Stop routing to a version, let its answers end, free its memory. Its files stay."""
         version = f"{name}@{digest}"
-        changed = await asyncio.to_thread(runtime.registry.retire, version, who)
+        changed = await asyncio.to_thread(services.registry.retire, version, who)
         return {"version": version, "state": "retired", "changed": changed}
 
     @router.get("/audit")
@@ -119,7 +119,7 @@ def admin_routes(runtime: Runtime) -> APIRouter:
         _: actor, limit: Annotated[int, Query(ge=1, le=1000)] = 100, target: str | None = None
     ) -> dict[str, Any]:
         """Who changed what, newest first."""
-        entries = await asyncio.to_thread(runtime.registry.audit, limit, target)
+        entries = await asyncio.to_thread(services.registry.audit, limit, target)
         return {
             "entries": [
                 {
@@ -138,13 +138,13 @@ def admin_routes(runtime: Runtime) -> APIRouter:
     @router.get("/keys")
     async def list_keys(_: actor) -> dict[str, Any]:
         """Every key ever made, without its secret."""
-        return {"keys": [key.as_json() for key in await asyncio.to_thread(runtime.keys.all)]}
+        return {"keys": [key.as_json() for key in await asyncio.to_thread(services.keys.all)]}
 
     @router.post("/keys", status_code=201)
     async def create_key(body: KeyBody, who: actor) -> JSONResponse:
         """Make a key. Its text is in this answer and nowhere else."""
         key, text = await asyncio.to_thread(
-            lambda: runtime.keys.create(
+            lambda: services.keys.create(
                 body.name,
                 body.kind,
                 who,
@@ -155,31 +155,31 @@ def admin_routes(runtime: Runtime) -> APIRouter:
                 expiry(body.days),
             )
         )
-        await refresh_keys(runtime)
+        await refresh_keys(services)
         return JSONResponse({"key": text, **key.as_json()}, 201)
 
     @router.delete("/keys/{name}")
     async def revoke_key(name: str, who: actor) -> dict[str, Any]:
         """Revoke a key; at once here, within seconds on other replicas."""
-        key = await asyncio.to_thread(runtime.keys.revoke, name, who)
-        await refresh_keys(runtime)
+        key = await asyncio.to_thread(services.keys.revoke, name, who)
+        await refresh_keys(services)
         return key.as_json()
 
     return router
 
 
-def roll_out(runtime: Runtime, name: str, body: RolloutBody, who: str) -> dict[str, Any]:
+def roll_out(services: Services, name: str, body: RolloutBody, who: str) -> dict[str, Any]:
     parts = [Part(part.version, part.weight) for part in body.versions]
-    gates = Gates(runtime.home, body.force)
-    rollout = runtime.registry.roll_out(name, parts, who, body.generation, gates=gates)
-    return {"name": name, **rollout.as_json(), **evaluations_of(runtime.home, rollout.versions)}
+    gates = Gates(services.home, body.force)
+    rollout = services.registry.roll_out(name, parts, who, body.generation, gates=gates)
+    return {"name": name, **rollout.as_json(), **evaluations_of(services.home, rollout.versions)}
 
 
-async def adapters(runtime: Runtime) -> list[dict[str, Any]]:
-    desired = await asyncio.to_thread(runtime.registry.desired)
-    states = runtime.voices.states()
-    resident = runtime.voices.resident()
-    here = runtime.voices.rollouts
+async def adapters(services: Services) -> list[dict[str, Any]]:
+    desired = await asyncio.to_thread(services.registry.desired)
+    states = services.adapters.states()
+    resident = services.adapters.loaded()
+    here = services.adapters.rollouts
     versions = desired.versions | set(states)
     names = sorted({version.partition("@")[0] for version in versions} | set(desired.rollouts))
     return [
@@ -202,32 +202,32 @@ async def adapters(runtime: Runtime) -> list[dict[str, Any]]:
     ]
 
 
-async def receive(runtime: Runtime, name: str, request: Request, who: str) -> dict[str, Any]:
+async def receive(services: Services, name: str, request: Request, who: str) -> dict[str, Any]:
     """Write the body to a file, then check it in a thread; the engine notices nothing. The store has it before the
     database does, so that no replica hears of what it cannot fetch."""
-    store = runtime.store
-    runtime.home.adapters.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(prefix=".upload.", suffix=".tar.gz", dir=runtime.home.adapters) as file:
-        async for chunk in limited(request, runtime.limits.upload_bytes):
+    store = services.store
+    services.home.adapters.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile(prefix=".upload.", suffix=".tar.gz", dir=services.home.adapters) as file:
+        async for chunk in limited(request, services.limits.upload_bytes):
             await asyncio.to_thread(file.write, chunk)
         file.flush()
         manifest = await (asyncio.to_thread if store is None else apart)(
             receive_version,
             Path(file.name),
             name,
-            runtime.home,
-            runtime.voices.base,
-            module_shapes(base_folder(runtime.home, runtime.voices.base.id) / "source"),
-            runtime.voices.max_rank,
-            runtime.limits.upload_bytes,
+            services.home,
+            services.adapters.base,
+            module_shapes(base_folder(services.home, services.adapters.base.id) / "source"),
+            services.adapters.max_rank,
+            services.limits.upload_bytes,
             store.put if store is not None else None,
         )
-    created = await asyncio.to_thread(runtime.registry.publish, manifest.version, who)
+    created = await asyncio.to_thread(services.registry.publish, manifest.version, who)
     return {"version": manifest.version, "created": created}
 
 
-async def refresh_keys(runtime: Runtime) -> None:
-    runtime.keyring.refresh(await asyncio.to_thread(runtime.keys.with_hashes))
+async def refresh_keys(services: Services) -> None:
+    services.keyring.refresh(await asyncio.to_thread(services.keys.with_hashes))
 
 
 def expiry(days: int | None) -> datetime | None:

@@ -6,7 +6,7 @@ from contextlib import asynccontextmanager, nullcontext
 from fastapi import FastAPI
 
 from polytone import __version__
-from polytone.serve.services import Runtime, running
+from polytone.serve.services import Services, running
 
 from .adapters import admin_routes
 from .chat import chat_routes
@@ -14,19 +14,19 @@ from .conversations import conversation_routes
 from .errors import install_error_handlers
 from .feedback import feedback_routes
 from .health import health_routes
-from .middleware import Guard
+from .middleware import RequestGuard
 from .models import model_routes
 from .openapi import ERRORS
 from .reviews import data_routes
-from .ui_mount import LatePage, WithPage
+from .ui_mount import DeferredUi, UiMiddleware
 
 
-def create_app(runtime: Runtime, origins: Iterable[str] = (), page: LatePage | None = None) -> FastAPI:
+def create_app(services: Services, origins: Iterable[str] = (), page: DeferredUi | None = None) -> FastAPI:
     """Build the app; the runtime and the page start and stop with it."""
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        async with running(runtime), page.running() if page else nullcontext():
+        async with running(services), page.running() if page else nullcontext():
             yield
 
     app = FastAPI(
@@ -40,8 +40,10 @@ def create_app(runtime: Runtime, origins: Iterable[str] = (), page: LatePage | N
     )
     install_error_handlers(app)
     if page is not None:
-        app.add_middleware(WithPage, page=page)
-    app.add_middleware(Guard, keyring=runtime.keyring, origins=tuple(origins), body_bytes=runtime.limits.body_bytes)
+        app.add_middleware(UiMiddleware, page=page)
+    app.add_middleware(
+        RequestGuard, keyring=services.keyring, origins=tuple(origins), body_bytes=services.limits.body_bytes
+    )
     for routes in (
         chat_routes,
         model_routes,
@@ -51,5 +53,5 @@ def create_app(runtime: Runtime, origins: Iterable[str] = (), page: LatePage | N
         data_routes,
         health_routes,
     ):
-        app.include_router(routes(runtime))
+        app.include_router(routes(services))
     return app

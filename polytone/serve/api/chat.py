@@ -11,11 +11,11 @@ from starlette.types import Receive, Scope, Send
 from polytone.contract.errors import DeniedError, InputError, PolytoneError, UnavailableError
 from polytone.serve.auth.keys import Key, Kind
 from polytone.serve.engine.base import Body, EngineError
-from polytone.serve.services import Runtime
+from polytone.serve.services import Services
 
 from .chat_request import CHAT_FIELDS, COMPLETION_FIELDS, check_fields, complete_request, parse_body
 from .errors import error_response, for_stream
-from .inflight import Exchange, close_stream, engine_gone
+from .inflight import InflightRequest, close_stream, engine_gone
 from .openapi import CHAT, COMPLETION
 from .request_body import read_body
 
@@ -27,79 +27,79 @@ LONGEST_CONVERSATION_ID = 128
 Answer = Callable[[Body, str | None], Coroutine[Any, Any, Body | AsyncIterator[str]]]
 
 
-def chat_routes(runtime: Runtime) -> APIRouter:
+def chat_routes(services: Services) -> APIRouter:
     router = APIRouter(prefix="/v1", tags=["chat"])
 
     @router.post("/chat/completions", response_model=None, openapi_extra=CHAT)
     async def chat_completions(request: Request) -> Response:
         """OpenAI's chat completions; `model` is the base, a voice or a pinned version."""
-        return await respond(runtime, request, runtime.engine.chat, CHAT_FIELDS)
+        return await respond(services, request, services.engine.chat, CHAT_FIELDS)
 
     @router.post("/completions", response_model=None, openapi_extra=COMPLETION)
     async def completions(request: Request) -> Response:
         """OpenAI's text completions; `model` likewise."""
-        return await respond(runtime, request, runtime.engine.complete, COMPLETION_FIELDS)
+        return await respond(services, request, services.engine.complete, COMPLETION_FIELDS)
 
     return router
 
 
-async def respond(runtime: Runtime, request: Request, answer: Answer, fields: frozenset[str]) -> Response:
+async def respond(services: Services, request: Request, answer: Answer, fields: frozenset[str]) -> Response:
     key: Key | None = None
     try:
-        key = runtime.keyring.authenticate(request.headers.get("authorization"), Kind.INFERENCE)
+        key = services.keyring.authenticate(request.headers.get("authorization"), Kind.INFERENCE)
         request.state.key = key.name if key else None
-        raw = await read_body(request, runtime.limits.body_bytes)
+        raw = await read_body(request, services.limits.body_bytes)
         body = parse_body(raw)
-        model = check_fields(body, fields, runtime.limits.request)
+        model = check_fields(body, fields, services.limits.request)
         if key is not None and not key.allows(model, model.partition("@")[0]):
             raise DeniedError(f"The key {key.name} may not use {model}.", code="model_not_allowed", status=403)
-        if not runtime.engine.healthy():
+        if not services.engine.healthy():
             raise UnavailableError(
-                f"No answers now: {runtime.problem or 'the engine stopped'}.", code="engine_unavailable"
+                f"No answers now: {services.problem or 'the engine stopped'}.", code="engine_unavailable"
             )
         conversation = conversation_of(request, body)
-        route = runtime.voices.route(model, sticky_by(conversation, key))
-        runtime.admission.enter(key)
+        route = services.adapters.route(model, sticky_by(conversation, key))
+        services.admission.enter(key)
     except PolytoneError as error:
-        runtime.metrics.requests_total.labels(*OTHER, error.status).inc()
-        runtime.metrics.rejected_total.labels(error.code).inc()
-        error.headers = runtime.admission.headers(key)
+        services.metrics.requests_total.labels(*OTHER, error.status).inc()
+        services.metrics.rejected_total.labels(error.code).inc()
+        error.headers = services.admission.headers(key)
         raise
     request.state.answered_by = route.version or route.model
-    return await exchange_answer(Exchange(runtime, route, key, request, conversation, len(raw)), body, answer)
+    return await answer_inflight(InflightRequest(services, route, key, request, conversation, len(raw)), body, answer)
 
 
-async def exchange_answer(exchange: Exchange, body: Body, answer: Answer) -> Response:
+async def answer_inflight(inflight: InflightRequest, body: Body, answer: Answer) -> Response:
     """Answer within the exchange: it is closed here, or by the stream that is returned."""
-    headers = {VERSION_HEADER: exchange.route.version or exchange.route.model, **exchange.limit_headers()}
+    headers = {VERSION_HEADER: inflight.route.version or inflight.route.model, **inflight.limit_headers()}
     try:
-        await exchange.hold()
-        asked = complete_request(body, exchange.route.manifest, exchange.limits)
+        await inflight.acquire()
+        asked = complete_request(body, inflight.route.manifest, inflight.limits)
         wants_usage = ask_for_usage(asked)
-        result = await exchange.unless_ended(answer(asked, exchange.route.version))
+        result = await inflight.run_or_abort(answer(asked, inflight.route.version))
         if isinstance(result, dict):
-            await exchange.proven()
-            exchange.count_usage(result.get("usage"))
-            exchange.capture(asked, result)
-            exchange.close(200)
+            await inflight.proven()
+            inflight.count_usage(result.get("usage"))
+            inflight.capture(asked, result)
+            inflight.close(200)
             return JSONResponse(result, headers=headers)
         # The first event comes before the status is sent, so that what fails early is an HTTP error.
-        first = await exchange.unless_ended(first_event(result))
+        first = await inflight.run_or_abort(first_event(result))
         try:
-            await exchange.proven()
+            await inflight.proven()
         except BaseException:
             await close_stream(result)
             raise
     except PolytoneError as error:
-        exchange.close(error.status)
+        inflight.close(error.status)
         return error_response(error, headers)
     except BaseException:
-        exchange.close(500)
+        inflight.close(500)
         raise
-    exchange.first_byte()
+    inflight.first_byte()
     events = [first]
-    exchange.capture(asked, events)
-    return EventStream(exchange, events, result, wants_usage, headers)
+    inflight.capture(asked, events)
+    return EventStream(inflight, events, result, wants_usage, headers)
 
 
 class EventStream(StreamingResponse):
@@ -107,7 +107,7 @@ class EventStream(StreamingResponse):
 
     def __init__(
         self,
-        exchange: Exchange,
+        inflight: InflightRequest,
         events: list[str],
         rest: AsyncIterator[str],
         wants_usage: bool,
@@ -115,7 +115,7 @@ class EventStream(StreamingResponse):
     ) -> None:
         """`events` has the first one; the others are added to it as they come."""
         super().__init__(self._stream(events), media_type="text/event-stream", headers=headers)
-        self._exchange = exchange
+        self._exchange = inflight
         self._rest = rest
         self._wants_usage = wants_usage
 
@@ -127,21 +127,21 @@ class EventStream(StreamingResponse):
             self._exchange.close()
 
     async def _stream(self, events: list[str]) -> AsyncIterator[str]:
-        exchange = self._exchange
+        inflight = self._exchange
         try:
             yield events[0]
-            while (event := await exchange.within_deadline(self._rest)) is not None:
+            while (event := await inflight.next_event(self._rest)) is not None:
                 if event.startswith('data: {"error"'):
-                    raise error_of(event, exchange.engine_lives())
+                    raise error_of(event, inflight.engine_lives())
                 if '"usage":{' in event and '"choices":[]' in event:
-                    exchange.count_usage(json.loads(event.removeprefix("data: "))["usage"])
+                    inflight.count_usage(json.loads(event.removeprefix("data: "))["usage"])
                     if not self._wants_usage:
                         continue
                 events.append(event)
                 yield event
-            exchange.close(200)
+            inflight.close(200)
         except PolytoneError as error:
-            exchange.close(error.status)
+            inflight.close(error.status)
             yield for_stream(error)
 
 

@@ -7,7 +7,7 @@ from fastapi import APIRouter, Depends, Query
 from fastapi.responses import StreamingResponse
 
 from polytone.serve.auth.keys import Key
-from polytone.serve.services import Runtime
+from polytone.serve.services import Services
 from polytone.serve.traffic.conversation_body import ConversationBody, ShortId, TurnBody, Words
 from polytone.serve.traffic.conversations import CURSOR, Conversations, turn_json
 
@@ -18,14 +18,14 @@ UNOWNED = ""
 Search = Annotated[Words | None, Query(max_length=200)]
 
 
-def conversation_routes(runtime: Runtime) -> APIRouter:
-    def owned_by(key: Annotated[Key | None, Depends(inference_caller(runtime))]) -> str:
+def conversation_routes(services: Services) -> APIRouter:
+    def owned_by(key: Annotated[Key | None, Depends(inference_caller(services))]) -> str:
         """Whose conversations these are; without keys, those of anyone on this machine."""
         return key.name if key else UNOWNED
 
     router = APIRouter(prefix="/v1/conversations", tags=["conversations"])
     owner = Annotated[str, Depends(owned_by)]
-    store = Conversations(runtime.database)
+    store = Conversations(services.database)
 
     @router.post("", status_code=201)
     async def create(who: owner, body: ConversationBody | None = None) -> dict[str, Any]:

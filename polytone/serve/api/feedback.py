@@ -10,8 +10,8 @@ from fastapi import APIRouter, Depends, Query
 from polytone.contract.errors import NotFoundError
 from polytone.serve.auth.keys import Key
 from polytone.serve.database.session import in_utc
-from polytone.serve.services import Runtime
-from polytone.serve.traffic.capture import Known
+from polytone.serve.services import Services
+from polytone.serve.traffic.capture import CompletionRef
 from polytone.serve.traffic.feedback import FeedbackStore, as_json
 from polytone.serve.traffic.schemas import Annotator, FeedbackBody
 
@@ -22,21 +22,21 @@ ELSEWHERE_SECONDS = 2.0
 LOOK_AGAIN_SECONDS = 0.1
 
 
-def feedback_routes(runtime: Runtime) -> APIRouter:
+def feedback_routes(services: Services) -> APIRouter:
     router = APIRouter(prefix="/v1/feedback", tags=["feedback"])
-    who = Annotated[Key | None, Depends(inference_caller(runtime))]
-    store = FeedbackStore(runtime.database)
+    who = Annotated[Key | None, Depends(inference_caller(services))]
+    store = FeedbackStore(services.database)
 
     @router.post("", status_code=201)
     async def give_feedback(body: FeedbackBody, key: who) -> dict[str, Any]:
         """Say something of an answer, a conversation or a pair; it is on disk before the 201. With the same
         `idempotency_key` it is taken once, however often it is sent."""
-        target = None if body.key == "retract" else await target_of(runtime, body, key)
+        target = None if body.key == "retract" else await target_of(services, body, key)
         annotator = body.annotator or (Annotator(id=key.name, kind="code") if key else ANYONE)
         allowed = key.adapters if key else None
         given = await asyncio.to_thread(store.give, body, target, annotator, allowed)
         if given.created:
-            count(runtime, as_json(given.row))
+            count(services, as_json(given.row))
         return as_json(given.row)
 
     @router.get("")
@@ -57,7 +57,7 @@ def feedback_routes(runtime: Runtime) -> APIRouter:
     return router
 
 
-async def target_of(runtime: Runtime, body: FeedbackBody, key: Key | None) -> Known:
+async def target_of(services: Services, body: FeedbackBody, key: Key | None) -> CompletionRef:
     """Whose answers are meant.
 
     Raises:
@@ -65,7 +65,7 @@ async def target_of(runtime: Runtime, body: FeedbackBody, key: Key | None) -> Kn
     """
     if body.conversation_id is not None:
         allowed = key.adapters if key else None
-        found = await asyncio.to_thread(runtime.traffic.conversation, body.conversation_id, allowed)
+        found = await asyncio.to_thread(services.traffic.conversation, body.conversation_id, allowed)
         if found is None:
             raise NotFoundError(
                 f"No answer of a conversation {body.conversation_id!r} is on record.",
@@ -74,19 +74,19 @@ async def target_of(runtime: Runtime, body: FeedbackBody, key: Key | None) -> Kn
             )
         return found
     if body.pair is not None:
-        await find(runtime, body.pair.b, key)
-        return await find(runtime, body.pair.a, key)
-    return await find(runtime, body.completion_id or "", key)
+        await find(services, body.pair.b, key)
+        return await find(services, body.pair.a, key)
+    return await find(services, body.completion_id or "", key)
 
 
-async def find(runtime: Runtime, completion: str, key: Key | None) -> Known:
+async def find(services: Services, completion: str, key: Key | None) -> CompletionRef:
     """An answer of this server is known from its first byte on; another's, when its row is written."""
-    known = await asyncio.to_thread(runtime.traffic.known, completion)
-    if known is None and len(await asyncio.to_thread(runtime.replicas.living)) > 1:
+    known = await asyncio.to_thread(services.traffic.known, completion)
+    if known is None and len(await asyncio.to_thread(services.replicas.living)) > 1:
         deadline = time.monotonic() + ELSEWHERE_SECONDS
         while known is None and time.monotonic() < deadline:
             await asyncio.sleep(LOOK_AGAIN_SECONDS)
-            known = await asyncio.to_thread(runtime.traffic.known, completion)
+            known = await asyncio.to_thread(services.traffic.known, completion)
     if known is None or not may_see(key, known):
         raise NotFoundError(
             f"No completion {completion!r} is on record. Send the `id` of an answer.",
@@ -96,11 +96,11 @@ async def find(runtime: Runtime, completion: str, key: Key | None) -> Known:
     return known
 
 
-def may_see(key: Key | None, known: Known) -> bool:
+def may_see(key: Key | None, known: CompletionRef) -> bool:
     return key is None or key.allows(known.version, known.adapter)
 
 
-def count(runtime: Runtime, given: dict[str, Any]) -> None:
+def count(services: Services, given: dict[str, Any]) -> None:
     """Values with few possibilities are counted apart; tags are anyone's words."""
     value = str(given["value"]) if given["key"] in ("thumb", "rating", "preference") else ""
-    runtime.metrics.feedback_total.labels(given["adapter"], given["version"], given["key"], value).inc()
+    services.metrics.feedback_total.labels(given["adapter"], given["version"], given["key"], value).inc()

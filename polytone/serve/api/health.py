@@ -5,12 +5,12 @@ from fastapi.responses import JSONResponse, PlainTextResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from polytone.serve.auth.keys import Kind
-from polytone.serve.services import Runtime
+from polytone.serve.services import Services
 
 from .openapi import METRICS
 
 
-def health_routes(runtime: Runtime) -> APIRouter:
+def health_routes(services: Services) -> APIRouter:
     router = APIRouter(tags=["health"])
 
     @router.get("/healthz")
@@ -21,16 +21,16 @@ def health_routes(runtime: Runtime) -> APIRouter:
     @router.get("/readyz")
     async def readyz() -> JSONResponse:
         """200 once the engine answers and every published version was tried; 503 with the reason until then."""
-        if runtime.ready():
+        if services.ready():
             return JSONResponse({"status": "ready"})
-        content = {"status": "not_ready", "reason": runtime.problem or "the engine stopped"}
+        content = {"status": "not_ready", "reason": services.problem or "the engine stopped"}
         return JSONResponse(content, 503, headers={"retry-after": "5"})
 
     @router.get("/metrics", response_class=PlainTextResponse, openapi_extra=METRICS)
     async def metrics(request: Request) -> Response:
         """Polytone's metrics and the engine's own, in Prometheus' text format. With keys, an admin key is needed."""
-        runtime.keyring.authenticate(request.headers.get("authorization"), Kind.ADMIN)
-        content = runtime.metrics.render() + runtime.engine.metrics()
+        services.keyring.authenticate(request.headers.get("authorization"), Kind.ADMIN)
+        content = services.metrics.render() + services.engine.metrics()
         return Response(content, headers={"content-type": CONTENT_TYPE_LATEST})
 
     return router

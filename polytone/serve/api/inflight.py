@@ -7,13 +7,13 @@ from typing import Any, TypeVar
 
 from fastapi import Request
 
-from polytone.serve.adapters.manager import Held, Route
+from polytone.serve.adapters.manager import AdapterLease, Route
 from polytone.serve.auth.keys import Key
 from polytone.serve.database.session import now
 from polytone.serve.engine.base import Body, EngineError
 from polytone.serve.engine.events import completion_id
-from polytone.serve.services import Runtime
-from polytone.serve.traffic.capture import Captured, Known
+from polytone.serve.services import Services
+from polytone.serve.traffic.capture import CompletionRef, RecordedAnswer
 
 from .chat_request import RequestLimits
 
@@ -22,12 +22,12 @@ CLIENT_LEFT = 499
 T = TypeVar("T")
 
 
-class Exchange:
+class InflightRequest:
     """Made after `admission.enter`; `close` gives everything back and may be called again."""
 
     def __init__(
         self,
-        runtime: Runtime,
+        services: Services,
         route: Route,
         key: Key | None,
         request: Request,
@@ -35,15 +35,15 @@ class Exchange:
         asked_bytes: int = 0,
     ) -> None:
         self.route = route
-        self._runtime = runtime
+        self._services = services
         self._key = key
         self._request = request
         self._conversation = conversation
         self._asked_bytes = asked_bytes
         self._at = now()
         self._began = time.monotonic()
-        self._deadline = self._began + runtime.limits.answer_seconds
-        self._held: Held | None = None
+        self._deadline = self._began + services.limits.answer_seconds
+        self._held: AdapterLease | None = None
         self._usage = (0, 0)
         self._first_token: float | None = None
         self._asked: Body = {}
@@ -52,12 +52,12 @@ class Exchange:
         self._open = True
         self._aborted = asyncio.Event()
         self._next: asyncio.Timeout | None = None
-        runtime.answers.add(self)
-        runtime.metrics.in_flight.inc()
+        services.answers.add(self)
+        services.metrics.in_flight.inc()
 
     @property
     def limits(self) -> RequestLimits:
-        return self._runtime.limits.request
+        return self._services.limits.request
 
     @property
     def _labels(self) -> tuple[str, str]:
@@ -65,10 +65,10 @@ class Exchange:
         return (version.partition("@")[0], version) if version else (self.route.model, self.route.model)
 
     def limit_headers(self) -> dict[str, str]:
-        return self._runtime.admission.headers(self._key)
+        return self._services.admission.headers(self._key)
 
     def engine_lives(self) -> bool:
-        return self._runtime.engine.healthy()
+        return self._services.engine.healthy()
 
     def abort(self) -> None:
         """The engine is gone, and not every engine tells those who wait for it: end with an error, at once."""
@@ -76,17 +76,17 @@ class Exchange:
         if self._next is not None:
             self._next.reschedule(asyncio.get_running_loop().time())
 
-    async def hold(self) -> None:
+    async def acquire(self) -> None:
         """Wait for the version's turn in the engine."""
         if self.route.voice is not None:
-            self._held = await self.unless_ended(self._runtime.voices.hold(self.route))
+            self._held = await self.run_or_abort(self._services.adapters.acquire(self.route))
 
     async def proven(self) -> None:
         """Wait until the version has shown to be the one that was trained; nothing of the answer leaves before."""
         if self._held is not None and self._held.proof is not None:
-            await self.unless_ended(self._held.proven())
+            await self.run_or_abort(self._held.proven())
 
-    async def unless_ended(self, work: Coroutine[Any, Any, T]) -> T:
+    async def run_or_abort(self, work: Coroutine[Any, Any, T]) -> T:
         """Await `work`; cancel it, and with it the engine's request, when the client leaves, the version goes or time
         is up."""
         task = asyncio.ensure_future(work)
@@ -112,7 +112,7 @@ class Exchange:
             for end in (task, *ends):
                 end.cancel()
 
-    async def within_deadline(self, events: AsyncIterator[str]) -> str | None:
+    async def next_event(self, events: AsyncIterator[str]) -> str | None:
         """The stream's next event; None at its end."""
         if self.route.voice is not None and self.route.voice.revoked.is_set():
             raise self._retired()
@@ -128,36 +128,36 @@ class Exchange:
         if isinstance(usage, dict):
             read, written = (int(usage.get(f"{kind}_tokens") or 0) for kind in ("prompt", "completion"))
             self._usage = (read, written)
-            self._runtime.metrics.tokens_total.labels(*self._labels, "prompt").inc(read)
-            self._runtime.metrics.tokens_total.labels(*self._labels, "completion").inc(written)
+            self._services.metrics.tokens_total.labels(*self._labels, "prompt").inc(read)
+            self._services.metrics.tokens_total.labels(*self._labels, "completion").inc(written)
 
     def capture(self, asked: Body, answer: Body | list[str]) -> None:
         """The answer to `asked` is on its way; a list of events may go on growing until the exchange is closed."""
         self._asked, self._answer = asked, answer
         self._completion = completion_id(answer)
         if self._completion is not None:
-            self._runtime.traffic.begin(self._completion, Known(*self._labels, self._conversation))
+            self._services.traffic.begin(self._completion, CompletionRef(*self._labels, self._conversation))
 
     def first_byte(self) -> None:
         self._first_token = time.monotonic() - self._began
-        self._runtime.metrics.ttft_seconds.labels(*self._labels).observe(self._first_token)
+        self._services.metrics.ttft_seconds.labels(*self._labels).observe(self._first_token)
 
     def close(self, status: int = CLIENT_LEFT) -> None:
         if not self._open:
             return
         self._open = False
         if self._held is not None:
-            self._held.let_go()
-        self._runtime.answers.discard(self)
-        self._runtime.admission.leave(self._key, sum(self._usage))
+            self._held.release()
+        self._services.answers.discard(self)
+        self._services.admission.leave(self._key, sum(self._usage))
         seconds = time.monotonic() - self._began
-        self._runtime.metrics.in_flight.dec()
-        self._runtime.metrics.requests_total.labels(*self._labels, status).inc()
-        self._runtime.metrics.request_seconds.labels(*self._labels).observe(seconds)
+        self._services.metrics.in_flight.dec()
+        self._services.metrics.requests_total.labels(*self._labels, status).inc()
+        self._services.metrics.request_seconds.labels(*self._labels).observe(seconds)
         written = self._usage[1]
         if self._first_token is not None and written > 1:
             gap = (seconds - self._first_token) / (written - 1)
-            self._runtime.metrics.inter_token_seconds.labels(*self._labels).observe(gap)
+            self._services.metrics.inter_token_seconds.labels(*self._labels).observe(gap)
         self._note(status, seconds)
 
     def _note(self, status: int, seconds: float) -> None:
@@ -165,12 +165,12 @@ class Exchange:
             return  # nothing was answered
         events = self._answer if isinstance(self._answer, list) else ()
         held = self._asked_bytes + sum(len(event) for event in events)
-        self._runtime.traffic.note(
-            Captured(
+        self._services.traffic.note(
+            RecordedAnswer(
                 id=self._completion,
                 at=self._at,
-                known=Known(*self._labels, self._conversation),
-                base=self._runtime.voices.base.id,
+                known=CompletionRef(*self._labels, self._conversation),
+                base=self._services.adapters.base.id,
                 key=self._key.name if self._key else None,
                 status=status,
                 request=self._asked,
@@ -187,7 +187,7 @@ class Exchange:
 
     def _too_late(self) -> EngineError:
         return EngineError(
-            f"No whole answer within {self._runtime.limits.answer_seconds:.0f} s. Ask for fewer tokens.",
+            f"No whole answer within {self._services.limits.answer_seconds:.0f} s. Ask for fewer tokens.",
             code="deadline_exceeded",
             status=504,
         )

@@ -34,7 +34,7 @@ SAFE = {
 API_POLICY = "default-src 'none'; frame-ancestors 'none'"
 
 
-class Guard:
+class RequestGuard:
     """Pure ASGI, so that streams pass through untouched."""
 
     def __init__(

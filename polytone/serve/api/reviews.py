@@ -12,7 +12,7 @@ from polytone.contract.errors import NotFoundError
 from polytone.serve.database.session import in_utc
 from polytone.serve.database.tables import FeedbackRow
 from polytone.serve.drift.report import report
-from polytone.serve.services import Runtime
+from polytone.serve.services import Services
 from polytone.serve.traffic.activity import activity, period
 from polytone.serve.traffic.export import Format, Split, export
 from polytone.serve.traffic.feedback import as_json, new_row
@@ -50,10 +50,10 @@ class DecisionBody(Strict):
         return self
 
 
-def data_routes(runtime: Runtime) -> APIRouter:
+def data_routes(services: Services) -> APIRouter:
     router = APIRouter(prefix="/admin", tags=["data"])
-    actor = Annotated[str, Depends(admin_actor(runtime))]
-    reviews = runtime.reviews
+    actor = Annotated[str, Depends(admin_actor(services))]
+    reviews = services.reviews
 
     @router.get("/reviews")
     async def count_reviews(_: actor) -> dict[str, Any]:
@@ -72,7 +72,7 @@ def data_routes(runtime: Runtime) -> APIRouter:
         """Close an item. An edit becomes a correction."""
         correction = None
         if body.decision is Decision.EDIT:
-            correction = await correct(runtime, completion_id, body)
+            correction = await correct(services, completion_id, body)
         row = await asyncio.to_thread(reviews.decide, completion_id, body.decision, body.reviewer, correction)
         feedback = as_json(correction) if correction else None
         return {"completion_id": row.completion_id, "state": row.state, "feedback": feedback}
@@ -92,7 +92,7 @@ def data_routes(runtime: Runtime) -> APIRouter:
         """Rows to train on as JSON lines, or their manifest; with the same `until` both are of the same rows."""
         kinds = frozenset(annotators or ["human"])
         when = in_utc(until) if until else None
-        made = await asyncio.to_thread(export, runtime.database, format, adapter, split, when, kinds)
+        made = await asyncio.to_thread(export, services.database, format, adapter, split, when, kinds)
         said = {"x-polytone-export": made.manifest.sha256, "x-polytone-export-until": made.manifest.filters["until"]}
         if part == "manifest":
             return JSONResponse(made.manifest.model_dump(mode="json", by_alias=True), headers=said)
@@ -101,12 +101,12 @@ def data_routes(runtime: Runtime) -> APIRouter:
     @router.get("/drift")
     async def drift(_: actor, version: Annotated[str | None, Query(max_length=80)] = None) -> dict[str, Any]:
         """What changed in what versions say, since when and how sure that is, with examples."""
-        return {"versions": await asyncio.to_thread(report, runtime.database, version)}
+        return {"versions": await asyncio.to_thread(report, services.database, version)}
 
     @router.post("/drift/{version}/{signal}/acknowledge")
     async def acknowledge(version: str, signal: str, who: actor) -> dict[str, Any]:
         """End an alarm; its detector starts anew against the same reference."""
-        return await asyncio.to_thread(runtime.drift.acknowledge, version, signal, who)
+        return await asyncio.to_thread(services.drift.acknowledge, version, signal, who)
 
     @router.get("/activity")
     async def over_time(
@@ -117,8 +117,8 @@ def data_routes(runtime: Runtime) -> APIRouter:
     ) -> dict[str, Any]:
         """Answers, tokens, times and thumbs of every version over time; without `since` the 24 hours before `until`."""
         begin, end = period(since, until, buckets)
-        await runtime.traffic.flush()
-        return await asyncio.to_thread(activity, runtime.database, begin, end, buckets)
+        await services.traffic.flush()
+        return await asyncio.to_thread(activity, services.database, begin, end, buckets)
 
     @router.delete("/traffic")
     async def forget(
@@ -126,15 +126,15 @@ def data_routes(runtime: Runtime) -> APIRouter:
     ) -> dict[str, Any]:
         """Delete every answer of a conversation, what was said of it and what was kept of it: a person's right to be
         forgotten."""
-        await runtime.traffic.flush()
-        return {"deleted": await asyncio.to_thread(runtime.traffic.forget, conversation_id, who)}
+        await services.traffic.flush()
+        return {"deleted": await asyncio.to_thread(services.traffic.forget, conversation_id, who)}
 
     return router
 
 
-async def correct(runtime: Runtime, completion: str, decision: DecisionBody) -> FeedbackRow:
+async def correct(services: Services, completion: str, decision: DecisionBody) -> FeedbackRow:
     """The correction that an edit is; it is added with the decision."""
-    known = await asyncio.to_thread(runtime.traffic.known, completion)
+    known = await asyncio.to_thread(services.traffic.known, completion)
     if known is None:
         raise NotFoundError(f"No completion {completion!r} is on record.", code="completion_not_found")
     body = FeedbackBody(key="correction", completion_id=completion, text=decision.text)

@@ -15,7 +15,7 @@ PAGE_PATH = "/ui"
 WAIT = "<!doctype html><html lang=en><title>Polytone</title><p>The page is being prepared. One moment.</p></html>"
 
 
-class LatePage:
+class DeferredUi:
     """An app that is built in a thread once `running` is entered; until then it asks the browser to come back."""
 
     def __init__(self, build: Callable[[], Any]) -> None:
@@ -49,10 +49,10 @@ class LatePage:
         await HTMLResponse(WAIT, 503, headers={"refresh": "2", "retry-after": "2"})(scope, receive, send)
 
 
-class WithPage:
+class UiMiddleware:
     """Sends / and /ui to the page and the rest to the API."""
 
-    def __init__(self, app: ASGIApp, page: LatePage) -> None:
+    def __init__(self, app: ASGIApp, page: DeferredUi) -> None:
         self._app = app
         self._page = page
 

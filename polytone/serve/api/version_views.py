@@ -11,29 +11,29 @@ from polytone.contract.errors import NotFoundError
 from polytone.contract.evaluation import GateVerdict
 from polytone.contract.home import Home
 from polytone.serve.adapters.promotion_gates import verdict_if_readable
-from polytone.serve.services import Runtime
+from polytone.serve.services import Services
 
 
-def known_version(runtime: Runtime, version: str) -> dict[str, Any]:
+def known_version(services: Services, version: str) -> dict[str, Any]:
     """`manifest` is null where its files are not here or damaged, `evaluation` where none was made on this machine.
     Blocks.
 
     Raises:
         NotFoundError: `version_not_found`, if it was never published.
     """
-    states = {row.id: row.state for row in runtime.registry.versions()}
+    states = {row.id: row.state for row in services.registry.versions()}
     if version not in states:
         raise NotFoundError(f"No version {version!r} was published here.", code="version_not_found", param="digest")
-    state, reason = runtime.voices.states().get(version, (states[version], None))
-    manifest = runtime.voices.manifest(version) or manifest_if_readable(runtime.home, version)
-    verdict = verdict_if_readable(runtime.home, version)
+    state, reason = services.adapters.states().get(version, (states[version], None))
+    manifest = services.adapters.manifest(version) or manifest_if_readable(services.home, version)
+    verdict = verdict_if_readable(services.home, version)
     return {
         "version": version,
         "state": state,
         "reason": reason,
-        "resident": version in runtime.voices.resident(),
+        "resident": version in services.adapters.loaded(),
         "manifest": facts(manifest) if manifest else None,
-        "evaluation": findings(runtime.home, verdict) if verdict else None,
+        "evaluation": findings(services.home, verdict) if verdict else None,
     }
 
 

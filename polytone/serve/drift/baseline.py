@@ -17,7 +17,7 @@ from polytone.contract.home import Home
 from polytone.contract.reference import ReferenceRow, read_reference
 from polytone.measure.signals import asked_of, measure
 from polytone.measure.tone import Tone, learn
-from polytone.serve.traffic.capture import Measured
+from polytone.serve.traffic.capture import AnswerSignals
 
 from .embedding import Embedding
 
@@ -29,7 +29,7 @@ TONE, LANGUAGE = "tone", "language"
 
 
 @dataclass(frozen=True)
-class Profile:
+class Baseline:
     """`values` are the reference's signals, (n,) each.
 
     Empty for a version that came without a reference, and for the base. Replies of the reference were cut at
@@ -46,7 +46,7 @@ class Profile:
         return sum(int(array.nbytes) for array in (*self.values.values(), *weights))
 
 
-class Profiles:
+class Baselines:
     """Profiles by version, made when they are first asked for. `siblings` names versions of other voices."""
 
     def __init__(self, home: Home, embed: Callable[[], Embedding], siblings: Callable[[str], list[str]]) -> None:
@@ -54,7 +54,7 @@ class Profiles:
         self._make_embedding = embed
         self._embedding: Embedding | None = None
         self._siblings = siblings
-        self._profiles: OrderedDict[str, Profile] = OrderedDict()
+        self._profiles: OrderedDict[str, Baseline] = OrderedDict()
 
     @property
     def embed(self) -> Embedding:
@@ -62,7 +62,7 @@ class Profiles:
             self._embedding = self._make_embedding()
         return self._embedding
 
-    def of(self, version: str) -> Profile:
+    def of(self, version: str) -> Baseline:
         """The version's profile; takes a second or so the first time."""
         if version not in self._profiles:
             self._profiles[version] = self._make(version)
@@ -71,7 +71,9 @@ class Profiles:
             self._profiles.popitem(last=False)
         return self._profiles[version]
 
-    def measure(self, version: str, prompt: list[Any], reply: str, finish_reason: str | None, tokens: int) -> Measured:
+    def measure(
+        self, version: str, prompt: list[Any], reply: str, finish_reason: str | None, tokens: int
+    ) -> AnswerSignals:
         """Signals and embeddings of one answer of `version`."""
         profile = self.of(version)
         if profile.max_tokens is not None and tokens > profile.max_tokens:
@@ -82,12 +84,12 @@ class Profiles:
         if profile.tone is not None and reply.strip():
             signals[TONE] = float(profile.tone.off([reply])[0])
         vectors = self.embed([asked_of(prompt), reply])
-        return Measured(signals, vectors.astype(np.float16).tobytes())
+        return AnswerSignals(signals, vectors.astype(np.float16).tobytes())
 
-    def _make(self, version: str) -> Profile:
+    def _make(self, version: str) -> Baseline:
         rows, max_tokens = self._reference(version)
         if len(rows) < FEWEST_ROWS:
-            return Profile()
+            return Baseline()
         others = [row.reply for sibling in self._siblings(version) for row in self._reference(sibling)[0]]
         profile = replace(make_profile(rows, others), max_tokens=max_tokens)
         log.info("%s: drift is measured against %d reference answers", version, len(rows))
@@ -106,7 +108,7 @@ class Profiles:
             return [], None
 
 
-def make_profile(rows: list[ReferenceRow], siblings: list[str]) -> Profile:
+def make_profile(rows: list[ReferenceRow], siblings: list[str]) -> Baseline:
     """Measure a reference; `siblings` are replies of other voices."""
     prompts = [[message.model_dump() for message in row.messages] for row in rows]
     measured = [measure(prompt, row.reply, row.finish_reason) for prompt, row in zip(prompts, rows, strict=True)]
@@ -119,7 +121,7 @@ def make_profile(rows: list[ReferenceRow], siblings: list[str]) -> Profile:
     tone = learn([row.reply for row in teaching], [row.base_reply for row in teaching] + siblings)
     if tone is not None and judging:
         values[TONE] = tone.off(judging)
-    return Profile(
+    return Baseline(
         values=values,
         language=language[0][0] if language else None,
         tone=tone if TONE in values else None,

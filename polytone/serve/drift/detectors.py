@@ -8,7 +8,7 @@ from typing import Any, Self
 import numpy as np
 
 from .embedding import DIMENSION
-from .mmd import LONG, Windows, nearest_to_change
+from .mmd import LONG, MmdWindowTest, nearest_to_change
 from .sequential import Sequential, upper_bound, upper_rate_bound
 
 TWO_SIDED = frozenset({"prompt_length", "reply_length"})
@@ -23,7 +23,7 @@ MARKS = 200
 EXAMPLES = 5
 
 
-class Standing(StrEnum):
+class DriftStatus(StrEnum):
     """What a detector says."""
 
     NO_REFERENCE = "no_reference"
@@ -106,12 +106,12 @@ class ScalarWatch:
         """The greater one's share of the run length: an alarm at 1."""
         return max((one.statistic / one.run_length for one in (self.above, self.below) if one), default=0.0)
 
-    def standing(self) -> Standing:
+    def standing(self) -> DriftStatus:
         if self.above is None:
-            return Standing.WARMING_UP
+            return DriftStatus.WARMING_UP
         if self.since is not None:
-            return Standing.DRIFT
-        return Standing.OK if self.seen.count >= ENOUGH else Standing.INSUFFICIENT_TRAFFIC
+            return DriftStatus.DRIFT
+        return DriftStatus.OK if self.seen.count >= ENOUGH else DriftStatus.INSUFFICIENT_TRAFFIC
 
     def examples(self) -> list[str]:
         """The conversations since the change that are furthest in its direction."""
@@ -151,12 +151,12 @@ class VectorWatch:
     signal: str
     run_length: float
     seen: Seen
-    windows: Windows
+    windows: MmdWindowTest
     reference: bytes = b""
 
     @classmethod
     def fresh(cls, signal: str, run_length: float) -> Self:
-        return cls(signal, run_length, Seen(), Windows(DIMENSION, run_length))
+        return cls(signal, run_length, Seen(), MmdWindowTest(DIMENSION, run_length))
 
     def observe(self, vector: Any, completion: str, at: str) -> None:
         if self.reference_rows < WARM_UP:
@@ -167,7 +167,7 @@ class VectorWatch:
 
     def restart(self) -> None:
         """Forget what was seen; the reference stays."""
-        self.seen, self.windows = Seen(), Windows(DIMENSION, self.run_length)
+        self.seen, self.windows = Seen(), MmdWindowTest(DIMENSION, self.run_length)
 
     @property
     def since(self) -> int | None:
@@ -182,12 +182,12 @@ class VectorWatch:
     def reference_rows(self) -> int:
         return len(self._reference)
 
-    def standing(self) -> Standing:
+    def standing(self) -> DriftStatus:
         if self.reference_rows < WARM_UP:
-            return Standing.WARMING_UP
+            return DriftStatus.WARMING_UP
         if self.since is not None:
-            return Standing.DRIFT
-        return Standing.OK if self.seen.count >= ENOUGH else Standing.INSUFFICIENT_TRAFFIC
+            return DriftStatus.DRIFT
+        return DriftStatus.OK if self.seen.count >= ENOUGH else DriftStatus.INSUFFICIENT_TRAFFIC
 
     def examples(self) -> list[str]:
         """The conversations that lie most where there are more of them than in the reference."""
@@ -208,11 +208,14 @@ class VectorWatch:
 
     @classmethod
     def from_json(cls, found: dict[str, Any]) -> Self:
-        parts = {"windows": Windows.from_json(found["windows"]), "reference": base64.b64decode(found["reference"])}
+        parts = {
+            "windows": MmdWindowTest.from_json(found["windows"]),
+            "reference": base64.b64decode(found["reference"]),
+        }
         return cls(**{**found, **parts, "seen": seen_from_json(found["seen"])})
 
 
-Watch = ScalarWatch | VectorWatch
+Detector = ScalarWatch | VectorWatch
 
 
 def bound(reference: Any) -> float:
@@ -226,7 +229,7 @@ def seen_from_json(found: dict[str, Any]) -> Seen:
     return Seen(found["count"], [(number, at) for number, at in found["marks"]], found["ids"])
 
 
-def watch_from_json(found: dict[str, Any]) -> Watch | None:
+def watch_from_json(found: dict[str, Any]) -> Detector | None:
     """None where another version of Polytone wrote it: the detector starts anew then."""
     try:
         watch = VectorWatch.from_json(found) if "windows" in found else ScalarWatch.from_json(found)

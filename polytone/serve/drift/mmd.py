@@ -94,7 +94,7 @@ def nearest_to_change(window: Floats, reference: Floats, k: int) -> list[int]:
 
 
 def level(run_length: float) -> float:
-    """Of each test, so that the mean run length of `Windows` is at least `run_length`.
+    """Of each test, so that the mean run length of `MmdWindowTest` is at least `run_length`.
 
     With SCALES tests at each block's end, the first j blocks raise an alarm with probability SCALES · level · j at
     most, so that the first alarm comes after 1 / (2 · SCALES · level) blocks on average, or later.
@@ -115,7 +115,7 @@ def window_p_values(recent: Floats, reference: Floats, run_length: float, seed: 
 
 
 @dataclass(frozen=True)
-class Windows:
+class MmdWindowTest:
     """Watches for conversations' vectors to be distributed otherwise than the reference's.
 
     Every 50 conversations, these and the last 200 are each compared with the reference. While new vectors and

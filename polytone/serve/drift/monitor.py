@@ -28,8 +28,8 @@ from polytone.serve.engine.events import digest
 from polytone.serve.metrics import Metrics
 from polytone.serve.traffic.reviews import Reason, queue_for_review
 
-from .baseline import Profile, Profiles
-from .detectors import PROMPTS, REPLIES, THUMBS_DOWN, ScalarWatch, Standing, VectorWatch, Watch, watch_from_json
+from .baseline import Baseline, Baselines
+from .detectors import PROMPTS, REPLIES, THUMBS_DOWN, Detector, DriftStatus, ScalarWatch, VectorWatch, watch_from_json
 from .embedding import DIMENSION
 from .report import describe_change
 from .sequential import expected_chance_alarms
@@ -46,12 +46,12 @@ SIBLINGS = "siblings"  # a row of its own: the tone classifier stays the one the
 
 
 @dataclass
-class Book:
+class VersionBatch:
     """The watches of one version while a batch is worked on."""
 
     version: str
-    profile: Profile
-    watches: dict[str, Watch]
+    profile: Baseline
+    watches: dict[str, Detector]
     observations: float = 0.0
     changed: set[str] = field(default_factory=set)
 
@@ -60,7 +60,7 @@ class Drift:
     """Methods block, but for `run`."""
 
     def __init__(
-        self, database: Engine, profiles: Profiles, metrics: Metrics, run_length: float, quiet_seconds: float
+        self, database: Engine, profiles: Baselines, metrics: Metrics, run_length: float, quiet_seconds: float
     ) -> None:
         self._database = database
         self._profiles = profiles
@@ -95,7 +95,7 @@ class Drift:
             one_at_a_time(session, DRIFT)
             rows = list(self._conversations(session, versions))
             thumbs = new_thumbs(session, versions)
-            books: dict[str, Book] = {}
+            books: dict[str, VersionBatch] = {}
             for row in rows:
                 self._observe(self._book(session, books, row.version), row)
             for version, completion, at, down in thumbs:
@@ -160,15 +160,15 @@ class Drift:
         found = [set(session.scalars(one.distinct().limit(VERSIONS))) for one in (alone, thumbs)]
         return sorted(over.union(*found))
 
-    def _book(self, session: Session, books: dict[str, Book], version: str) -> Book:
+    def _book(self, session: Session, books: dict[str, VersionBatch], version: str) -> VersionBatch:
         if version not in books:
             found = session.scalars(select(DriftRow).where(DriftRow.version == version).with_for_update())
             read = {row.signal: watch_from_json(row.state) for row in found if row.signal != SIBLINGS}
             watches = {signal: watch for signal, watch in read.items() if watch is not None}
-            books[version] = Book(version, self._profiles.of(version), watches)
+            books[version] = VersionBatch(version, self._profiles.of(version), watches)
         return books[version]
 
-    def _observe(self, book: Book, row: AnswerRow) -> None:
+    def _observe(self, book: VersionBatch, row: AnswerRow) -> None:
         at = aware(row.at).isoformat()
         for signal, value in (row.signals or {}).items():
             self._scalar(book, signal).observe(value, row.id, at)
@@ -177,28 +177,28 @@ class Drift:
             for signal, vector in zip((PROMPTS, REPLIES), pair, strict=True):
                 self._vector(book, signal).observe(vector, row.id, at)
 
-    def _observe_thumb(self, book: Book, completion: str, at: str, down: bool) -> None:
+    def _observe_thumb(self, book: VersionBatch, completion: str, at: str, down: bool) -> None:
         self._scalar(book, THUMBS_DOWN).observe(float(down), completion, at)
 
-    def _scalar(self, book: Book, signal: str) -> ScalarWatch:
+    def _scalar(self, book: VersionBatch, signal: str) -> ScalarWatch:
         if signal not in book.watches:
             reference = book.profile.values.get(signal)
             book.watches[signal] = ScalarWatch.fresh(signal, self._run_length, reference)
         return self._using(book, signal)  # type: ignore[return-value]
 
-    def _vector(self, book: Book, signal: str) -> VectorWatch:
+    def _vector(self, book: VersionBatch, signal: str) -> VectorWatch:
         if signal not in book.watches:
             book.watches[signal] = VectorWatch.fresh(signal, self._run_length)
         return self._using(book, signal)  # type: ignore[return-value]
 
-    def _using(self, book: Book, signal: str) -> Watch:
+    def _using(self, book: VersionBatch, signal: str) -> Detector:
         watch = book.watches[signal]
         book.changed.add(signal)
-        if watch.standing() is not Standing.WARMING_UP:
+        if watch.standing() is not DriftStatus.WARMING_UP:
             book.observations += 1
         return watch
 
-    def _close(self, session: Session, book: Book) -> None:
+    def _close(self, session: Session, book: VersionBatch) -> None:
         """Store what the detectors know now, and raise the alarms they call for."""
         for signal in sorted(book.changed):
             watch = book.watches[signal]
@@ -210,13 +210,13 @@ class Drift:
             expected_chance_alarms(book.observations, self._run_length)
         )
 
-    def _show(self, version: str, watch: Watch) -> None:
+    def _show(self, version: str, watch: Detector) -> None:
         of = (*labels(version), watch.signal)
-        self._metrics.drift_state.labels(*of).set(list(Standing).index(watch.standing()))
+        self._metrics.drift_state.labels(*of).set(list(DriftStatus).index(watch.standing()))
         self._metrics.drift_statistic.labels(*of).set(watch.statistic)
         self._metrics.drift_alarms_total.labels(*of)  # a count that begins at 1 is no increase to Prometheus
 
-    def _alarm(self, session: Session, book: Book, watch: Watch) -> None:
+    def _alarm(self, session: Session, book: VersionBatch, watch: Detector) -> None:
         examples = watch.examples()
         details = {
             **describe_change(watch),

@@ -8,7 +8,7 @@ from polytone.measure.signals import words_of
 from polytone.serve.database.session import aware, reading
 from polytone.serve.database.tables import DriftAlarmRow, DriftRow
 
-from .detectors import ENOUGH, TWO_SIDED, WARM_UP, WARM_UP_OF, ScalarWatch, Standing, Watch, watch_from_json
+from .detectors import ENOUGH, TWO_SIDED, WARM_UP, WARM_UP_OF, Detector, DriftStatus, ScalarWatch, watch_from_json
 from .sequential import Sequential, expected_chance_alarms, smallest_change
 
 WITHIN = 500
@@ -27,7 +27,7 @@ SUBJECT = {
 }
 
 
-def describe_change(watch: Watch) -> dict[str, Any]:
+def describe_change(watch: Detector) -> dict[str, Any]:
     """What changed, since when, and how often a thing like this comes by chance."""
     since = watch.since or 1
     ago = watch.seen.count - since + 1
@@ -41,7 +41,7 @@ def describe_change(watch: Watch) -> dict[str, Any]:
     }
 
 
-def change(watch: Watch) -> str:
+def change(watch: Detector) -> str:
     subject = SUBJECT.get(watch.signal, watch.signal)
     if not isinstance(watch, ScalarWatch):
         return f"{subject} (p = {watch.statistic:.4f})"
@@ -61,25 +61,25 @@ def in_units(watch: ScalarWatch, value: float) -> str:
     return f"about {words_of(value):.0f} words" if watch.signal in TWO_SIDED else f"{100 * value:.1f} %"
 
 
-def sentence(watch: Watch) -> str:
+def sentence(watch: Detector) -> str:
     """How a detector stands, for people."""
     match watch.standing():
-        case Standing.WARMING_UP:
+        case DriftStatus.WARMING_UP:
             there, wanted = collected(watch), WARM_UP_OF.get(watch.signal, WARM_UP)
             return f"{there} of the {wanted} conversations that will be its reference."
-        case Standing.INSUFFICIENT_TRAFFIC:
+        case DriftStatus.INSUFFICIENT_TRAFFIC:
             return f"{watch.seen.count} conversations so far; something is said from {ENOUGH} on."
-        case Standing.DRIFT:
+        case DriftStatus.DRIFT:
             words = str(describe_change(watch)["words"])
             return words[0].upper() + words[1:]
     return f"No change in {watch.seen.count} conversations{smallest(watch)}."
 
 
-def collected(watch: Watch) -> int:
+def collected(watch: Detector) -> int:
     return len(watch.sample) if isinstance(watch, ScalarWatch) else watch.reference_rows
 
 
-def smallest(watch: Watch) -> str:
+def smallest(watch: Detector) -> str:
     """What would be seen at the current settings."""
     if not isinstance(watch, ScalarWatch) or watch.above is None:
         return ""
@@ -122,12 +122,18 @@ def version_json(version: str, signals: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def worst(signals: list[dict[str, Any]]) -> str:
-    order = [Standing.DRIFT, Standing.OK, Standing.INSUFFICIENT_TRAFFIC, Standing.WARMING_UP, Standing.NO_REFERENCE]
+    order = [
+        DriftStatus.DRIFT,
+        DriftStatus.OK,
+        DriftStatus.INSUFFICIENT_TRAFFIC,
+        DriftStatus.WARMING_UP,
+        DriftStatus.NO_REFERENCE,
+    ]
     there = {one["state"] for one in signals}
-    return next((state.value for state in order if state.value in there), Standing.NO_REFERENCE.value)
+    return next((state.value for state in order if state.value in there), DriftStatus.NO_REFERENCE.value)
 
 
-def signal_json(watch: Watch, alarm: DriftAlarmRow | None) -> dict[str, Any]:
+def signal_json(watch: Detector, alarm: DriftAlarmRow | None) -> dict[str, Any]:
     scalar = watch if isinstance(watch, ScalarWatch) else None
     return {
         "signal": watch.signal,

@@ -42,7 +42,7 @@ class Policies:
 
 
 @dataclass(frozen=True)
-class Known:
+class CompletionRef:
     """Whose answer a completion id names, and the conversation it is part of."""
 
     adapter: str
@@ -51,12 +51,12 @@ class Known:
 
 
 @dataclass(frozen=True)
-class Captured:
+class RecordedAnswer:
     """One answer as it left the server, not looked into yet: the engine's response or the events of its stream."""
 
     id: str
     at: datetime
-    known: Known
+    known: CompletionRef
     base: str
     key: str | None
     status: int
@@ -69,17 +69,17 @@ class Captured:
 
 
 @dataclass(frozen=True)
-class Measured:
+class AnswerSignals:
     """What the drift detectors need of an answer: signals in [0, 1] by name, and two embeddings as bytes."""
 
     signals: dict[str, float]
     vectors: bytes
 
 
-Measure = Callable[[str, Any, str, str | None, int], Measured]
+Measure = Callable[[str, Any, str, str | None, int], AnswerSignals]
 
 
-def row_of(captured: Captured, policy: Policy, measure: Measure | None) -> dict[str, Any]:
+def row_of(captured: RecordedAnswer, policy: Policy, measure: Measure | None) -> dict[str, Any]:
     """The columns of `AnswerRow`; this is where the answer is parsed."""
     known, request = captured.known, captured.request
     of = reply_of_response if isinstance(captured.answer, dict) else reply_of_events
@@ -118,7 +118,9 @@ def name_kept(conversation: str | None, policy: Policy) -> str | None:
     return conversation if policy is Policy.FULL or conversation is None else digest(conversation)
 
 
-def measured_of(captured: Captured, measure: Measure | None, reply: str, finish_reason: str | None) -> Measured | None:
+def measured_of(
+    captured: RecordedAnswer, measure: Measure | None, reply: str, finish_reason: str | None
+) -> AnswerSignals | None:
     """Only whole chat answers in words are measured: one that was broken off says nothing of the voice, a call of a
     tool has no words, and of several choices the tokens are not known apart."""
     prompt = captured.request.get("messages")

@@ -14,7 +14,7 @@ from polytone.contract.errors import ConflictError, InputError, NotFoundError, T
 from polytone.serve.database.session import FEEDBACK, aware, one_at_a_time, reading, writing
 from polytone.serve.database.tables import FeedbackRow
 
-from .capture import Known
+from .capture import CompletionRef
 from .reviews import ask_for_review
 from .schemas import Annotator, FeedbackBody
 
@@ -39,7 +39,7 @@ class FeedbackStore:
     def give(
         self,
         body: FeedbackBody,
-        target: Known | None,
+        target: CompletionRef | None,
         annotator: Annotator,
         adapters: frozenset[str] | None = None,
     ) -> Given:
@@ -81,7 +81,7 @@ class FeedbackStore:
             ) from None
 
     def _repeated(
-        self, body: FeedbackBody, target: Known | None, annotator: Annotator, adapters: frozenset[str] | None
+        self, body: FeedbackBody, target: CompletionRef | None, annotator: Annotator, adapters: frozenset[str] | None
     ) -> FeedbackRow | None:
         """The row that was made with this idempotency key before."""
         if body.idempotency_key is None:
@@ -143,7 +143,7 @@ class FeedbackStore:
             return list(session.scalars(wanted))[::-1]
 
 
-def new_row(body: FeedbackBody, of: Known | None, annotator: Annotator) -> FeedbackRow:
+def new_row(body: FeedbackBody, of: CompletionRef | None, annotator: Annotator) -> FeedbackRow:
     target, target_id = target_of(body)
     if target == "conversation" and of is not None and of.conversation is not None:
         target_id = of.conversation  # as the content policy keeps it

@@ -22,7 +22,7 @@ from polytone.serve.database.tables import AnswerRow, FeedbackRow, ReviewRow
 from polytone.serve.engine.events import digest
 from polytone.serve.metrics import Metrics
 
-from .capture import Captured, Known, Measure, Policies, name_kept, row_of
+from .capture import CompletionRef, Measure, Policies, RecordedAnswer, name_kept, row_of
 from .conversations import delete_conversation
 
 log = logging.getLogger(__name__)
@@ -56,18 +56,18 @@ class Traffic:
         self._capacity = capacity
         self._keep_days = keep_days
         self._recording = recording
-        self._queue: deque[Captured] = deque()
+        self._queue: deque[RecordedAnswer] = deque()
         self._queued_bytes = 0
         self._flushing = asyncio.Lock()
-        self._pending: dict[str, Known] = {}
+        self._pending: dict[str, CompletionRef] = {}
         self._cleaned = 0.0
 
-    def begin(self, completion: str, known: Known) -> None:
+    def begin(self, completion: str, known: CompletionRef) -> None:
         """A completion id was given out: feedback on it is welcome from now on."""
         if self._recording:
             self._pending[completion] = known
 
-    def note(self, captured: Captured) -> None:
+    def note(self, captured: RecordedAnswer) -> None:
         """Queue an answer for its row; where the queue is full it is dropped and counted."""
         if not self._recording:
             return
@@ -78,16 +78,16 @@ class Traffic:
         self._queue.append(captured)
         self._queued_bytes += captured.bytes
 
-    def known(self, completion: str) -> Known | None:
+    def known(self, completion: str) -> CompletionRef | None:
         """Whose answer that is, from memory first; blocks."""
         pending = self._pending.get(completion)
         if pending is not None:
             return pending
         with reading(self._database) as session:
             row = session.get(AnswerRow, completion)
-            return Known(row.adapter, row.version, row.conversation) if row is not None else None
+            return CompletionRef(row.adapter, row.version, row.conversation) if row is not None else None
 
-    def conversation(self, name: str, adapters: frozenset[str] | None = None) -> Known | None:
+    def conversation(self, name: str, adapters: frozenset[str] | None = None) -> CompletionRef | None:
         """Whose answers a conversation has, the last one's of `adapters` (None: all), with its name as it is kept;
         blocks."""
         for known in reversed(list(self._pending.values())):
@@ -98,7 +98,7 @@ class Traffic:
             if adapters is not None:
                 wanted = wanted.where(AnswerRow.adapter.in_(adapters))
             row = session.scalar(wanted.order_by(AnswerRow.at.desc()).limit(1))
-            return Known(row.adapter, row.version, row.conversation) if row is not None else None
+            return CompletionRef(row.adapter, row.version, row.conversation) if row is not None else None
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -163,7 +163,7 @@ class Traffic:
             note(session, actor, "forget", "conversation", None, {"answers": gone})
         return gone
 
-    def _write(self, batch: list[Captured]) -> None:
+    def _write(self, batch: list[RecordedAnswer]) -> None:
         """All at once; if the database takes offence at one, each for itself, and that one is dropped."""
         try:
             policies = (self._policies.for_voice(captured.known.adapter) for captured in batch)

@@ -22,7 +22,7 @@ from polytone.train.tokenization import Row, tokenize
 
 from ..progress import Progress
 from .bias import probe_prompts
-from .questions import LONGEST_PROMPT, LONGEST_REPLY, Question, Spoken, draw_questions, hear, reply_limit
+from .questions import LONGEST_PROMPT, LONGEST_REPLY, Question, Replies, draw_questions, hear, reply_limit
 
 UNQUANTIZED, BASE, PARENT, VOICE = "unquantized", "base", "parent", "voice"
 SPEAKERS = (UNQUANTIZED, BASE, PARENT, VOICE)
@@ -33,7 +33,7 @@ PROBE_TOKENS = 48
 
 
 @dataclass(frozen=True)
-class Heard:
+class ModelOutputs:
     """What one model made of the rows, of the questions and, if it was `PROBED`, of the pairs."""
 
     scores: list[Score]
@@ -46,7 +46,7 @@ class Heard:
 class Comparison:
     """Everyone on the same rows and questions. `parent` is the version that was compared, None without one on disk."""
 
-    heard: dict[str, Heard]
+    heard: dict[str, ModelOutputs]
     questions: list[Question]
     tokens: int
     new_tokens: int
@@ -154,7 +154,7 @@ def title(name: str, manifest: Manifest, parent: Manifest | None) -> str:
     return known[name]
 
 
-def hear_one(model: Any, material: Material, probed: bool, progress: Progress, what: str) -> Heard:
+def hear_one(model: Any, material: Material, probed: bool, progress: Progress, what: str) -> ModelOutputs:
     progress.start(f"{what}: losses", total=batches_of(material.rows))
     scores = score_rows(model, material.rows, progress, "")
     progress.finish()
@@ -163,14 +163,14 @@ def hear_one(model: Any, material: Material, probed: bool, progress: Progress, w
     probes = material.probes if probed else []
     paired = min(material.new_tokens, PROBE_TOKENS)
     answers = hear_prompts(model, material, probes, paired, progress, f"{what}: paired questions").answers
-    return Heard(scores, replies.answers, answers, replies.seconds_per_token)
+    return ModelOutputs(scores, replies.answers, answers, replies.seconds_per_token)
 
 
 def hear_prompts(
     model: Any, material: Material, prompts: list[Prompt], new_tokens: int, progress: Progress, what: str
-) -> Spoken:
+) -> Replies:
     if not prompts:
-        return Spoken([], 0.0)
+        return Replies([], 0.0)
     settings = sampling(model, material.tokenizer, Sampling(temperature=0), new_tokens)
     progress.start(what, total=len(prompts))
     spoken = hear(model, material.tokenizer, prompts, settings, progress, "")

@@ -21,7 +21,7 @@ from .gates import Judgement, judge
 from .gates import as_json as held_as_json
 from .plots import draw_plots
 from .report import names_of, quantization_in_words, write_report
-from .results import Measured, as_json, measure_all
+from .results import Results, as_json, measure_all
 
 SCHEMA = "polytone.evaluation/1"
 
@@ -87,7 +87,7 @@ def folder_name(manifest: Manifest) -> str:
 
 
 def give_verdict(
-    manifest: Manifest, file: RowFile[Conversation], measured: Measured, judgement: Judgement, target: Path
+    manifest: Manifest, file: RowFile[Conversation], measured: Results, judgement: Judgement, target: Path
 ) -> GateVerdict:
     return GateVerdict(
         version=manifest.version,
@@ -106,7 +106,7 @@ def describe(
     verdict: GateVerdict,
     judgement: Judgement,
     gates: GatesSection,
-    measured: Measured,
+    measured: Results,
     seconds: float,
 ) -> dict[str, Any]:
     """evaluation.json; losses stand at the top too, under the names that the manifest has for them."""

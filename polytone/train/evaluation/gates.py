@@ -15,11 +15,11 @@ from polytone.train.artifact.scoring import LEAST_CHANGE
 from ..recipe import GatesSection
 from .bias import certain_gap
 from .compare import BASE, PARENT, VOICE
-from .results import Measured
+from .results import Results
 
 
 @dataclass(frozen=True)
-class Held:
+class GateResult:
     """A figure held against a bar."""
 
     gate: str
@@ -37,7 +37,7 @@ class Judgement:
     """The word, everything that was held against a bar, and what could not be."""
 
     word: Word
-    held: list[Held]
+    held: list[GateResult]
     not_measured: dict[str, str]
 
     @property
@@ -66,7 +66,7 @@ def gates_of(manifest: Manifest) -> GatesSection:
         ) from None
 
 
-def judge(measured: Measured, gates: GatesSection) -> Judgement:
+def judge(measured: Results, gates: GatesSection) -> Judgement:
     """An adapter that answers as its base does or worse is never good, whatever its gates say."""
     unlearned = list(nothing_learned(measured))
     worse = [] if unlearned else list(damaged(measured))
@@ -79,7 +79,7 @@ def judge(measured: Measured, gates: GatesSection) -> Judgement:
     return Judgement("good" if all(one.passed for one in held) else "not good enough", held, missing)
 
 
-def nothing_learned(measured: Measured) -> Iterator[Held]:
+def nothing_learned(measured: Results) -> Iterator[GateResult]:
     """Every conversation has the loss that the base has, to what a rounding makes."""
     change = measured.largest_change
     if change < LEAST_CHANGE:
@@ -87,10 +87,10 @@ def nothing_learned(measured: Measured) -> Iterator[Held]:
             f"nothing was learned: no conversation's loss differs from the base's by more than {change:.2g} nats per "
             "token, so the version answers exactly like the base. Train it longer or with a higher learning rate."
         )
-        yield Held("nothing_learned", change, LEAST_CHANGE, False, message)
+        yield GateResult("nothing_learned", change, LEAST_CHANGE, False, message)
 
 
-def damaged(measured: Measured) -> Iterator[Held]:
+def damaged(measured: Results) -> Iterator[GateResult]:
     """The loss is higher than the base's beyond chance."""
     worse = measured.difference(VOICE, BASE)["loss"]
     if worse.low > 0:
@@ -99,10 +99,10 @@ def damaged(measured: Measured) -> Iterator[Held]:
             f"{worse.low:.3f} to {worse.high:.3f}). It answers worse than without the adapter; train it anew, with a "
             "lower learning rate or on other rows."
         )
-        yield Held("damaged", worse.value, 0.0, False, message)
+        yield GateResult("damaged", worse.value, 0.0, False, message)
 
 
-def on_losses(measured: Measured, gates: GatesSection) -> Iterator[Held]:
+def on_losses(measured: Results, gates: GatesSection) -> Iterator[GateResult]:
     if gates.min_improvement is not None:
         loss = measured.difference(BASE, VOICE)["loss"]
         yield at_least(
@@ -121,7 +121,7 @@ def on_losses(measured: Measured, gates: GatesSection) -> Iterator[Held]:
         )
 
 
-def on_replies(measured: Measured, gates: GatesSection) -> Iterator[Held]:
+def on_replies(measured: Results, gates: GatesSection) -> Iterator[GateResult]:
     mine = measured.samples[VOICE]
     if gates.min_chrf_gain is not None:
         gain = measured.difference(VOICE, BASE)["chrf"].value
@@ -144,7 +144,7 @@ def on_replies(measured: Measured, gates: GatesSection) -> Iterator[Held]:
             yield hold(gate, mine[figure].value, bar, what)
 
 
-def on_bias(measured: Measured, gates: GatesSection) -> Iterator[Held]:
+def on_bias(measured: Results, gates: GatesSection) -> Iterator[GateResult]:
     """The largest gap whose interval excludes smaller ones, over kinds and measures."""
     if gates.max_bias_gap is None:
         return
@@ -160,20 +160,20 @@ def on_bias(measured: Measured, gates: GatesSection) -> Iterator[Held]:
     yield at_most("max_bias_gap", gap, gates.max_bias_gap, what)
 
 
-def not_measured(measured: Measured, gates: GatesSection) -> Iterator[tuple[str, str]]:
+def not_measured(measured: Results, gates: GatesSection) -> Iterator[tuple[str, str]]:
     if gates.min_tone is not None and "tone" not in measured.samples[VOICE]:
         yield "min_tone", f"{measured.replies} conversations are too few to learn the tone from; at least 20 are needed"
     if gates.max_parent_loss_increase is not None and measured.wanted_parent and PARENT not in measured.samples:
         yield "max_parent_loss_increase", f"the parent {measured.wanted_parent} is not on disk"
 
 
-def at_least(gate: str, figure: float, bar: float, what: str) -> Held:
-    return Held(gate, figure, bar, figure >= bar, f"{gate}: {what} {figure:.3f}; at least {bar:g} is demanded.")
+def at_least(gate: str, figure: float, bar: float, what: str) -> GateResult:
+    return GateResult(gate, figure, bar, figure >= bar, f"{gate}: {what} {figure:.3f}; at least {bar:g} is demanded.")
 
 
-def at_most(gate: str, figure: float, bar: float, what: str) -> Held:
-    return Held(gate, figure, bar, figure <= bar, f"{gate}: {what} {figure:.3f}; at most {bar:g} is allowed.")
+def at_most(gate: str, figure: float, bar: float, what: str) -> GateResult:
+    return GateResult(gate, figure, bar, figure <= bar, f"{gate}: {what} {figure:.3f}; at most {bar:g} is allowed.")
 
 
-def as_json(held: Held) -> dict[str, Any]:
+def as_json(held: GateResult) -> dict[str, Any]:
     return {"gate": held.gate, "figure": round(held.figure, 6), "bar": held.bar, "passed": held.passed}

@@ -18,7 +18,7 @@ REPLY_FIGURES = ("chrf", "tone", "on_topic", "repetition", "cut_off", "empty", "
 
 
 @dataclass(frozen=True)
-class Judges:
+class ToneClassifiers:
     """Classifiers of tone: `of_fold[k]` has not seen the conversations k, k + FOLDS, ...; `of_all` has seen all.
 
     Empty where there are too few conversations to learn from.
@@ -38,7 +38,7 @@ class Judges:
         return found
 
 
-def learn_tone(questions: list[Question], base_replies: list[str]) -> Judges:
+def learn_tone(questions: list[Question], base_replies: list[str]) -> ToneClassifiers:
     """Tell the voice's reference answers from what the base says to the same customers, cross-fitted."""
     everyone = range(len(questions))
 
@@ -48,7 +48,7 @@ def learn_tone(questions: list[Question], base_replies: list[str]) -> Judges:
 
     folds = [judge([index for index in everyone if index % FOLDS != fold]) for fold in range(FOLDS)]
     of_fold = tuple(one for one in folds if one is not None)
-    return Judges(of_fold, judge(list(everyone))) if len(of_fold) == FOLDS else Judges()
+    return ToneClassifiers(of_fold, judge(list(everyone))) if len(of_fold) == FOLDS else ToneClassifiers()
 
 
 def of_scores(scores: list[Score]) -> dict[str, Sample]:
@@ -60,7 +60,7 @@ def of_scores(scores: list[Score]) -> dict[str, Sample]:
     }
 
 
-def of_replies(questions: list[Question], answers: list[Answer], judges: Judges) -> dict[str, Sample]:
+def of_replies(questions: list[Question], answers: list[Answer], judges: ToneClassifiers) -> dict[str, Sample]:
     """The figures of replies; `tone` where there were enough conversations to learn it from."""
     texts = [answer.text for answer in answers]
     measured = [

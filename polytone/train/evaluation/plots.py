@@ -7,12 +7,12 @@ from matplotlib.figure import Figure
 
 from polytone.train.intervals import Sample, interval
 
-from .results import Measured
+from .results import Results
 
 LOSSES, LENGTHS, TONE = "losses.png", "lengths.png", "tone.png"
 
 
-def draw_plots(measured: Measured, names: dict[str, str], folder: Path) -> list[str]:
+def draw_plots(measured: Results, names: dict[str, str], folder: Path) -> list[str]:
     """Write the plots there is something to draw of; returns their file names.
 
     Args:
@@ -27,11 +27,11 @@ def draw_plots(measured: Measured, names: dict[str, str], folder: Path) -> list[
     return drawn
 
 
-def of_figure(measured: Measured, figure: str) -> dict[str, Sample]:
+def of_figure(measured: Results, figure: str) -> dict[str, Sample]:
     return {name: samples[figure] for name, samples in measured.samples.items() if figure in samples}
 
 
-def losses(measured: Measured, names: dict[str, str], target: Path) -> None:
+def losses(measured: Results, names: dict[str, str], target: Path) -> None:
     found = {name: interval(sample) for name, sample in of_figure(measured, "loss").items()}
     figure, axes = canvas(len(found))
     for place, one in enumerate(found.values()):

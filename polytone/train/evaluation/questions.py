@@ -29,7 +29,7 @@ class Question:
 
 
 @dataclass(frozen=True)
-class Spoken:
+class Replies:
     """Answers in the order of the prompts, and how long a token took, in batches of up to `ROWS_AT_ONCE`."""
 
     answers: list[Answer]
@@ -70,14 +70,14 @@ def reply_limit(questions: list[Question], tokenizer: Any, most: int) -> int:
 
 def hear(
     model: Any, tokenizer: Any, prompts: list[Prompt], settings: GenerationConfig, progress: Progress, note: str
-) -> Spoken:
+) -> Replies:
     """Answer every prompt."""
     model.eval()
     began = time.monotonic()
     batches = list(small_batches(prompts, settings.max_new_tokens))
     answers = answer(model, tokenizer, prompts, batches, settings, progress, note)
     tokens = sum(one.tokens for one in answers)
-    return Spoken(answers, (time.monotonic() - began) / max(1, tokens))
+    return Replies(answers, (time.monotonic() - began) / max(1, tokens))
 
 
 def small_batches(prompts: list[Prompt], new_tokens: int) -> Iterator[list[int]]:

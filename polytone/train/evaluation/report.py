@@ -9,7 +9,7 @@ from polytone.train.intervals import Interval
 from .bias import MEASURES
 from .compare import BASE, PARENT, UNQUANTIZED, VOICE, Comparison
 from .gates import Judgement
-from .results import DIFFERENCES, Measured, perplexity
+from .results import DIFFERENCES, Results, perplexity
 
 EXAMPLES = 5
 SHOWN = 400  # letters of an example
@@ -43,7 +43,7 @@ def write_report(
     verdict: GateVerdict,
     judgement: Judgement,
     comparison: Comparison,
-    measured: Measured,
+    measured: Results,
     plots: list[str],
 ) -> str:
     names = names_of(manifest, comparison)
@@ -96,7 +96,7 @@ def gate_table(judgement: Judgement) -> Iterator[str]:
         yield f"| `{held.gate}` | {held.figure:.4f} | {held.bar:g} | {'passed' if held.passed else '**failed**'} |"
 
 
-def figure_table(measured: Measured, names: dict[str, str]) -> Iterator[str]:
+def figure_table(measured: Results, names: dict[str, str]) -> Iterator[str]:
     figures = {name: measured.figures(name) for name in measured.samples}
     for found in figures.values():
         found["perplexity"] = perplexity(found["loss"])
@@ -109,7 +109,7 @@ def figure_table(measured: Measured, names: dict[str, str]) -> Iterator[str]:
     yield f"| seconds for a token of a reply, in batches | {seconds} |"
 
 
-def difference_table(measured: Measured, names: dict[str, str]) -> Iterator[str]:
+def difference_table(measured: Results, names: dict[str, str]) -> Iterator[str]:
     pairs = [pair for pair in DIFFERENCES if set(pair) <= set(measured.samples)]
     found = [measured.difference(*pair) for pair in pairs]
     yield "| | " + " | ".join(f"{names[one]} minus {names[other]}" for one, other in pairs) + " |"
@@ -119,7 +119,7 @@ def difference_table(measured: Measured, names: dict[str, str]) -> Iterator[str]
             yield f"| {what} | " + " | ".join(in_brackets(one[key], sign=True) for one in found) + " |"
 
 
-def quantization_in_words(measured: Measured) -> str:
+def quantization_in_words(measured: Results) -> str:
     """What the four bits cost, before any adapter."""
     cost = measured.difference(BASE, UNQUANTIZED)["loss"]
     if cost.low > 0:
@@ -131,7 +131,7 @@ def quantization_in_words(measured: Measured) -> str:
     return f"Quantization to NF4 {what} (95 % interval {cost.low:+.4f} to {cost.high:+.4f})."
 
 
-def bias_table(measured: Measured, names: dict[str, str]) -> Iterator[str]:
+def bias_table(measured: Results, names: dict[str, str]) -> Iterator[str]:
     yield "Questions in pairs that differ in one thing; the second's answers minus the first's."
     yield ""
     yield "| differ in | measure | " + " | ".join(names[name] for name in measured.bias) + " |"

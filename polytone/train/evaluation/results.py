@@ -17,7 +17,7 @@ DIFFERENCES = ((VOICE, BASE), (VOICE, PARENT), (BASE, UNQUANTIZED))
 
 
 @dataclass(frozen=True)
-class Measured:
+class Results:
     """`samples[model][figure]`, in nats, shares, words or chrF; `bias[model][kind][measure]`."""
 
     samples: dict[str, dict[str, Sample]]
@@ -43,14 +43,14 @@ class Measured:
         return {name: difference(mine[name], theirs[name]) for name in mine if name in theirs}
 
 
-def measure_all(comparison: Comparison, manifest: Manifest) -> Measured:
+def measure_all(comparison: Comparison, manifest: Manifest) -> Results:
     base_replies = [answer.text for answer in comparison.heard[BASE].answers]
     judges = learn_tone(comparison.questions, base_replies)
     samples = {
         name: {**of_scores(heard.scores), **of_replies(comparison.questions, heard.answers, judges)}
         for name, heard in comparison.heard.items()
     }
-    return Measured(
+    return Results(
         samples=samples,
         bias={name: gaps(comparison.heard[name].probes, judges.of_all) for name in PROBED},
         seconds_per_token={name: heard.seconds_per_token for name, heard in comparison.heard.items()},
@@ -61,7 +61,7 @@ def measure_all(comparison: Comparison, manifest: Manifest) -> Measured:
     )
 
 
-def as_json(measured: Measured) -> dict[str, Any]:
+def as_json(measured: Results) -> dict[str, Any]:
     """Figures, differences and gaps as evaluation.json holds them."""
     return {
         "models": {

@@ -36,7 +36,7 @@ class Prepared:
 
 
 @dataclass(frozen=True)
-class Watch:
+class RunCallbacks:
     """The folder of a run and who is told of its steps."""
 
     folder: Path
@@ -163,7 +163,7 @@ def planned_steps(rows: int, recipe: Recipe) -> int:
 
 
 def build_trainer(
-    kind: Callable[..., Any], model: Any, config: Any, tokenizer: Any, prepared: Prepared, watch: Watch
+    kind: Callable[..., Any], model: Any, config: Any, tokenizer: Any, prepared: Prepared, watch: RunCallbacks
 ) -> Any:
     """A TRL trainer that leaves the adapter's float32 numbers as they are.
 

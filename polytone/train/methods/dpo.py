@@ -15,7 +15,7 @@ from polytone.train.tokenization import Fitted, has_column, prompt_and_reply, to
 
 from .common import (
     Prepared,
-    Watch,
+    RunCallbacks,
     build_trainer,
     describe_data,
     fitted_conversations,
@@ -85,7 +85,7 @@ def as_dataset(rows: Fitted[Preference]) -> Dataset:
     )
 
 
-def dpo_trainer(model: Any, tokenizer: Any, prepared: Prepared, recipe: Recipe, watch: Watch) -> Any:
+def dpo_trainer(model: Any, tokenizer: Any, prepared: Prepared, recipe: Recipe, watch: RunCallbacks) -> Any:
     config = DPOConfig(**shared_arguments(prepared, recipe, watch.folder))
     return build_trainer(TokenizedDPOTrainer, model, config, tokenizer, prepared, watch)
 

@@ -18,7 +18,7 @@ from polytone.train.tokenization import Fitted, Row, has_column, prompt_and_repl
 
 from .common import (
     Prepared,
-    Watch,
+    RunCallbacks,
     build_trainer,
     describe_data,
     fitted_conversations,
@@ -141,7 +141,7 @@ def as_dataset(rows: list[Judged], recipe: Recipe) -> Dataset:
     )
 
 
-def kto_trainer(model: Any, tokenizer: Any, prepared: Prepared, recipe: Recipe, watch: Watch) -> Any:
+def kto_trainer(model: Any, tokenizer: Any, prepared: Prepared, recipe: Recipe, watch: RunCallbacks) -> Any:
     labels = list(prepared.train["label"])
     desirable, undesirable = balance(sum(labels), len(labels) - sum(labels))
     config = KTOConfig(

@@ -11,7 +11,14 @@ from trl import SFTConfig
 from polytone.train.recipe import Recipe
 from polytone.train.tokenization import Row
 
-from .common import Prepared, Watch, build_trainer, fitted_conversations, measured_on_conversations, shared_arguments
+from .common import (
+    Prepared,
+    RunCallbacks,
+    build_trainer,
+    fitted_conversations,
+    measured_on_conversations,
+    shared_arguments,
+)
 from .cpu_loss import trainer_class
 
 
@@ -35,7 +42,7 @@ def as_dataset(rows: list[Row]) -> Dataset:
     return Dataset.from_dict({"input_ids": [row.input_ids for row in rows], "labels": [row.labels for row in rows]})
 
 
-def sft_trainer(model: Any, tokenizer: Any, prepared: Prepared, recipe: Recipe, watch: Watch) -> Any:
+def sft_trainer(model: Any, tokenizer: Any, prepared: Prepared, recipe: Recipe, watch: RunCallbacks) -> Any:
     config = SFTConfig(
         **shared_arguments(prepared, recipe, watch.folder),
         # The rows of a micro-batch end to end: no padding, and position ids keep them from seeing each other.

@@ -206,7 +206,7 @@ async def test_a_canary_answers_its_share_and_conversations_stay(tmp_path: Path)
         await server.until_ready(canary)
         body = {"versions": [{"version": stable, "weight": 80}, {"version": canary, "weight": 20}]}
         assert (await server.client.put("/admin/adapters/acme/rollout", json=body)).status_code == 200
-        await eventually(lambda: len(server.runtime.voices.rollouts["acme"].parts) == 2)
+        await eventually(lambda: len(server.services.adapters.rollouts["acme"].parts) == 2)
 
         async def who(conversation: str) -> str:
             response = await server.chat("acme", headers={"x-conversation-id": conversation})
@@ -251,7 +251,7 @@ async def test_more_voices_than_fit_take_turns_and_the_least_used_sleeps(tmp_pat
             version = server.add(f"v{number}", seed=number)
             server.registry.promote(f"v{number}", version, "test")
             versions.append(version)
-        await eventually(lambda: len(server.runtime.voices.rollouts) == 5)
+        await eventually(lambda: len(server.services.adapters.rollouts) == 5)
         for round_ in range(2):
             for number, version in enumerate(versions):
                 assert (await server.chat(f"v{number}")).json()["model"] == version, round_
@@ -267,7 +267,7 @@ async def test_a_rare_voice_is_answered_while_another_floods_the_only_slot(tmp_p
         flood = await server.voice("flood", seed=1)
         rare = server.add("rare", seed=2)
         server.registry.promote("rare", rare, "test")
-        await eventually(lambda: "rare" in server.runtime.voices.rollouts)
+        await eventually(lambda: "rare" in server.services.adapters.rollouts)
         order: list[str] = []
 
         async def ask(model: str) -> None:
@@ -278,7 +278,7 @@ async def test_a_rare_voice_is_answered_while_another_floods_the_only_slot(tmp_p
         flooding = [asyncio.create_task(ask("flood")) for _ in range(20)]
         await eventually(lambda: server.engine.running > 0)
         waiting = asyncio.create_task(ask("rare"))
-        await eventually(lambda: server.runtime.voices.waiting > 0)
+        await eventually(lambda: server.services.adapters.waiting > 0)
         flooding += [asyncio.create_task(ask("flood")) for _ in range(20)]
         await asyncio.gather(waiting, *flooding)
         assert order.index("rare") == 20
@@ -299,7 +299,7 @@ async def asleep(server: Server) -> str:
     """The version of a voice that was proven once and had to make room since."""
     version = await server.voice("acme", seed=1)
     server.registry.promote("other", server.add("other", seed=2), "test")
-    await eventually(lambda: "other" in server.runtime.voices.rollouts)
+    await eventually(lambda: "other" in server.services.adapters.rollouts)
     assert (await server.chat("other")).status_code == 200
     assert version not in server.engine.loaded
     return version
@@ -325,7 +325,7 @@ async def test_the_first_answer_of_a_voice_has_its_own_system_prompt(tmp_path: P
     async with serving(tmp_path, max_resident=1, max_batch=1) as server:
         await server.voice("acme")
         server.registry.promote("other", server.add("other", seed=2, system_prompt="Be brief."), "test")
-        await eventually(lambda: "other" in server.runtime.voices.rollouts)
+        await eventually(lambda: "other" in server.services.adapters.rollouts)
         server.engine.requests.clear()
         assert (await server.chat("other")).status_code == 200
         chats = [request["messages"] for request in server.engine.requests if "messages" in request]
@@ -351,8 +351,8 @@ async def test_an_answer_is_worked_on_with_the_load_and_leaves_after_the_proof(t
         server.engine.requests.clear()
         asked = asyncio.create_task(server.chat("acme", stream=True))
         await eventually(lambda: any("messages" in request for request in server.engine.requests))
-        assert server.runtime.voices.resident() == set()
-        await eventually(lambda: server.runtime.voices.resident() == {version})
+        assert server.services.adapters.loaded() == set()
+        await eventually(lambda: server.services.adapters.loaded() == {version})
         assert not asked.done()
         assert (await asked).headers["x-polytone-adapter"] == version
 
@@ -372,7 +372,7 @@ async def test_an_answer_that_came_with_a_load_that_fails_never_leaves(tmp_path:
         answers = await asyncio.gather(*(server.chat("acme", stream=stream) for stream in (False, True)))
         assert [answer.status_code for answer in answers] == [503, 503]
         assert all("its disk failed" in answer.json()["error"]["message"] for answer in answers)
-        assert server.runtime.voices.resident() == set(server.engine.loaded) == set()
+        assert server.services.adapters.loaded() == set(server.engine.loaded) == set()
         assert server.engine.running == 0
         assert server.state(version) == "failed"
 
@@ -382,11 +382,11 @@ async def test_a_client_that_leaves_during_a_load_leaves_no_uncounted_version(tm
         version = await asleep(server)
         loads = server.engine.loads
         server.engine.load_seconds = 0.1
-        held = asyncio.create_task(server.runtime.voices.hold(server.runtime.voices.route("acme")))
+        held = asyncio.create_task(server.services.adapters.acquire(server.services.adapters.route("acme")))
         await eventually(lambda: server.engine.loads > loads)
         held.cancel()
         await asyncio.gather(held, return_exceptions=True)
-        await eventually(lambda: server.runtime.voices.resident() == {version})
+        await eventually(lambda: server.services.adapters.loaded() == {version})
         assert set(server.engine.loaded) == {version}
         assert (await server.chat("acme")).json()["model"] == version
         assert server.engine.loads == loads + 1

@@ -6,11 +6,11 @@ import random
 import pytest
 
 from polytone.contract.errors import UnavailableError
-from polytone.serve.adapters.batch_slots import Slots
+from polytone.serve.adapters.batch_slots import BatchSlots
 
 
 async def test_a_version_that_holds_a_slot_lets_more_requests_in() -> None:
-    slots = Slots(1)
+    slots = BatchSlots(1)
     for _ in range(3):
         await asyncio.wait_for(slots.acquire("a"), 1)
     assert slots.waiting == 0
@@ -18,7 +18,7 @@ async def test_a_version_that_holds_a_slot_lets_more_requests_in() -> None:
 
 async def test_a_rare_voice_gets_its_turn_while_another_floods() -> None:
     """One slot: the flood's later requests queue behind the rare one, and all of them follow after it."""
-    slots = Slots(1)
+    slots = BatchSlots(1)
     done: list[str] = []
 
     async def ask(name: str, version: str) -> None:
@@ -38,7 +38,7 @@ async def test_a_rare_voice_gets_its_turn_while_another_floods() -> None:
 
 
 async def test_only_one_holder_is_closed_for_one_that_waits() -> None:
-    slots = Slots(3)
+    slots = BatchSlots(3)
     for version, times in (("a", 3), ("b", 1), ("c", 2)):
         for _ in range(times):
             await slots.acquire(version)
@@ -54,7 +54,7 @@ async def test_only_one_holder_is_closed_for_one_that_waits() -> None:
 
 
 async def test_a_holder_opens_again_when_the_one_that_waited_gives_up() -> None:
-    slots = Slots(1)
+    slots = BatchSlots(1)
     await slots.acquire("a")
     waiting = asyncio.create_task(slots.acquire("b"))
     await asyncio.sleep(0)
@@ -65,7 +65,7 @@ async def test_a_holder_opens_again_when_the_one_that_waited_gives_up() -> None:
 
 
 async def test_those_who_wait_are_told_when_the_engine_is_gone() -> None:
-    slots = Slots(1)
+    slots = BatchSlots(1)
     await slots.acquire("a")
     waiting = asyncio.create_task(slots.acquire("b"))
     await asyncio.sleep(0)
@@ -79,7 +79,7 @@ async def test_any_crowd_is_served_within_capacity_and_everyone_leaves(seed: int
     """Random requests and cancellations: at most `capacity` versions at once, no request lost, nothing left over."""
     chance = random.Random(seed)
     capacity = chance.randint(1, 4)
-    slots = Slots(capacity)
+    slots = BatchSlots(capacity)
     inside: dict[str, int] = {}
 
     async def ask(version: str) -> None:

@@ -37,7 +37,7 @@ from polytone.serve.adapters import manager as voices
 from polytone.serve.adapters.archive import pack_version
 from polytone.serve.adapters.store import AdapterStore, Fetcher, apart, fetch_version, same_files, store_of
 from polytone.serve.metrics import Metrics
-from polytone.serve.server import build_runtime
+from polytone.serve.server import build_services
 from polytone.serve.settings import Settings
 from tests.support.adapters import change_manifest, make_base, make_version
 from tests.support.processes import polytone
@@ -185,12 +185,12 @@ def contents(folder: Path) -> list[bytes]:
 
 
 def reason(server: Server, version: str) -> str:
-    return server.runtime.voices.states().get(version, ("", None))[1] or ""
+    return server.services.adapters.states().get(version, ("", None))[1] or ""
 
 
 def fetches(server: Server) -> tuple[float, float]:
     """Those that brought a version, and those that failed."""
-    value = server.runtime.metrics.registry.get_sample_value
+    value = server.services.metrics.registry.get_sample_value
     done, failed = (value("polytone_adapter_fetches_total", {"result": result}) for result in ("fetched", "failed"))
     return done or 0.0, failed or 0.0
 
@@ -213,7 +213,7 @@ async def test_what_one_replica_takes_another_fetches_and_answers(
                 assert (await server.chat(manifest.name)).json()["model"] == manifest.version
                 assert same_files(server.home.adapter_folder(manifest.version), trainer.folder(manifest))
         assert fetches(a) == fetches(b) == (1, 0)
-        assert b.runtime.metrics.registry.get_sample_value("polytone_adapter_fetch_seconds_count") == 1
+        assert b.services.metrics.registry.get_sample_value("polytone_adapter_fetch_seconds_count") == 1
 
 
 Damage = tuple[str, Callable[[Path], None], list[str]]  # a voice, what is done to it in the store, what is said of it
@@ -392,7 +392,7 @@ async def test_a_version_that_cannot_be_fetched_fails_until_the_store_is_back_an
         server.registry.promote("acme", version, "test")
         await eventually(lambda: fetches(server)[1] >= 2)
         assert "cannot be used now" in reason(server, version)
-        assert server.runtime.ready()
+        assert server.services.ready()
         assert (await server.chat("acme")).json()["error"]["code"] == "voice_not_ready"
         assert (await server.chat("zest")).json()["model"] == local
         monkeypatch.setattr(TroubledFiles, "away", False)
@@ -448,10 +448,10 @@ async def test_a_request_waits_so_long_for_a_fetch_and_the_fetch_goes_on(
         server.registry.publish(version, "test")
         await eventually(lambda: server.state(version) == "published")
         monkeypatch.setattr(TroubledFiles, "stuck", "/acme/")
-        route = server.runtime.voices.route(version)
+        route = server.services.adapters.route(version)
         for _ in range(2):
             with pytest.raises(UnavailableError, match="is being fetched from the adapter store") as refused:
-                await server.runtime.voices.hold(route, patience=0.01)
+                await server.services.adapters.acquire(route, patience=0.01)
             assert refused.value.code == "voice_not_ready"
         waiting = asyncio.create_task(server.chat(version))
         TroubledFiles.go_on.set()
@@ -528,7 +528,7 @@ async def test_an_engine_that_serves_something_else_does_not_fetch_for_ever(
         server.engine.wrong = True
         server.registry.publish(version, "test")
         failed = "polytone_adapter_loads_total", {"result": "failed"}
-        await eventually(lambda: (server.runtime.metrics.registry.get_sample_value(*failed) or 0) >= 3)
+        await eventually(lambda: (server.services.metrics.registry.get_sample_value(*failed) or 0) >= 3)
         assert fetches(server) == (1, 0)
 
 
@@ -692,9 +692,9 @@ def test_a_server_is_built_with_the_store_of_its_settings(
     make_base(Home(tmp_path))
     settings = Settings(home=tmp_path, base="tiny", adapter_store=f"{shelf.as_uri()}?key=s3cret")
     with caplog.at_level("INFO", logger="polytone.serve.server"):
-        runtime = build_runtime(settings)
-    runtime.database.dispose()
-    assert str(runtime.store) == shelf.as_uri()
+        services = build_services(settings)
+    services.database.dispose()
+    assert str(services.store) == shelf.as_uri()
     assert f"adapter store: {shelf.as_uri()}; {tmp_path / 'adapters'} is its cache here" in caplog.messages
     assert "s3cret" not in caplog.text
 

@@ -165,7 +165,7 @@ async def test_an_alias_moves_only_when_the_new_version_is_ready_and_no_request_
     server.registry.promote("acme", broken, "test")
     await eventually(lambda: server.state(broken) == "failed")
     assert (await server.chat("acme")).json()["model"] == old
-    assert "does not serve what was trained" in (server.runtime.voices.states()[broken][1] or "")
+    assert "does not serve what was trained" in (server.services.adapters.states()[broken][1] or "")
     assert broken not in server.engine.loaded
     pinned = await server.chat(broken)
     assert (pinned.status_code, pinned.json()["error"]["code"]) == (503, "voice_not_ready")
@@ -254,7 +254,7 @@ async def test_health_readiness_and_metrics(server: Server) -> None:
 async def test_until_the_engine_is_up_the_server_says_so(tmp_path: Path) -> None:
     async with serving(tmp_path) as server:
         server.engine.up = False
-        server.runtime.problem = "the engine is starting"
+        server.services.problem = "the engine is starting"
         response = await server.chat("tiny")
         assert response.status_code == 503
         assert response.json()["error"]["code"] == "engine_unavailable"
@@ -279,7 +279,7 @@ async def test_admin_shows_states_and_reasons(server: Server) -> None:
 @pytest.mark.both_databases
 async def test_a_replica_says_which_rollout_it_answers_with(server: Server) -> None:
     await server.voice("acme")
-    await eventually(lambda: list(server.runtime.replicas.routes().values()) == [{"acme": 1}])
+    await eventually(lambda: list(server.services.replicas.routes().values()) == [{"acme": 1}])
 
 
 @pytest.mark.both_databases
@@ -318,7 +318,7 @@ def test_a_failed_version_ends_the_wait_with_its_reason(tmp_path: Path) -> None:
 @pytest.mark.both_databases
 async def test_a_replica_that_stops_leaves_the_registry(tmp_path: Path) -> None:
     async with serving(tmp_path) as server:
-        await eventually(server.runtime.replicas.living)
+        await eventually(server.services.replicas.living)
     database = open_database(database_url(Home(tmp_path)))
     assert Replicas(database).living() == set()
     database.dispose()

@@ -82,7 +82,7 @@ async def test_a_revoked_and_an_expired_key_are_refused_and_the_server_stays_clo
 
 async def test_a_key_is_revoked_once_whoever_else_does_it_at_the_time(tmp_path: Path) -> None:
     async with serving(tmp_path) as server:
-        keys = server.runtime.keys
+        keys = server.services.keys
         for name in (f"bot-{number}" for number in range(5)):
             keys.create(name, Kind.INFERENCE, "test")
             await asyncio.gather(*(asyncio.to_thread(keys.revoke, name, "test") for _ in range(5)))
@@ -92,8 +92,8 @@ async def test_a_key_is_revoked_once_whoever_else_does_it_at_the_time(tmp_path: 
 async def test_a_key_made_elsewhere_counts_within_a_moment(tmp_path: Path) -> None:
     async with serving(tmp_path) as server:
         assert (await server.chat("tiny")).status_code == 200
-        server.runtime.keys.create("bot", Kind.INFERENCE, "the command line")
-        await eventually(lambda: server.runtime.keyring.required)
+        server.services.keys.create("bot", Kind.INFERENCE, "the command line")
+        await eventually(lambda: server.services.keyring.required)
         assert (await server.chat("tiny")).status_code == 401
 
 

@@ -30,7 +30,7 @@ from polytone.serve.backup.restoring import Restored, restore
 from polytone.serve.backup.taking import Taken, back_up
 from polytone.serve.database.session import migrate, new_engine, now, open_database, reading, writing
 from polytone.serve.database.tables import FeedbackRow, ReplicaRow, ReviewRow, Table
-from polytone.serve.traffic.capture import Known
+from polytone.serve.traffic.capture import CompletionRef
 from polytone.serve.traffic.feedback import FeedbackStore
 from polytone.serve.traffic.reviews import Decision, Reviews
 from polytone.serve.traffic.schemas import Annotator, FeedbackBody
@@ -126,7 +126,7 @@ def small(here: Place) -> Place:
 
 def say(database: Engine, completion: str, version: str) -> str:
     body = FeedbackBody.model_validate({"completion_id": completion, "key": "thumb", "value": "down"})
-    return FeedbackStore(database).give(body, Known("acme", version, None), ANN).row.id
+    return FeedbackStore(database).give(body, CompletionRef("acme", version, None), ANN).row.id
 
 
 def failed_verdict(version: str) -> GateVerdict:
@@ -158,7 +158,7 @@ async def live(server: Server) -> dict[str, str]:
     await give(server, answered[1], "thumb", value="down")
     await give(server, answered[2], "thumb", "bob", value="down", idempotency_key="once")
     await give(server, answered[3], "correction", text="It is on its way, säuberlich.")
-    await server.runtime.traffic.flush()
+    await server.services.traffic.flush()
     assert await lease(server, "ann")
     assert (await decide(server, answered[2], "bob", "edit", text="Better.")).status_code == 200
     kept = (await server.client.post("/v1/conversations", json={"title": "Parcels"})).json()["id"]
@@ -170,8 +170,8 @@ async def live(server: Server) -> dict[str, str]:
     work(server)
     assert (await server.client.post(f"/admin/drift/{first}/tone/acknowledge")).status_code == 200
     keys = {"admin": server.key(Kind.ADMIN), "inference": server.key(Kind.INFERENCE, adapters=frozenset({"acme"}))}
-    server.runtime.keys.create("old", Kind.ADMIN, "test")
-    server.runtime.keys.revoke("old", "test")
+    server.services.keys.create("old", Kind.ADMIN, "test")
+    server.services.keys.revoke("old", "test")
     return {kind: header["authorization"] for kind, header in keys.items()}
 
 

@@ -12,7 +12,7 @@ from polytone.serve.drift.mmd import (
     BLOCK,
     LONG,
     SCALES,
-    Windows,
+    MmdWindowTest,
     bandwidth,
     level,
     mmd_p_value,
@@ -262,7 +262,7 @@ def test_each_test_keeps_its_level_and_the_levels_add_up_to_the_run_length() -> 
 def test_changed_vectors_are_noticed_at_the_end_of_their_block_and_the_alarm_stays() -> None:
     chances = np.random.default_rng(12)
     reference = chances.standard_normal((100, 8))
-    state = Windows(8)
+    state = MmdWindowTest(8)
     for number in range(300):
         state = state.step(chances.standard_normal(8) + 3 * (200 <= number < 250), reference)
         assert state.alarmed == (number >= 249)
@@ -272,11 +272,11 @@ def test_changed_vectors_are_noticed_at_the_end_of_their_block_and_the_alarm_sta
 def test_windows_go_on_where_they_were_after_a_restart() -> None:
     chances = np.random.default_rng(13)
     reference, vectors = chances.standard_normal((40, 8)), chances.standard_normal((130, 8))
-    once = half = Windows(8, 1000)
+    once = half = MmdWindowTest(8, 1000)
     for number, vector in enumerate(vectors):
         once = once.step(vector, reference)
         if number == 69:
-            half = Windows.from_json(json.loads(json.dumps(once.to_json(), allow_nan=False)))
+            half = MmdWindowTest.from_json(json.loads(json.dumps(once.to_json(), allow_nan=False)))
     for vector in vectors[70:]:
         half = half.step(vector, reference)
     assert half == once
@@ -287,7 +287,7 @@ def test_windows_go_on_where_they_were_after_a_restart() -> None:
 @pytest.mark.parametrize("vector", [np.zeros(7), np.zeros((1, 8)), np.full(8, math.nan), np.full(8, 1e6)])
 def test_a_vector_of_another_shape_or_size_is_refused(vector: Floats) -> None:
     with pytest.raises(ValueError, match="8 finite numbers"):
-        Windows(8).step(vector, np.zeros((10, 8)))
+        MmdWindowTest(8).step(vector, np.zeros((10, 8)))
 
 
 def test_the_witness_names_those_that_changed() -> None:
@@ -300,7 +300,7 @@ def test_the_witness_names_those_that_changed() -> None:
 
 def test_watching_a_version_takes_as_little_memory_as_is_said() -> None:
     reference = np.zeros((200, 64), dtype=np.float16)
-    windows, detector = Windows(64), after(Sequential.fresh(0.05), np.zeros(10))
+    windows, detector = MmdWindowTest(64), after(Sequential.fresh(0.05), np.zeros(10))
     for _ in range(LONG + 20):
         windows = windows.step(reference[0], reference)
     assert len(windows.recent) == LONG * 64 * 2

@@ -17,9 +17,9 @@ from polytone.measure.signals import asked_of, measure, question_of, repetition
 from polytone.measure.tone import learn
 from polytone.serve.database.session import now, reading, writing
 from polytone.serve.database.tables import AnswerRow, DriftRow, ReviewRow
-from polytone.serve.drift.detectors import ScalarWatch, Standing, VectorWatch, watch_from_json
+from polytone.serve.drift.detectors import DriftStatus, ScalarWatch, VectorWatch, watch_from_json
 from polytone.serve.drift.embedding import DIMENSION, TokenEmbedding, reduced
-from polytone.serve.traffic.capture import Captured, Known, Policies, Policy, row_of
+from polytone.serve.traffic.capture import CompletionRef, Policies, Policy, RecordedAnswer, row_of
 from tests.support.serving import Server, serving
 
 pytestmark = pytest.mark.both_databases
@@ -63,8 +63,8 @@ def referenced(server: Server) -> str:
 
 def answers(server: Server, version: str, replies: list[str], conversations: list[str | None] | None = None) -> None:
     """Answers as the server would have recorded them."""
-    profiles = server.runtime.drift._profiles
-    with writing(server.runtime.database) as session:
+    profiles = server.services.drift._profiles
+    with writing(server.services.database) as session:
         for i, reply in enumerate(replies):
             prompt = [{"role": "user", "content": f"Where is parcel {i}?"}]
             measured = profiles.measure(version, prompt, reply, "stop", 12)
@@ -92,7 +92,7 @@ def answers(server: Server, version: str, replies: list[str], conversations: lis
 
 
 def work(server: Server) -> None:
-    while server.runtime.drift.tick():
+    while server.services.drift.tick():
         pass
 
 
@@ -115,13 +115,13 @@ async def test_a_voice_that_loses_its_tone_is_noticed_and_says_so(tmp_path: Path
         assert tone["state"] == "drift"
         assert "do not sound like this voice" in tone["alarm"]["words"]
         assert tone["alarm"]["conversations_since"] <= 60
-        with reading(server.runtime.database) as session:
+        with reading(server.services.database) as session:
             waiting = {row.completion_id for row in session.scalars(select(ReviewRow)) if row.reason == "drift"}
             first = session.get(AnswerRow, tone["alarm"]["examples"][0])
         assert set(tone["alarm"]["examples"]) <= waiting
         assert first is not None
         assert first.reply["content"].startswith("Hello, customer")
-        metrics = server.runtime.metrics.render().decode()
+        metrics = server.services.metrics.render().decode()
         assert f'polytone_drift_alarms_total{{adapter="acme",signal="tone",version="{version}"}} 1.0' in metrics
         assert f'polytone_drift_state{{adapter="acme",signal="tone",version="{version}"}} 4.0' in metrics
         assert "polytone_drift_expected_false_alarms_total" in metrics
@@ -131,7 +131,7 @@ async def test_replies_are_measured_to_the_length_at_which_the_references_were_c
     """Otherwise every long reply would be longer than a reference that was cut."""
     async with serving(tmp_path) as server:
         version = referenced(server)
-        measure_one = server.runtime.drift._profiles.measure
+        measure_one = server.services.drift._profiles.measure
         cut, long = "a b c d " * 16, "a b c d " * 64
         short = measure_one(version, [], cut, "length", 64)
         assert measure_one(version, [], long, "stop", 256).signals == short.signals
@@ -183,7 +183,7 @@ async def test_a_conversation_is_observed_when_it_is_over(tmp_path: Path) -> Non
         answers(server, version, MINE[:8], ["c1"] * 8)
         work(server)
         assert await report(server, version) == {}
-        with writing(server.runtime.database) as session:
+        with writing(server.services.database) as session:
             for row in session.scalars(select(AnswerRow)):
                 row.at = now() - timedelta(hours=2)
         work(server)
@@ -199,8 +199,8 @@ async def test_what_the_detectors_know_survives_a_restart(tmp_path: Path) -> Non
     async with serving(tmp_path) as server:
         assert await report(server, version) == before
         gauge = f'polytone_drift_state{{adapter="acme",signal="tone",version="{version}"}} 3.0'
-        server.runtime.drift.show_all()
-        assert gauge in server.runtime.metrics.render().decode()
+        server.services.drift.show_all()
+        assert gauge in server.services.metrics.render().decode()
 
 
 async def test_a_profile_that_was_never_made_does_not_hold_up_the_detectors(tmp_path: Path) -> None:
@@ -208,8 +208,8 @@ async def test_a_profile_that_was_never_made_does_not_hold_up_the_detectors(tmp_
     async with serving(tmp_path) as server:
         version = referenced(server)
         answers(server, version, MINE)
-        server.runtime.drift._profiles._profiles.clear()
-        with writing(server.runtime.database) as session:
+        server.services.drift._profiles._profiles.clear()
+        with writing(server.services.database) as session:
             for row in session.scalars(select(DriftRow)):
                 session.delete(row)
         work(server)
@@ -220,16 +220,16 @@ async def test_what_another_version_of_polytone_wrote_begins_anew(tmp_path: Path
     """After an upgrade with other embeddings the command once ended with a traceback."""
     async with serving(tmp_path) as server:
         version = referenced(server)
-        with writing(server.runtime.database) as session:
+        with writing(server.services.database) as session:
             old = {"signal": "reply_topics", "windows": {"dimension": 64}}
             for signal, state in (("reply_topics", old), ("tone", {"signal": "tone", "above": 1}), ("empty", {})):
                 session.add(DriftRow(version=version, signal=signal, state=state))
         answers(server, version, MINE[:5])
-        with writing(server.runtime.database) as session:
+        with writing(server.services.database) as session:
             for row in session.scalars(select(AnswerRow)):
                 row.vectors = row.vectors[:20] if row.vectors else None
         assert await report(server, version) == {}
-        server.runtime.drift.show_all()
+        server.services.drift.show_all()
         work(server)
         signals = await report(server, version)
         assert {signals[one]["observations"] for one in ("tone", "empty")} == {5}
@@ -259,9 +259,9 @@ async def test_thumbs_count_once_per_conversation(tmp_path: Path) -> None:
             body = {"completion_id": answer.json()["id"], "key": "thumb", "value": "down"}
             for who in ("ann", "bob"):
                 await server.client.post("/v1/feedback", json={**body, "annotator": {"id": who}})
-        await server.runtime.traffic.flush()
+        await server.services.traffic.flush()
         work(server)
-        with reading(server.runtime.database) as session:
+        with reading(server.services.database) as session:
             row = session.get(DriftRow, (version, "thumbs_down"))
         assert row is not None
         assert row.state["sample"] == [1.0, 1.0]
@@ -270,10 +270,10 @@ async def test_thumbs_count_once_per_conversation(tmp_path: Path) -> None:
 async def test_a_call_of_a_tool_is_no_empty_reply(tmp_path: Path) -> None:
     async with serving(tmp_path) as server:
         await server.voice("acme")
-        captured = Captured(
+        captured = RecordedAnswer(
             id="c",
             at=now(),
-            known=Known("acme", "acme"),
+            known=CompletionRef("acme", "acme"),
             base="tiny",
             key=None,
             status=200,
@@ -283,7 +283,7 @@ async def test_a_call_of_a_tool_is_no_empty_reply(tmp_path: Path) -> None:
             first_token_seconds=None,
             seconds=0.1,
         )
-        row = row_of(captured, Policy.FULL, server.runtime.drift._profiles.measure)
+        row = row_of(captured, Policy.FULL, server.services.drift._profiles.measure)
         assert (row["signals"], row["observed"]) == (None, True)
 
 
@@ -291,7 +291,7 @@ async def test_a_private_voice_is_watched_without_its_words(tmp_path: Path) -> N
     async with serving(tmp_path, policies=Policies(Policy.NONE)) as server:
         version = await server.voice("acme")
         await server.chat("acme")
-        await server.runtime.traffic.flush()
+        await server.services.traffic.flush()
         work(server)
         signals = await report(server, version)
         assert "reply_length" in signals
@@ -310,7 +310,7 @@ def test_a_watch_goes_on_from_its_json_as_if_nothing_had_been(signal: str) -> No
         broken.observe(value, f"id{i}", f"2026-01-01T00:00:{i % 60:02}")
         broken = watch_from_json(json.loads(json.dumps(broken.to_json())))  # type: ignore[assignment]
     assert straight == broken
-    assert straight.standing() is Standing.DRIFT
+    assert straight.standing() is DriftStatus.DRIFT
     assert straight.since is not None
     assert 180 <= straight.since <= 215
     assert all(int(one[2:]) > 199 for one in straight.examples())
@@ -321,11 +321,11 @@ def test_a_watch_of_topics_notices_other_topics_and_shows_them() -> None:
     watch = VectorWatch.fresh("prompt_topics", 20_000)
     for i in range(300):
         watch.observe(chance.normal(size=DIMENSION), f"same{i}", "2026-01-01")
-    assert watch.standing() is Standing.OK
+    assert watch.standing() is DriftStatus.OK
     assert watch.seen.count == 100
     for i in range(100):
         watch.observe(chance.normal(size=DIMENSION) + 1.5, f"other{i}", "2026-01-01")
-    assert watch.standing() is Standing.DRIFT
+    assert watch.standing() is DriftStatus.DRIFT
     assert all(one.startswith("other") for one in watch.examples())
     assert watch_from_json(json.loads(json.dumps(watch.to_json()))) == watch
 

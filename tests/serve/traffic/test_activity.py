@@ -36,7 +36,7 @@ async def server(tmp_path: Path) -> AsyncIterator[Server]:
 def plant(server: Server, number: int, minutes: float, status: int = 200, thumb: str | None = None) -> None:
     """An answer of acme@1 that took `number` seconds, so long after noon."""
     at = NOON + timedelta(minutes=minutes)
-    with writing(server.runtime.database) as session:
+    with writing(server.services.database) as session:
         session.add(
             AnswerRow(
                 id=f"chatcmpl-{number}",

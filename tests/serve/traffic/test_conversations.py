@@ -272,5 +272,5 @@ async def test_what_is_forgotten_is_forgotten_here_too(server: Server) -> None:
     assert (await server.client.get(f"{PATH}/{kept}")).status_code == 404
     assert (await server.client.get(f"{PATH}/{other}")).status_code == 200
     assert (await server.client.delete(f"{PATH}/{other}")).json() == {"deleted": 0}
-    with server.runtime.database.connect() as connection:
+    with server.services.database.connect() as connection:
         assert connection.scalar(text("SELECT count(*) FROM turns")) == 0

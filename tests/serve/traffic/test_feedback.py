@@ -13,7 +13,7 @@ from sqlalchemy import select
 from polytone.serve.auth.keys import Kind
 from polytone.serve.database.session import reading
 from polytone.serve.database.tables import FeedbackRow
-from polytone.serve.traffic.capture import Known, Policies, Policy
+from polytone.serve.traffic.capture import CompletionRef, Policies, Policy
 from polytone.serve.traffic.feedback import FeedbackStore
 from polytone.serve.traffic.schemas import Annotator, FeedbackBody
 from tests.support.serving import Server, eventually, serving
@@ -39,15 +39,15 @@ async def test_a_thumb_is_stored_with_the_version_that_answered(tmp_path: Path) 
         assert listed == {"feedback": [given.json()], "next": None}
         assert given.json()["version"] == version
         counted = f'polytone_feedback_total{{adapter="acme",key="thumb",value="down",version="{version}"}} 1.0'
-        assert counted in server.runtime.metrics.render().decode()
+        assert counted in server.services.metrics.render().decode()
 
 
 async def test_feedback_in_the_middle_of_a_stream_is_taken(tmp_path: Path) -> None:
     async with serving(tmp_path, step_seconds=0.05) as server:
         await server.voice("acme")
         stream = asyncio.create_task(server.chat("acme", stream=True))
-        await eventually(lambda: bool(server.runtime.traffic._pending))
-        completion = next(iter(server.runtime.traffic._pending))
+        await eventually(lambda: bool(server.services.traffic._pending))
+        completion = next(iter(server.services.traffic._pending))
         assert (await give(server, completion_id=completion, key="thumb", value="up")).status_code == 201
         await stream
 
@@ -66,7 +66,7 @@ async def test_the_same_feedback_twice_is_one(tmp_path: Path) -> None:
         assert len({answer.json()["id"] for answer in answers}) == 1
         other = await give(server, **{**body, "value": 2})
         assert (other.status_code, other.json()["error"]["code"]) == (409, "idempotency_conflict")
-        with reading(server.runtime.database) as session:
+        with reading(server.services.database) as session:
             assert len(session.scalars(select(FeedbackRow)).all()) == 1
 
 
@@ -178,7 +178,7 @@ async def test_pages_follow_each_other(tmp_path: Path) -> None:
 async def test_who_follows_the_pages_while_others_write_misses_nothing(tmp_path: Path) -> None:
     """On PostgreSQL a row could come into sight after one with a higher number, and was on nobody's next page."""
     async with serving(tmp_path) as server:
-        store, known = FeedbackStore(server.runtime.database), Known("acme", await server.voice("acme"))
+        store, known = FeedbackStore(server.services.database), CompletionRef("acme", await server.voice("acme"))
         completion = await answered(server)
 
         def write(who: int) -> None:
@@ -244,4 +244,4 @@ async def test_a_private_conversation_is_not_named_by_feedback_either(tmp_path: 
             given = await give(server, conversation_id="Jo", key="rating", value=5, idempotency_key="k")
             assert given.status_code == 201
             assert "Jo" not in given.text
-            await server.runtime.traffic.flush()
+            await server.services.traffic.flush()

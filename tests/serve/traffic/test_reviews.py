@@ -31,7 +31,7 @@ async def decide(server: Server, completion: str, reviewer: str, decision: str, 
 async def rated_down(server: Server) -> str:
     bad = await ask(server, "q")
     await give(server, bad, "thumb", value="down")
-    await server.runtime.traffic.flush()
+    await server.services.traffic.flush()
     return bad
 
 
@@ -42,7 +42,7 @@ async def test_thumbs_down_and_disagreements_come_first_and_to_one_reviewer(tmp_
         await give(server, argued, "thumb", value="up")
         await give(server, argued, "thumb", "bob", value="down")
         await give(server, bad, "thumb", value="down")
-        await server.runtime.traffic.flush()
+        await server.services.traffic.flush()
         first, second, third = [await lease(server, who) for who in ("ann", "bob", "cy")]
         assert first
         assert second
@@ -63,7 +63,7 @@ async def test_reviewers_at_once_get_an_item_each_while_there_are_any(tmp_path: 
     async with serving(tmp_path) as server:
         await server.voice("acme")
         answers = {await ask(server, f"q{i}") for i in range(3)}
-        await server.runtime.traffic.flush()
+        await server.services.traffic.flush()
         items = await asyncio.gather(*(lease(server, f"reviewer-{i}") for i in range(6)))
         assert sorted(item["completion_id"] for item in items if item) == sorted(answers)
 
@@ -72,7 +72,7 @@ async def test_a_lease_runs_out(tmp_path: Path) -> None:
     async with serving(tmp_path) as server:
         await server.voice("acme")
         bad = await rated_down(server)
-        reviews = Reviews(server.runtime.database)
+        reviews = Reviews(server.services.database)
         assert reviews.lease("ann", seconds=-1)
         taken = await lease(server, "bob")
         assert taken
@@ -87,7 +87,7 @@ async def test_an_edit_becomes_a_correction_and_a_rejection_keeps_out(tmp_path: 
         edited, rejected, accepted = [await ask(server, f"q{i}") for i in range(3)]
         for completion in (edited, rejected, accepted):
             await give(server, completion, "thumb", value="down")
-        await server.runtime.traffic.flush()
+        await server.services.traffic.flush()
         assert (await decide(server, edited, "ann", "edit", text="Better.")).json()["state"] == "edited"
         assert (await decide(server, rejected, "ann", "reject")).json()["state"] == "rejected"
         assert (await decide(server, accepted, "ann", "accept")).json()["state"] == "accepted"
@@ -104,12 +104,12 @@ async def test_an_edit_becomes_a_correction_and_a_rejection_keeps_out(tmp_path: 
 async def test_what_waits_is_a_metric(tmp_path: Path) -> None:
     async with serving(tmp_path) as server:
         await server.voice("acme")
-        metrics, wanted = server.runtime.metrics, {"state": "open", "reason": "thumbs_down"}
+        metrics, wanted = server.services.metrics, {"state": "open", "reason": "thumbs_down"}
         bad = await rated_down(server)
-        metrics.show_reviews(server.runtime.reviews.counts())
+        metrics.show_reviews(server.services.reviews.counts())
         assert metrics.registry.get_sample_value("polytone_reviews", wanted) == 1
         await decide(server, bad, "ann", "accept")
-        metrics.show_reviews(server.runtime.reviews.counts())
+        metrics.show_reviews(server.services.reviews.counts())
         assert metrics.registry.get_sample_value("polytone_reviews", wanted) == 0
         assert metrics.registry.get_sample_value("polytone_reviews", wanted | {"state": "accepted"}) == 1
 
@@ -135,7 +135,7 @@ async def test_an_answer_that_is_not_written_yet_waits_for_its_row(tmp_path: Pat
         bad = await ask(server, "q")
         await give(server, bad, "thumb", value="down")
         assert await lease(server, "ann") is None
-        await server.runtime.traffic.flush()
+        await server.services.traffic.flush()
         item = await lease(server, "ann")
         assert item
         assert item["completion_id"] == bad

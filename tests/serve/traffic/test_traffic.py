@@ -20,8 +20,8 @@ pytestmark = pytest.mark.both_databases
 
 
 async def rows(server: Server) -> list[AnswerRow]:
-    await server.runtime.traffic.flush()
-    with reading(server.runtime.database) as session:
+    await server.services.traffic.flush()
+    with reading(server.services.database) as session:
         return list(session.scalars(select(AnswerRow).order_by(AnswerRow.at)))
 
 
@@ -79,14 +79,14 @@ async def test_a_full_queue_drops_and_counts(tmp_path: Path, monkeypatch: pytest
     async with serving(tmp_path, traffic_queue=2) as server:
         await server.voice("acme")
         ids = [(await server.chat("acme")).json()["id"] for _ in range(3)]
-        assert "polytone_traffic_dropped_total 1.0" in server.runtime.metrics.render().decode()
+        assert "polytone_traffic_dropped_total 1.0" in server.services.metrics.render().decode()
         assert {row.id for row in await rows(server)} == set(ids[:2])
 
 
 async def test_an_outage_of_the_database_only_delays_the_rows(tmp_path: Path) -> None:
     async with serving(tmp_path) as server:
         await server.voice("acme")
-        writing = server.runtime.traffic._write
+        writing = server.services.traffic._write
         failed = 0
 
         def broken(batch: Any) -> None:
@@ -96,10 +96,10 @@ async def test_an_outage_of_the_database_only_delays_the_rows(tmp_path: Path) ->
             failed += 1
             raise OperationalError("INSERT", {}, Exception("gone"))
 
-        server.runtime.traffic._write = broken  # type: ignore[method-assign]
+        server.services.traffic._write = broken  # type: ignore[method-assign]
         await server.chat("acme")
         await eventually(lambda: failed > 0)
-        server.runtime.traffic._write = writing  # type: ignore[method-assign]
+        server.services.traffic._write = writing  # type: ignore[method-assign]
         assert len(await rows(server)) == 1
 
 
@@ -127,8 +127,8 @@ async def test_old_answers_are_deleted(tmp_path: Path) -> None:
         await server.voice("acme")
         await server.chat("acme")
         await rows(server)
-        assert server.runtime.traffic.delete_before(now() - timedelta(days=1)) == 0
-        assert server.runtime.traffic.delete_before(now() + timedelta(seconds=1)) == 1
+        assert server.services.traffic.delete_before(now() - timedelta(days=1)) == 0
+        assert server.services.traffic.delete_before(now() + timedelta(seconds=1)) == 1
 
 
 async def test_forgetting_needs_an_admin_key(tmp_path: Path) -> None:
@@ -168,7 +168,7 @@ async def test_two_flushes_at_once_write_every_row_once(tmp_path: Path, monkeypa
     async with serving(tmp_path) as server:
         await server.voice("acme")
         ids = {(await server.chat("acme")).json()["id"] for _ in range(7)}
-        await asyncio.gather(*(server.runtime.traffic.flush() for _ in range(4)))
+        await asyncio.gather(*(server.services.traffic.flush() for _ in range(4)))
         assert {row.id for row in await rows(server)} == ids
 
 
@@ -215,7 +215,7 @@ async def test_answers_of_too_many_bytes_are_dropped(tmp_path: Path, monkeypatch
         for _ in range(3):
             await server.chat("acme")
         assert len(await rows(server)) == 1
-        assert "polytone_traffic_dropped_total 2.0" in server.runtime.metrics.render().decode()
+        assert "polytone_traffic_dropped_total 2.0" in server.services.metrics.render().decode()
 
 
 async def test_a_body_without_end_is_refused_before_the_key_is_looked_at(tmp_path: Path) -> None:

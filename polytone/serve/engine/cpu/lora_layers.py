@@ -61,7 +61,7 @@ class Runs(PunicaWrapperCPU):  # type: ignore[misc]
         self.batch += 1
 
 
-class Slots:
+class AdapterSlotMixin:
     """Mixed into vLLM's layers. Adapters stay where they were loaded; a slot holds a reference."""
 
     adapters: list[Any]
@@ -78,7 +78,7 @@ class Slots:
         self.planned = -1
 
 
-class GroupedLinear(Slots):
+class GroupedLinear(AdapterSlotMixin):
     """Linear layers, fused ones too."""
 
     def set_lora(self: Any, index: int, lora_a: Any, lora_b: Any) -> None:
@@ -104,7 +104,7 @@ class GroupedLinear(Slots):
         return output
 
 
-class GroupedEmbedding(Slots, VocabParallelEmbeddingWithLoRA):  # type: ignore[misc]
+class GroupedEmbedding(AdapterSlotMixin, VocabParallelEmbeddingWithLoRA):  # type: ignore[misc]
     """Token embeddings; an adapter's part is looked up for its own rows only."""
 
     def create_lora_weights(self, max_loras: int, lora_config: Any, model_config: Any = None) -> None:
@@ -126,7 +126,7 @@ class GroupedEmbedding(Slots, VocabParallelEmbeddingWithLoRA):  # type: ignore[m
         return output
 
 
-class GroupedLogits(Slots, LogitsProcessorWithLoRA):  # type: ignore[misc]
+class GroupedLogits(AdapterSlotMixin, LogitsProcessorWithLoRA):  # type: ignore[misc]
     """The projection onto the vocabulary; no work beyond the base's for adapters without a part in it."""
 
     def create_lora_weights(self, max_loras: int, lora_config: Any, model_config: Any = None) -> None:
