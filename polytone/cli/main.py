@@ -8,11 +8,11 @@ import typer
 from rich.console import Console
 
 from polytone.contract.errors import PolytoneError
-from polytone.train.memory.report import estimate_command
 
 from .adapters import adapters_commands, keys_commands, serve, ui
 from .backup import backup, restore
 from .data import data_commands
+from .estimate import estimate
 from .evaluate import evaluate
 from .traffic import drift, feedback_commands, traffic_commands
 from .train import base_commands, sweep, train
@@ -30,8 +30,7 @@ app.add_typer(adapters_commands, name="adapters")
 app.add_typer(keys_commands, name="keys")
 app.add_typer(feedback_commands, name="feedback")
 app.add_typer(traffic_commands, name="traffic")
-app.command("estimate")(estimate_command)
-for command in (train, sweep, evaluate, serve, ui, drift, backup, restore):
+for command in (train, sweep, evaluate, estimate, serve, ui, drift, backup, restore):
     app.command()(command)
 
 

@@ -1,32 +1,18 @@
-"""polytone estimate: what memory a model's training needs, from its configuration alone."""
+"""Estimates of one model as a document: by method, batch size, length and graphics card."""
 
-import json
-from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
-from typing import Annotated, Any, get_args
+from typing import Any
 
-import typer
-from rich.console import Console
-
-from polytone.contract.errors import InputError
-from polytone.contract.home import Home
-
-from .devices import Card, common_cards, has_gpu, parse_size, this_machine
+from .devices import Card
 from .estimate import Estimate, estimate, largest_batch
-from .known_models import find_shape
-from .plan import DTYPE_BYTES, EVALUATION_ROWS, METHODS, OPTIMIZERS, Device, Loss, Method, Plan, default_plan
+from .plan import EVALUATION_ROWS, METHODS, Device, Method, Plan, default_plan
 from .shape import Shape
-from .tables import show
 
-LARGEST_RANK = 4096
-LARGEST_NUMBER = 1 << 20
 Grid = list[tuple[int, int]]
-Problem = tuple[str, str]  # the option at fault and what is wrong with it
 
 
-class Question:
-    """What is asked about a shape: plans for any method, device, batch and length, with the options that were given."""
+class Scenario:
+    """One model on one device with the options that were chosen; estimates for any method, batch and length."""
 
     def __init__(self, shape: Shape, device: Device, chosen: dict[str, Any]) -> None:
         self.shape, self.device, self.chosen = shape, device, chosen
@@ -34,7 +20,7 @@ class Question:
     def plan(self, method: Method, batch: int, length: int, device: Device | None = None) -> Plan:
         return default_plan(self.shape, method, device or self.device, batch, length, **self.chosen)
 
-    def answer(self, method: Method, batch: int, length: int) -> Estimate:
+    def estimate(self, method: Method, batch: int, length: int) -> Estimate:
         return estimate(self.shape, self.plan(method, batch, length))
 
     def run_bytes(self, method: Method, batch: int, length: int) -> int:
@@ -43,153 +29,27 @@ class Question:
         return estimate(self.shape, plan).total_bytes
 
 
-def estimate_command(
-    model: Annotated[
-        str, typer.Argument(help="A known name (mistral-7b), a prepared base, a folder, a config.json or a hub id.")
-    ],
-    method: Annotated[str, typer.Option(help="Whose items come first: full, lora or qlora.")] = "qlora",
-    batch: Annotated[
-        str, typer.Option(help="Rows in memory at a time (training.micro_batch); several as 1,4,8.")
-    ] = "4",
-    length: Annotated[str, typer.Option(help="Tokens of the longest row; several as 512,2048.")] = "1024",
-    rank: Annotated[int, typer.Option(help="Rank of the adapter.")] = 16,
-    targets: Annotated[str, typer.Option(help="all-linear, or names such as q_proj,v_proj.")] = "all-linear",
-    dtype: Annotated[str | None, typer.Option(help="bfloat16, float16 or float32; by default the device's.")] = None,
-    optimizer: Annotated[str, typer.Option(help=f"One of {', '.join(OPTIMIZERS)}.")] = "adamw",
-    checkpointing: Annotated[
-        bool | None,
-        typer.Option("--checkpointing/--no-checkpointing", help="Gradient checkpointing; by default on a GPU only."),
-    ] = None,
-    loss: Annotated[
-        str | None, typer.Option(help="supervised (Polytone on a CPU), chunked (TRL) or whole (transformers).")
-    ] = None,
-    supervised: Annotated[float | None, typer.Option(help="Share of the tokens that the assistant says.")] = None,
-    held_out: Annotated[
-        int, typer.Option(min=0, help="Rows the voice is measured on after training; 0 for training alone.")
-    ] = 0,
-    device: Annotated[
-        str | None, typer.Option(help="cpu or cuda; by default cuda, for a prepared base this machine.")
-    ] = None,
-    card: Annotated[list[str] | None, typer.Option(help="A size such as 24GB; give it again for several.")] = None,
-    home: Annotated[Path, typer.Option(envvar="POLYTONE_HOME", help="Folder for bases.")] = Path(".polytone"),
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document for programs.")] = False,
-) -> None:
-    """Estimate the memory of full fine-tuning, LoRA and QLoRA, from a model's configuration alone."""
-    names = () if targets == "all-linear" else tuple(name.strip() for name in targets.split(","))
-    chosen = {
-        "rank": rank,
-        "targets": names,
-        "dtype": dtype,
-        "optimizer": optimizer,
-        "checkpointing": checkpointing,
-        "loss": loss,
-        "supervised": supervised,
-        "evaluation_rows": min(held_out, EVALUATION_ROWS),
-    }
-    problems = [*option_problems(method, device, chosen), *list_problems(batch=batch, length=length)]
-    cards = readable_cards(card or [], problems)
-    shape, local = shape_or_refusal(model, Home(home), problems)
-    if problems := [*problems, *target_problems(shape, names)]:
-        raise refusal(problems, code="estimate_invalid")
-    where: Device = "cpu" if device == "cpu" or (device is None and local and not has_gpu()) else "cuda"
-    question = Question(shape, where, chosen)
-    grid = [(rows, tokens) for tokens in numbers(length) for rows in numbers(batch)]
-    asked = [Card(one.name, one.bytes, where) for one in cards] or default_cards(where)
-    report = report_of(question, next(one for one in METHODS if one == method), grid, asked)
-    if as_json:
-        print(json.dumps(report))
-    else:
-        show(Console(), report)
-
-
-def option_problems(method: str, device: str | None, chosen: dict[str, Any]) -> Iterator[Problem]:
-    """Options with what is wrong with each."""
-    allowed = {
-        "method": (method, METHODS),
-        "device": (device, get_args(Device)),
-        "dtype": (chosen["dtype"], tuple(DTYPE_BYTES)),
-        "optimizer": (chosen["optimizer"], tuple(OPTIMIZERS)),
-        "loss": (chosen["loss"], get_args(Loss)),
-    }
-    for option, (value, known) in allowed.items():
-        if value is not None and value not in known:
-            yield option, f"{value!r} is none of {', '.join(known)}."
-    if not 1 <= chosen["rank"] <= LARGEST_RANK:
-        yield "rank", f"{chosen['rank']} is not between 1 and {LARGEST_RANK}."
-    if chosen["supervised"] is not None and not 0 < chosen["supervised"] <= 1:
-        yield "supervised", f"{chosen['supervised']:g} is no share above 0 and up to 1."
-
-
-def list_problems(**lists: str) -> Iterator[Problem]:
-    for option, text in lists.items():
-        for part in text.split(","):
-            word = part.strip()
-            if not word.isdecimal() or not 1 <= int(word) <= LARGEST_NUMBER:
-                yield option, f"{word!r} is no whole number from 1 to {LARGEST_NUMBER}."
-
-
-def readable_cards(sizes: list[str], problems: list[Problem]) -> list[Card]:
-    """The cards that were asked for; what is wrong with them joins `problems`, to be told with everything else."""
-    found = []
-    for size in sizes:
-        memory = parse_size(size)
-        if memory:
-            found.append(Card(size.strip(), memory, "cuda"))
-        else:
-            problems.append(("card", f"{size!r} is no size of memory. Write 24GB, 24GiB or 24000MB."))
-    return found
-
-
-def shape_or_refusal(model: str, home: Home, problems: list[Problem]) -> tuple[Shape, bool]:
-    """As `find_shape`; a model that is not there is told together with the other problems."""
-    try:
-        return find_shape(model, home)
-    except InputError as error:
-        raise refusal([("MODEL", error.message), *problems], code=error.code) from None
-
-
-def refusal(problems: list[Problem], *, code: str) -> InputError:
-    lines = [text if option == "MODEL" else f"--{option}: {text}" for option, text in problems]
-    return InputError("\n".join(lines), code=code, param=problems[0][0].lower())
-
-
-def target_problems(shape: Shape, targets: tuple[str, ...]) -> Iterator[Problem]:
-    modules = [linear.name for linear in shape.linears]
-    for name in targets:
-        if name not in modules:
-            yield "targets", f"{name!r} is no linear layer of this model; there are {', '.join(modules)}."
-
-
-def numbers(text: str) -> list[int]:
-    return [int(part) for part in text.split(",")]
-
-
-def default_cards(device: Device) -> list[Card]:
-    """This machine, and for a GPU the usual cards."""
-    return [*(common_cards() if device == "cuda" else []), this_machine()]
-
-
-def report_of(question: Question, method: Method, grid: Grid, cards: list[Card]) -> dict[str, Any]:
+def report_of(scenario: Scenario, method: Method, grid: Grid, cards: list[Card]) -> dict[str, Any]:
     """The whole answer; totals and items at the top are of `method` at the first batch and length."""
     rows, tokens = grid[0]
-    first = {one: question.answer(one, rows, tokens) for one in METHODS}
+    first = {one: scenario.estimate(one, rows, tokens) for one in METHODS}
     lengths = list(dict.fromkeys(length for _, length in grid))
     return {
-        "model": question.shape.name,
-        "parameters": question.shape.parameters,
+        "model": scenario.shape.name,
+        "parameters": scenario.shape.parameters,
         "method": method,
-        "device": question.device,
+        "device": scenario.device,
         "batch": rows,
         "length": tokens,
         **of_estimate(first[method]),
-        "run_bytes": question.run_bytes(method, rows, tokens),
+        "run_bytes": scenario.run_bytes(method, rows, tokens),
         "methods": {one: of_estimate(found) for one, found in first.items()},
         "grid": [
             {"batch": batch, "length": length}
-            | {"total_bytes": {one: question.answer(one, batch, length).total_bytes for one in METHODS}}
+            | {"total_bytes": {one: scenario.estimate(one, batch, length).total_bytes for one in METHODS}}
             for batch, length in grid
         ],
-        "cards": [of_card(question, card, rows, lengths) for card in cards],
+        "cards": [of_card(scenario, card, rows, lengths) for card in cards],
     }
 
 
@@ -200,11 +60,11 @@ def of_estimate(found: Estimate) -> dict[str, Any]:
     }
 
 
-def of_card(question: Question, card: Card, batch: int, lengths: list[int]) -> dict[str, Any]:
+def of_card(scenario: Scenario, card: Card, batch: int, lengths: list[int]) -> dict[str, Any]:
     """The largest batch that a card takes at each length, and whether the first one asked for fits."""
     largest = {
         one: {
-            str(length): largest_batch(question.shape, question.plan(one, 1, length, card.device), card.bytes)
+            str(length): largest_batch(scenario.shape, scenario.plan(one, 1, length, card.device), card.bytes)
             for length in lengths
         }
         for one in METHODS
