@@ -365,7 +365,7 @@ def changed_windows(chances: Generator, share: float) -> Floats:
 
 
 def smallest() -> list[dict[str, Any]]:
-    """The rates that `Sequential` notices, by what the reference's was; printed as they are found."""
+    """The rates that `SequentialTest` notices, by what the reference's was; printed as they are found."""
     horizons = (100, 500, 2000)
     print_row(["reference's rate", "reference", "bound", *(f"within {one:,}" for one in horizons)])
     print_row(["---"] * 6)

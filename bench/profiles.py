@@ -11,7 +11,7 @@ import psutil
 from bench.load import WORDS
 from polytone.contract.reference import ReferenceRow
 from polytone.contract.rows import Message
-from polytone.serve.drift.baseline import Baseline, make_profile
+from polytone.serve.drift.baseline import Baseline, make_baseline
 
 VERSIONS, ROWS, LIMIT_MB = 500, 200, 150
 
@@ -37,15 +37,15 @@ def reference(seed: int) -> list[ReferenceRow]:
 
 
 def main() -> int:
-    make_profile(reference(0), [])  # the libraries are imported, and their memory is not a version's
+    make_baseline(reference(0), [])  # the libraries are imported, and their memory is not a version's
     process = psutil.Process()
     before = process.memory_info().rss
-    profiles = list[Baseline]()
+    baselines = list[Baseline]()
     for number in range(VERSIONS):
-        profiles.append(make_profile(reference(number), []))
+        baselines.append(make_baseline(reference(number), []))
         if not (number + 1) % 100:
             print(f"{number + 1} profiles: {(process.memory_info().rss - before) / 1e6:.0f} MB", flush=True)
-    held = sum(profile.bytes_held() for profile in profiles) / 1e6
+    held = sum(baseline.bytes_held() for baseline in baselines) / 1e6
     grown = (process.memory_info().rss - before) / 1e6
     print(f"{VERSIONS} versions: {held:.0f} MB of arrays, the process grew by {grown:.0f} MB (at most {LIMIT_MB})")
     return 0 if grown <= LIMIT_MB else 1

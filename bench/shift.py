@@ -27,7 +27,7 @@ from bench.running import base_of, home_from_environment, server
 from polytone.contract.base import base_folder
 from polytone.contract.rows import read_conversations
 from polytone.serve.drift.baseline import Baseline, Baselines
-from polytone.serve.drift.detectors import PROMPTS, REPLIES, ScalarWatch, VectorWatch
+from polytone.serve.drift.detectors import PROMPTS, REPLIES, ScalarDetector, VectorDetector
 from polytone.serve.drift.embedding import token_embedding
 from polytone.serve.traffic.capture import AnswerSignals
 
@@ -83,40 +83,40 @@ async def answers(url: str, model: str, asked: Sequence[list[dict[str, str]]], t
 
 
 def measured(
-    profiles: Baselines, version: str, asked: Sequence[list[dict[str, str]]], answered: Sequence[dict[str, Any]]
+    baselines: Baselines, version: str, asked: Sequence[list[dict[str, str]]], answered: Sequence[dict[str, Any]]
 ) -> list[Told]:
     told = []
     for messages, answer in zip(asked, answered, strict=True):
         choice = answer["choices"][0]
         text, tokens = choice["message"]["content"] or "", answer["usage"]["completion_tokens"]
-        told.append(Told(answer["id"], profiles.measure(version, messages, text, choice["finish_reason"], tokens)))
+        told.append(Told(answer["id"], baselines.measure(version, messages, text, choice["finish_reason"], tokens)))
     return told
 
 
-def first_alarm(profile: Baseline, before: list[Told], after: list[Told]) -> Noticed:
+def first_alarm(baseline: Baseline, before: list[Told], after: list[Told]) -> Noticed:
     """Run all detectors over one order of conversations."""
-    scalars: dict[str, ScalarWatch] = {}
-    vectors = {name: VectorWatch.fresh(name, RUN_LENGTH) for name in (PROMPTS, REPLIES)}
+    scalars: dict[str, ScalarDetector] = {}
+    vectors = {name: VectorDetector.fresh(name, RUN_LENGTH) for name in (PROMPTS, REPLIES)}
     for number, told in enumerate([*before, *after], start=1):
         for name, value in told.measured.signals.items():
             if name not in scalars:
-                scalars[name] = ScalarWatch.fresh(name, RUN_LENGTH, profile.values.get(name))
+                scalars[name] = ScalarDetector.fresh(name, RUN_LENGTH, baseline.values.get(name))
             scalars[name].observe(value, told.id, "")
         pair = np.frombuffer(told.measured.vectors, dtype=np.float16).reshape(2, -1)
         for seen, vector in zip(vectors.values(), pair, strict=True):
             seen.observe(vector, told.id, "")
-        watches: list[ScalarWatch | VectorWatch] = [*scalars.values(), *vectors.values()]
-        if alarmed := [one.signal for one in watches if one.since is not None]:
+        detectors: list[ScalarDetector | VectorDetector] = [*scalars.values(), *vectors.values()]
+        if alarmed := [one.signal for one in detectors if one.since is not None]:
             return Noticed(number - len(before), ", ".join(alarmed))
     return Noticed(None, None)
 
 
-def tone_alarm(profile: Baseline, before: list[Told], after: list[Told]) -> Noticed:
-    watch = ScalarWatch.fresh("tone", RUN_LENGTH, profile.values["tone"])
+def tone_alarm(baseline: Baseline, before: list[Told], after: list[Told]) -> Noticed:
+    detector = ScalarDetector.fresh("tone", RUN_LENGTH, baseline.values["tone"])
     for number, told in enumerate([*before, *after], start=1):
         if "tone" in told.measured.signals:
-            watch.observe(told.measured.signals["tone"], told.id, "")
-        if watch.since is not None:
+            detector.observe(told.measured.signals["tone"], told.id, "")
+        if detector.since is not None:
             return Noticed(number - len(before), "tone")
     return Noticed(None, None)
 
@@ -132,29 +132,29 @@ def main() -> int:
     home = home_from_environment()
     with server(options.url, home, home.root / "logs" / "shift.log") as url:
         base = base_of(url)
-        profiles = Baselines(home, partial(token_embedding, base_folder(home, base) / "source"), lambda _: [])
-        profile = profiles.of(options.version)
-        if not profile.values:
+        baselines = Baselines(home, partial(token_embedding, base_folder(home, base) / "source"), lambda _: [])
+        baseline = baselines.of(options.version)
+        if not baseline.values:
             raise SystemExit(f"{options.version} has no drift reference.")
-        told = ask_all(url, options, profiles, profile, base)
-    return report(profile, *told)
+        told = ask_all(url, options, baselines, baseline, base)
+    return report(baseline, *told)
 
 
 def ask_all(
-    url: str, options: argparse.Namespace, profiles: Baselines, profile: Baseline, base: str
+    url: str, options: argparse.Namespace, baselines: Baselines, baseline: Baseline, base: str
 ) -> tuple[list[Told], list[Told], list[Told]]:
     """Same and other kind by the voice, and the same kind by the base in its place."""
     same, other = prompts(options.same, options.most), prompts(options.other, options.most)
-    tokens = profile.max_tokens or 64
+    tokens = baseline.max_tokens or 64
 
     def told(model: str, asked: Sequence[list[dict[str, str]]]) -> list[Told]:
         print(f"{model}: {len(asked)} conversations ...", flush=True)
-        return measured(profiles, options.version, asked, asyncio.run(answers(url, model, asked, tokens)))
+        return measured(baselines, options.version, asked, asyncio.run(answers(url, model, asked, tokens)))
 
     return told(options.version, same), told(options.version, other), told(base, same[:BASE_WITHIN])
 
 
-def report(profile: Baseline, same: list[Told], other: list[Told], base: list[Told]) -> int:
+def report(baseline: Baseline, same: list[Told], other: list[Told], base: list[Told]) -> int:
     """Print a table; 0 if every demand holds."""
     print(f"| shuffle | the same kind, {len(same)} | then the other kind | the base after {BEFORE} |")
     print("|---|---|---|---|")
@@ -162,9 +162,9 @@ def report(profile: Baseline, same: list[Told], other: list[Told], base: list[To
     for number in range(SHUFFLES):
         chance = random.Random(number)  # noqa: S311 - the same orders in every run
         orders = [chance.sample(kind, len(kind)) for kind in (same, other, base)]
-        quiet = first_alarm(profile, orders[0], [])
-        topics = first_alarm(profile, orders[0], orders[1])
-        tone = tone_alarm(profile, orders[0][:BEFORE], orders[2])
+        quiet = first_alarm(baseline, orders[0], [])
+        topics = first_alarm(baseline, orders[0], orders[1])
+        tone = tone_alarm(baseline, orders[0][:BEFORE], orders[2])
         holds &= quiet.after is None
         holds &= topics.after is not None and 0 < topics.after <= NEW_TOPICS_WITHIN
         holds &= tone.after is not None and 0 < tone.after <= BASE_WITHIN

@@ -117,9 +117,9 @@ def forget(
     """Delete every answer of a conversation, what was said of it, and what a tester kept of it."""
     from polytone.serve.metrics import Metrics
     from polytone.serve.traffic.capture import Policies
-    from polytone.serve.traffic.recorder import Traffic
+    from polytone.serve.traffic.recorder import TrafficRecorder
 
-    gone = Traffic(open_data(home), Metrics(), Policies()).forget(conversation, actor())
+    gone = TrafficRecorder(open_data(home), Metrics(), Policies()).forget(conversation, actor())
     print(json.dumps({"deleted": gone}) if as_json else f"{gone} answers are deleted.")
 
 

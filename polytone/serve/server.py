@@ -26,14 +26,14 @@ from .auth.rate_limits import Admission
 from .database.session import open_database
 from .drift.baseline import Baselines
 from .drift.embedding import token_embedding
-from .drift.monitor import Drift, frozen_siblings
+from .drift.monitor import DriftMonitor, frozen_siblings
 from .engine.vllm import VllmEngine, VllmOptions
 from .logs import set_up_logs
 from .metrics import Metrics
 from .services import ServerLimits, Services
 from .settings import Settings
 from .traffic.capture import Policies
-from .traffic.recorder import Traffic
+from .traffic.recorder import TrafficRecorder
 from .traffic.reviews import Reviews
 
 log = logging.getLogger(__name__)
@@ -85,7 +85,7 @@ def build_services(settings: Settings) -> Services:
     database = open_database(settings.database())
     keys = KeyStore(database)
     registry = Registry(database)
-    profiles = build_profiles(settings, database, registry)
+    baselines = build_baselines(settings, database, registry)
     return Services(
         engine=engine,
         database=database,
@@ -96,17 +96,17 @@ def build_services(settings: Settings) -> Services:
         admission=Admission(settings.max_streams + settings.max_waiting),
         adapters=AdapterManager(engine, home, base, limits, metrics, fetcher),
         metrics=metrics,
-        traffic=Traffic(
+        recorder=TrafficRecorder(
             database,
             metrics,
             Policies(settings.content, settings.content_of),
-            measure=profiles.measure if settings.drift else None,
+            measure=baselines.measure if settings.drift else None,
             capacity=settings.traffic_queue,
             keep_days=settings.traffic_days,
             recording=settings.traffic,
         ),
         reviews=Reviews(database),
-        drift=Drift(database, profiles, metrics, settings.drift_run_length, settings.drift_quiet_seconds),
+        drift=DriftMonitor(database, baselines, metrics, settings.drift_run_length, settings.drift_quiet_seconds),
         home=home,
         limits=ServerLimits(
             request=RequestLimits(settings.max_messages, settings.max_output_tokens, settings.max_choices),
@@ -121,7 +121,7 @@ def build_services(settings: Settings) -> Services:
     )
 
 
-def build_profiles(settings: Settings, database: Engine, registry: Registry) -> Baselines:
+def build_baselines(settings: Settings, database: Engine, registry: Registry) -> Baselines:
     """A version's tone is told from the base's and from that of every other voice's main version."""
 
     def siblings(version: str) -> list[str]:

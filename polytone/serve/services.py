@@ -24,10 +24,10 @@ from .api.chat_request import RequestLimits
 from .auth.keys import Keyring, KeyStore
 from .auth.rate_limits import Admission
 from .concurrency import in_thread, stop_task, working
-from .drift.monitor import Drift
+from .drift.monitor import DriftMonitor
 from .engine.base import Engine
 from .metrics import Metrics
-from .traffic.recorder import Traffic
+from .traffic.recorder import TrafficRecorder
 from .traffic.reviews import Reviews
 
 log = logging.getLogger(__name__)
@@ -68,8 +68,8 @@ class Services:
     admission: Admission
     adapters: AdapterManager
     metrics: Metrics
-    traffic: Traffic
-    drift: Drift
+    recorder: TrafficRecorder
+    drift: DriftMonitor
     reviews: Reviews
     home: Home
     limits: ServerLimits
@@ -176,7 +176,7 @@ class Services:
 async def running(services: Services) -> AsyncIterator[None]:
     """Run the runtime while the block does, and end everything it started after."""
     try:
-        async with working(services.run()), services.traffic.running(), working(services.drift.run()):
+        async with working(services.run()), services.recorder.running(), working(services.drift.run()):
             yield
     finally:
         await services.close()

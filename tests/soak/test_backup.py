@@ -38,7 +38,7 @@ SETTINGS = {"POLYTONE_BASE": "tiny", "POLYTONE_PAGE": "false"}
 
 
 @dataclass
-class Traffic:
+class TrafficRecorder:
     """People who ask, and say what they think of the answer."""
 
     client: httpx.AsyncClient
@@ -74,7 +74,7 @@ async def test_everything_but_the_last_seconds_of_traffic_is_back(
         server.until_ready()
         async with httpx.AsyncClient(base_url=server.url, headers=keys["inference"], timeout=60) as client:
             spoken = {voice: await answer_of(client, voice) for voice in mine.voices}
-            traffic = Traffic(client, list(mine.voices))
+            traffic = TrafficRecorder(client, list(mine.voices))
             people = [asyncio.create_task(traffic.run(number)) for number in range(CLIENTS)]
             await asyncio.wait(
                 {*people, asyncio.create_task(traffic.until_said(BEFORE))}, return_when="FIRST_COMPLETED"
@@ -161,7 +161,7 @@ def kill_all(server: Process) -> datetime:
     return moment
 
 
-def check_feedback(place: Place, traffic: Traffic, answered: list[str], created: datetime) -> None:
+def check_feedback(place: Place, traffic: TrafficRecorder, answered: list[str], created: datetime) -> None:
     said = said_in(place)
     assert len(said) == len(set(said))
     lost = {name: when for name, when in traffic.said.items() if name not in set(said)}

@@ -70,7 +70,7 @@ class Cluster:
 
 
 @dataclass
-class Traffic:
+class TrafficRecorder:
     """What clients saw that ask again as soon as they were answered, each in a conversation of its own."""
 
     good: int = 0
@@ -101,8 +101,8 @@ class Traffic:
 
 
 @contextlib.asynccontextmanager
-async def traffic(cluster: Cluster, streams: int = STREAMS) -> AsyncIterator[Traffic]:
-    seen = Traffic()
+async def traffic(cluster: Cluster, streams: int = STREAMS) -> AsyncIterator[TrafficRecorder]:
+    seen = TrafficRecorder()
     async with cluster.client(cluster.bot) as client:
         asking = [asyncio.create_task(seen.ask_on(client, number)) for number in range(streams)]
         await more(seen, STREAMS)
@@ -113,7 +113,7 @@ async def traffic(cluster: Cluster, streams: int = STREAMS) -> AsyncIterator[Tra
         await asyncio.gather(*asking, return_exceptions=True)
 
 
-async def more(seen: Traffic, answers: int) -> None:
+async def more(seen: TrafficRecorder, answers: int) -> None:
     """Wait for that many more good answers."""
     wanted = seen.good + answers
 

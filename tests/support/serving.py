@@ -25,11 +25,11 @@ from polytone.serve.auth.rate_limits import Admission
 from polytone.serve.database.session import open_database
 from polytone.serve.drift.baseline import Baselines
 from polytone.serve.drift.embedding import DIMENSION
-from polytone.serve.drift.monitor import Drift, frozen_siblings
+from polytone.serve.drift.monitor import DriftMonitor, frozen_siblings
 from polytone.serve.metrics import Metrics
 from polytone.serve.services import ServerLimits, Services, running
 from polytone.serve.traffic.capture import Policies
-from polytone.serve.traffic.recorder import Traffic
+from polytone.serve.traffic.recorder import TrafficRecorder
 from polytone.serve.traffic.reviews import Reviews
 
 from .adapters import make_base, make_version
@@ -123,7 +123,7 @@ async def serving(
     database = open_database(shared_database or database_url(home))
     keys = KeyStore(database)
     fetcher = Fetcher(store, home, base, 16, metrics) if store is not None else None
-    profiles = Baselines(home, lambda: embed_by_letters, lambda version: frozen_siblings(database, version, []))
+    baselines = Baselines(home, lambda: embed_by_letters, lambda version: frozen_siblings(database, version, []))
     services = Services(
         engine=engine,
         database=database,
@@ -136,9 +136,13 @@ async def serving(
             engine, home, base, AdapterLimits(16, max_resident, max_batch, drain_seconds), metrics, fetcher
         ),
         metrics=metrics,
-        traffic=Traffic(database, metrics, policies, profiles.measure, capacity=int(limits.get("traffic_queue", 1000))),
+        recorder=TrafficRecorder(
+            database, metrics, policies, baselines.measure, capacity=int(limits.get("traffic_queue", 1000))
+        ),
         reviews=Reviews(database),
-        drift=Drift(database, profiles, metrics, limits.get("run_length", 20_000), limits.get("quiet_seconds", 0)),
+        drift=DriftMonitor(
+            database, baselines, metrics, limits.get("run_length", 20_000), limits.get("quiet_seconds", 0)
+        ),
         home=home,
         limits=ServerLimits(
             request=RequestLimits(messages=20, output_tokens=200, choices=4),

@@ -86,7 +86,7 @@ async def test_ten_prompts_are_compared_blind(pages: Pages) -> None:
     assert [(one["value"], one["pair"]["shown"]) for one in given] == wanted
     assert len({one["pair"]["a"] for one in given}) == len(given) == 10
     for one in given:
-        owners = [pages.server.services.traffic.known(one["pair"][letter]) for letter in "ab"]
+        owners = [pages.server.services.recorder.find_completion(one["pair"][letter]) for letter in "ab"]
         assert [owner and owner.version for owner in owners] == [versions["acme"], versions["zest"]]
         assert (one["pair"]["blind"], one["annotator"]) == (True, {"id": "Robin", "kind": "human"})
     won = sum(value == "a" for value, _ in wanted)

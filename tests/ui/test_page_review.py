@@ -30,7 +30,7 @@ async def rated_down(pages: Pages, *questions: str) -> list[str]:
     for question in questions:
         asked.append(await ask(pages.server, question))
         await give(pages.server, asked[-1], "thumb", value="down")
-    await pages.server.services.traffic.flush()
+    await pages.server.services.recorder.flush()
     return asked
 
 
@@ -83,7 +83,7 @@ async def test_an_answer_is_edited_one_is_someone_elses_and_then_nothing_waits(p
     await expect(page.locator("#review-item")).to_be_hidden()
     states = {(one["state"], one["reason"]): one["count"] for one in await counts(pages)}
     assert states == {(state, "thumbs_down"): 1 for state in ("open", "edited", "rejected")}
-    assert pages.server.services.traffic.known(third) is not None
+    assert pages.server.services.recorder.find_completion(third) is not None
 
 
 async def counts(pages: Pages) -> list[dict[str, Any]]:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from polytone.ui.compare.standing import NONE_YET, Tally, Vote, percent, sentence, standing, tallies, wilson
+from polytone.ui.compare.standing import NONE_YET, Tally, Vote, percent, sentence, tallies, wilson, win_rate
 
 ACME, ZEST = "acme@111111111111", "zest@222222222222"
 
@@ -36,7 +36,7 @@ def test_a_pair_is_one_whichever_was_chosen_first() -> None:
 def test_blind_votes_stand_apart_and_a_version_against_itself_says_nothing() -> None:
     given = [*votes("a"), *votes("b", blind=False), *votes("a", ACME, ACME)]
     assert [(tally.blind, tally.won, tally.lost) for tally in tallies(given)] == [(True, 1, 0), (False, 0, 1)]
-    assert "(names shown)" in standing(given)
+    assert "(names shown)" in win_rate(given)
 
 
 def test_the_sentence_says_whether_they_are_told_apart() -> None:
@@ -51,17 +51,17 @@ def test_the_sentence_says_whether_they_are_told_apart() -> None:
 def test_ties_are_counted_and_decide_nothing() -> None:
     (tally,) = tallies(votes("aatttx"))
     assert (tally.decided, tally.ties, tally.both_bad) == (2, 3, 1)
-    shown = standing(votes("aatttx"))
+    shown = win_rate(votes("aatttx"))
     assert "100 %" in shown
     assert "count for neither side" in shown
 
 
 def test_names_are_only_ever_text() -> None:
-    shown = standing([Vote("<b>acme", "zest", "a")])
+    shown = win_rate([Vote("<b>acme", "zest", "a")])
     assert "<b>acme" not in shown
     assert "&lt;b&gt;acme" in shown
 
 
 def test_nothing_yet_is_said() -> None:
-    assert NONE_YET in standing([])
+    assert NONE_YET in win_rate([])
     assert [percent(share) for share in (0.004, 0.396, 1.0)] == [0, 40, 100]

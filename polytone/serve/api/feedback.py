@@ -31,7 +31,7 @@ def feedback_routes(services: Services) -> APIRouter:
     async def give_feedback(body: FeedbackBody, key: who) -> dict[str, Any]:
         """Say something of an answer, a conversation or a pair; it is on disk before the 201. With the same
         `idempotency_key` it is taken once, however often it is sent."""
-        target = None if body.key == "retract" else await target_of(services, body, key)
+        target = None if body.key == "retract" else await resolve_target(services, body, key)
         annotator = body.annotator or (Annotator(id=key.name, kind="code") if key else ANYONE)
         allowed = key.adapters if key else None
         given = await asyncio.to_thread(store.give, body, target, annotator, allowed)
@@ -57,7 +57,7 @@ def feedback_routes(services: Services) -> APIRouter:
     return router
 
 
-async def target_of(services: Services, body: FeedbackBody, key: Key | None) -> CompletionRef:
+async def resolve_target(services: Services, body: FeedbackBody, key: Key | None) -> CompletionRef:
     """Whose answers are meant.
 
     Raises:
@@ -65,7 +65,7 @@ async def target_of(services: Services, body: FeedbackBody, key: Key | None) -> 
     """
     if body.conversation_id is not None:
         allowed = key.adapters if key else None
-        found = await asyncio.to_thread(services.traffic.conversation, body.conversation_id, allowed)
+        found = await asyncio.to_thread(services.recorder.find_conversation, body.conversation_id, allowed)
         if found is None:
             raise NotFoundError(
                 f"No answer of a conversation {body.conversation_id!r} is on record.",
@@ -81,12 +81,12 @@ async def target_of(services: Services, body: FeedbackBody, key: Key | None) -> 
 
 async def find(services: Services, completion: str, key: Key | None) -> CompletionRef:
     """An answer of this server is known from its first byte on; another's, when its row is written."""
-    known = await asyncio.to_thread(services.traffic.known, completion)
+    known = await asyncio.to_thread(services.recorder.find_completion, completion)
     if known is None and len(await asyncio.to_thread(services.replicas.living)) > 1:
         deadline = time.monotonic() + ELSEWHERE_SECONDS
         while known is None and time.monotonic() < deadline:
             await asyncio.sleep(LOOK_AGAIN_SECONDS)
-            known = await asyncio.to_thread(services.traffic.known, completion)
+            known = await asyncio.to_thread(services.recorder.find_completion, completion)
     if known is None or not may_see(key, known):
         raise NotFoundError(
             f"No completion {completion!r} is on record. Send the `id` of an answer.",

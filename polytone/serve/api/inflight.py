@@ -136,7 +136,7 @@ class InflightRequest:
         self._asked, self._answer = asked, answer
         self._completion = completion_id(answer)
         if self._completion is not None:
-            self._services.traffic.begin(self._completion, CompletionRef(*self._labels, self._conversation))
+            self._services.recorder.expect(self._completion, CompletionRef(*self._labels, self._conversation))
 
     def first_byte(self) -> None:
         self._first_token = time.monotonic() - self._began
@@ -165,11 +165,11 @@ class InflightRequest:
             return  # nothing was answered
         events = self._answer if isinstance(self._answer, list) else ()
         held = self._asked_bytes + sum(len(event) for event in events)
-        self._services.traffic.note(
+        self._services.recorder.enqueue(
             RecordedAnswer(
                 id=self._completion,
                 at=self._at,
-                known=CompletionRef(*self._labels, self._conversation),
+                ref=CompletionRef(*self._labels, self._conversation),
                 base=self._services.adapters.base.id,
                 key=self._key.name if self._key else None,
                 status=status,

@@ -16,7 +16,7 @@ from polytone.serve.services import Services
 from polytone.serve.traffic.activity import activity, period
 from polytone.serve.traffic.export import Format, Split, export
 from polytone.serve.traffic.feedback import as_json, new_row
-from polytone.serve.traffic.reviews import LEASE_SECONDS, Decision, Item, item_json
+from polytone.serve.traffic.reviews import LEASE_SECONDS, Decision, ReviewItem, item_json
 from polytone.serve.traffic.schemas import Annotator, FeedbackBody
 
 from .auth import admin_actor
@@ -117,7 +117,7 @@ def data_routes(services: Services) -> APIRouter:
     ) -> dict[str, Any]:
         """Answers, tokens, times and thumbs of every version over time; without `since` the 24 hours before `until`."""
         begin, end = period(since, until, buckets)
-        await services.traffic.flush()
+        await services.recorder.flush()
         return await asyncio.to_thread(activity, services.database, begin, end, buckets)
 
     @router.delete("/traffic")
@@ -126,20 +126,20 @@ def data_routes(services: Services) -> APIRouter:
     ) -> dict[str, Any]:
         """Delete every answer of a conversation, what was said of it and what was kept of it: a person's right to be
         forgotten."""
-        await services.traffic.flush()
-        return {"deleted": await asyncio.to_thread(services.traffic.forget, conversation_id, who)}
+        await services.recorder.flush()
+        return {"deleted": await asyncio.to_thread(services.recorder.forget, conversation_id, who)}
 
     return router
 
 
 async def correct(services: Services, completion: str, decision: DecisionBody) -> FeedbackRow:
     """The correction that an edit is; it is added with the decision."""
-    known = await asyncio.to_thread(services.traffic.known, completion)
+    known = await asyncio.to_thread(services.recorder.find_completion, completion)
     if known is None:
         raise NotFoundError(f"No completion {completion!r} is on record.", code="completion_not_found")
     body = FeedbackBody(key="correction", completion_id=completion, text=decision.text)
     return new_row(body, known, Annotator(id=decision.reviewer))
 
 
-def shown(item: Item) -> dict[str, Any]:
+def shown(item: ReviewItem) -> dict[str, Any]:
     return item_json(item, [as_json(row) for row in item.feedback])

@@ -54,7 +54,7 @@ class Baselines:
         self._make_embedding = embed
         self._embedding: Embedding | None = None
         self._siblings = siblings
-        self._profiles: OrderedDict[str, Baseline] = OrderedDict()
+        self._baselines: OrderedDict[str, Baseline] = OrderedDict()
 
     @property
     def embed(self) -> Embedding:
@@ -64,25 +64,25 @@ class Baselines:
 
     def of(self, version: str) -> Baseline:
         """The version's profile; takes a second or so the first time."""
-        if version not in self._profiles:
-            self._profiles[version] = self._make(version)
-        self._profiles.move_to_end(version)
-        while len(self._profiles) > KEPT:
-            self._profiles.popitem(last=False)
-        return self._profiles[version]
+        if version not in self._baselines:
+            self._baselines[version] = self._make(version)
+        self._baselines.move_to_end(version)
+        while len(self._baselines) > KEPT:
+            self._baselines.popitem(last=False)
+        return self._baselines[version]
 
     def measure(
         self, version: str, prompt: list[Any], reply: str, finish_reason: str | None, tokens: int
     ) -> AnswerSignals:
         """Signals and embeddings of one answer of `version`."""
-        profile = self.of(version)
-        if profile.max_tokens is not None and tokens > profile.max_tokens:
-            reply, finish_reason = reply[: len(reply) * profile.max_tokens // tokens], "length"
+        baseline = self.of(version)
+        if baseline.max_tokens is not None and tokens > baseline.max_tokens:
+            reply, finish_reason = reply[: len(reply) * baseline.max_tokens // tokens], "length"
         signals = measure(prompt, reply, finish_reason)
-        if profile.language is not None and reply.strip():
-            signals[LANGUAGE] = float(language_of(reply) != profile.language)
-        if profile.tone is not None and reply.strip():
-            signals[TONE] = float(profile.tone.off([reply])[0])
+        if baseline.language is not None and reply.strip():
+            signals[LANGUAGE] = float(language_of(reply) != baseline.language)
+        if baseline.tone is not None and reply.strip():
+            signals[TONE] = float(baseline.tone.off([reply])[0])
         vectors = self.embed([asked_of(prompt), reply])
         return AnswerSignals(signals, vectors.astype(np.float16).tobytes())
 
@@ -91,9 +91,9 @@ class Baselines:
         if len(rows) < FEWEST_ROWS:
             return Baseline()
         others = [row.reply for sibling in self._siblings(version) for row in self._reference(sibling)[0]]
-        profile = replace(make_profile(rows, others), max_tokens=max_tokens)
+        baseline = replace(make_baseline(rows, others), max_tokens=max_tokens)
         log.info("%s: drift is measured against %d reference answers", version, len(rows))
-        return profile
+        return baseline
 
     def _reference(self, version: str) -> tuple[list[ReferenceRow], int | None]:
         """The rows, and the tokens at which replies were cut."""
@@ -108,7 +108,7 @@ class Baselines:
             return [], None
 
 
-def make_profile(rows: list[ReferenceRow], siblings: list[str]) -> Baseline:
+def make_baseline(rows: list[ReferenceRow], siblings: list[str]) -> Baseline:
     """Measure a reference; `siblings` are replies of other voices."""
     prompts = [[message.model_dump() for message in row.messages] for row in rows]
     measured = [measure(prompt, row.reply, row.finish_reason) for prompt, row in zip(prompts, rows, strict=True)]

@@ -9,7 +9,7 @@ import numpy as np
 
 from .embedding import DIMENSION
 from .mmd import LONG, MmdWindowTest, nearest_to_change
-from .sequential import Sequential, upper_bound, upper_rate_bound
+from .sequential import SequentialTest, upper_bound, upper_rate_bound
 
 TWO_SIDED = frozenset({"prompt_length", "reply_length"})
 THUMBS_DOWN = "thumbs_down"
@@ -34,7 +34,7 @@ class DriftStatus(StrEnum):
 
 
 @dataclass
-class Seen:
+class ObservationLog:
     """Which conversations a detector has seen: how many, when some of them were, and the last ones' completion ids."""
 
     count: int = 0
@@ -54,25 +54,25 @@ class Seen:
 
 
 @dataclass
-class ScalarWatch:
+class ScalarDetector:
     """Watches a number in [0, 1]. Without a reference, its first conversations become one."""
 
     signal: str
     run_length: float
-    seen: Seen
+    seen: ObservationLog
     reference_rows: int = 0
     reference_mean: float = 0.0
     sample: list[float] = field(default_factory=list)
-    above: Sequential | None = None
-    below: Sequential | None = None
+    above: SequentialTest | None = None
+    below: SequentialTest | None = None
     recent: list[float] = field(default_factory=list)
 
     @classmethod
     def fresh(cls, signal: str, run_length: float, reference: Any = None) -> Self:
-        watch = cls(signal, run_length, Seen())
+        detector = cls(signal, run_length, ObservationLog())
         if reference is not None and len(reference):
-            watch._freeze(np.asarray(reference, dtype=np.float64))
-        return watch
+            detector._freeze(np.asarray(reference, dtype=np.float64))
+        return detector
 
     def observe(self, value: float, completion: str, at: str) -> None:
         if self.above is None:
@@ -88,9 +88,9 @@ class ScalarWatch:
 
     def restart(self) -> None:
         """Forget what was seen; the reference stays."""
-        self.seen, self.recent = Seen(), []
-        self.above = Sequential.fresh(self.above.mean, self.above.run_length) if self.above else None
-        self.below = Sequential.fresh(self.below.mean, self.below.run_length) if self.below else None
+        self.seen, self.recent = ObservationLog(), []
+        self.above = SequentialTest.fresh(self.above.mean, self.above.run_length) if self.above else None
+        self.below = SequentialTest.fresh(self.below.mean, self.below.run_length) if self.below else None
 
     @property
     def since(self) -> int | None:
@@ -106,7 +106,7 @@ class ScalarWatch:
         """The greater one's share of the run length: an alarm at 1."""
         return max((one.statistic / one.run_length for one in (self.above, self.below) if one), default=0.0)
 
-    def standing(self) -> DriftStatus:
+    def status(self) -> DriftStatus:
         if self.above is None:
             return DriftStatus.WARMING_UP
         if self.since is not None:
@@ -123,9 +123,9 @@ class ScalarWatch:
     def _freeze(self, reference: Any) -> None:
         self.reference_rows, self.reference_mean = len(reference), float(reference.mean())
         sides = 2 if self.signal in TWO_SIDED else 1  # together they have the run length
-        self.above = Sequential.fresh(bound(reference), sides * self.run_length)
+        self.above = SequentialTest.fresh(bound(reference), sides * self.run_length)
         if sides == 2:
-            self.below = Sequential.fresh(bound(1 - reference), sides * self.run_length)
+            self.below = SequentialTest.fresh(bound(1 - reference), sides * self.run_length)
 
     def to_json(self) -> dict[str, Any]:
         detectors = {side: one.to_json() if one else None for side, one in self._sides().items()}
@@ -133,15 +133,15 @@ class ScalarWatch:
 
     @classmethod
     def from_json(cls, found: dict[str, Any]) -> Self:
-        sides = {side: Sequential.from_json(found[side]) if found[side] else None for side in ("above", "below")}
-        return cls(**{**found, **sides, "seen": seen_from_json(found["seen"])})
+        sides = {side: SequentialTest.from_json(found[side]) if found[side] else None for side in ("above", "below")}
+        return cls(**{**found, **sides, "seen": log_from_json(found["seen"])})
 
-    def _sides(self) -> dict[str, Sequential | None]:
+    def _sides(self) -> dict[str, SequentialTest | None]:
         return {"above": self.above, "below": self.below}
 
 
 @dataclass
-class VectorWatch:
+class VectorDetector:
     """Watches embeddings against those of the version's own first conversations, `reference` (float16, as it fills).
 
     Not against held-out prompts: the topics of a held-out file are seldom mixed as those of the traffic are, and a test
@@ -150,13 +150,13 @@ class VectorWatch:
 
     signal: str
     run_length: float
-    seen: Seen
+    seen: ObservationLog
     windows: MmdWindowTest
     reference: bytes = b""
 
     @classmethod
     def fresh(cls, signal: str, run_length: float) -> Self:
-        return cls(signal, run_length, Seen(), MmdWindowTest(DIMENSION, run_length))
+        return cls(signal, run_length, ObservationLog(), MmdWindowTest(DIMENSION, run_length))
 
     def observe(self, vector: Any, completion: str, at: str) -> None:
         if self.reference_rows < WARM_UP:
@@ -167,7 +167,7 @@ class VectorWatch:
 
     def restart(self) -> None:
         """Forget what was seen; the reference stays."""
-        self.seen, self.windows = Seen(), MmdWindowTest(DIMENSION, self.run_length)
+        self.seen, self.windows = ObservationLog(), MmdWindowTest(DIMENSION, self.run_length)
 
     @property
     def since(self) -> int | None:
@@ -182,7 +182,7 @@ class VectorWatch:
     def reference_rows(self) -> int:
         return len(self._reference)
 
-    def standing(self) -> DriftStatus:
+    def status(self) -> DriftStatus:
         if self.reference_rows < WARM_UP:
             return DriftStatus.WARMING_UP
         if self.since is not None:
@@ -212,10 +212,10 @@ class VectorWatch:
             "windows": MmdWindowTest.from_json(found["windows"]),
             "reference": base64.b64decode(found["reference"]),
         }
-        return cls(**{**found, **parts, "seen": seen_from_json(found["seen"])})
+        return cls(**{**found, **parts, "seen": log_from_json(found["seen"])})
 
 
-Detector = ScalarWatch | VectorWatch
+Detector = ScalarDetector | VectorDetector
 
 
 def bound(reference: Any) -> float:
@@ -225,14 +225,14 @@ def bound(reference: Any) -> float:
     return min(upper_bound(reference), 1.0)
 
 
-def seen_from_json(found: dict[str, Any]) -> Seen:
-    return Seen(found["count"], [(number, at) for number, at in found["marks"]], found["ids"])
+def log_from_json(found: dict[str, Any]) -> ObservationLog:
+    return ObservationLog(found["count"], [(number, at) for number, at in found["marks"]], found["ids"])
 
 
-def watch_from_json(found: dict[str, Any]) -> Detector | None:
+def detector_from_json(found: dict[str, Any]) -> Detector | None:
     """None where another version of Polytone wrote it: the detector starts anew then."""
     try:
-        watch = VectorWatch.from_json(found) if "windows" in found else ScalarWatch.from_json(found)
+        detector = VectorDetector.from_json(found) if "windows" in found else ScalarDetector.from_json(found)
     except (KeyError, TypeError, ValueError):
         return None
-    return None if isinstance(watch, VectorWatch) and watch.windows.dimension != DIMENSION else watch
+    return None if isinstance(detector, VectorDetector) and detector.windows.dimension != DIMENSION else detector

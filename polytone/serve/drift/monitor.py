@@ -29,7 +29,16 @@ from polytone.serve.metrics import Metrics
 from polytone.serve.traffic.reviews import Reason, queue_for_review
 
 from .baseline import Baseline, Baselines
-from .detectors import PROMPTS, REPLIES, THUMBS_DOWN, Detector, DriftStatus, ScalarWatch, VectorWatch, watch_from_json
+from .detectors import (
+    PROMPTS,
+    REPLIES,
+    THUMBS_DOWN,
+    Detector,
+    DriftStatus,
+    ScalarDetector,
+    VectorDetector,
+    detector_from_json,
+)
 from .embedding import DIMENSION
 from .report import describe_change
 from .sequential import expected_chance_alarms
@@ -50,20 +59,20 @@ class VersionBatch:
     """The watches of one version while a batch is worked on."""
 
     version: str
-    profile: Baseline
-    watches: dict[str, Detector]
+    baseline: Baseline
+    detectors: dict[str, Detector]
     observations: float = 0.0
     changed: set[str] = field(default_factory=set)
 
 
-class Drift:
+class DriftMonitor:
     """Methods block, but for `run`."""
 
     def __init__(
-        self, database: Engine, profiles: Baselines, metrics: Metrics, run_length: float, quiet_seconds: float
+        self, database: Engine, baselines: Baselines, metrics: Metrics, run_length: float, quiet_seconds: float
     ) -> None:
         self._database = database
-        self._profiles = profiles
+        self._baselines = baselines
         self._metrics = metrics
         self._run_length = run_length
         self._quiet = timedelta(seconds=quiet_seconds)
@@ -88,28 +97,28 @@ class Drift:
         with reading(self._database) as session:  # a look that takes no lock
             versions = self._waiting_versions(session)
         for version in versions:  # a profile takes its time, and may write itself
-            self._profiles.of(version)
+            self._baselines.of(version)
         if not versions:
             return 0
         with writing(self._database) as session:
             one_at_a_time(session, DRIFT)
             rows = list(self._conversations(session, versions))
             thumbs = new_thumbs(session, versions)
-            books: dict[str, VersionBatch] = {}
+            batches: dict[str, VersionBatch] = {}
             for row in rows:
-                self._observe(self._book(session, books, row.version), row)
+                self._observe(self._batch(session, batches, row.version), row)
             for version, completion, at, down in thumbs:
-                self._observe_thumb(self._book(session, books, version), completion, at, down)
-            for book in books.values():
-                self._close(session, book)
+                self._observe_thumb(self._batch(session, batches, version), completion, at, down)
+            for batch in batches.values():
+                self._close(session, batch)
         return len(rows) + len(thumbs)
 
     def show_all(self) -> None:
         """Set the gauges to what the detectors knew when the last server stopped."""
         with reading(self._database) as session:
             for row in session.scalars(select(DriftRow).where(DriftRow.signal != SIBLINGS)):
-                if (watch := watch_from_json(row.state)) is not None:
-                    self._show(row.version, watch)
+                if (detector := detector_from_json(row.state)) is not None:
+                    self._show(row.version, detector)
 
     def acknowledge(self, version: str, signal: str, actor: str) -> dict[str, Any]:
         """End an alarm; its detector starts anew against the same reference.
@@ -119,15 +128,15 @@ class Drift:
         """
         with writing(self._database) as session:
             one_at_a_time(session, DRIFT)
-            alarm = standing_alarm(session, version, signal)
+            alarm = active_alarm(session, version, signal)
             if alarm is None:
                 raise NotFoundError(f"No alarm stands for {signal} of {version}.", code="alarm_not_found")
             alarm.acknowledged_at, alarm.acknowledged_by = now(), actor[:120]
             row = session.get(DriftRow, (version, signal), with_for_update=True)
-            if row is not None and (watch := watch_from_json(row.state)) is not None:
-                watch.restart()
-                row.state, row.at = watch.to_json(), now()
-                self._show(version, watch)
+            if row is not None and (detector := detector_from_json(row.state)) is not None:
+                detector.restart()
+                row.state, row.at = detector.to_json(), now()
+                self._show(version, detector)
             note(session, actor, "acknowledge", f"{version} {signal}"[:120], None, alarm.details.get("words"))
             return {"version": version, "signal": signal, "acknowledged_by": alarm.acknowledged_by}
 
@@ -160,75 +169,75 @@ class Drift:
         found = [set(session.scalars(one.distinct().limit(VERSIONS))) for one in (alone, thumbs)]
         return sorted(over.union(*found))
 
-    def _book(self, session: Session, books: dict[str, VersionBatch], version: str) -> VersionBatch:
-        if version not in books:
+    def _batch(self, session: Session, batches: dict[str, VersionBatch], version: str) -> VersionBatch:
+        if version not in batches:
             found = session.scalars(select(DriftRow).where(DriftRow.version == version).with_for_update())
-            read = {row.signal: watch_from_json(row.state) for row in found if row.signal != SIBLINGS}
-            watches = {signal: watch for signal, watch in read.items() if watch is not None}
-            books[version] = VersionBatch(version, self._profiles.of(version), watches)
-        return books[version]
+            read = {row.signal: detector_from_json(row.state) for row in found if row.signal != SIBLINGS}
+            detectors = {signal: detector for signal, detector in read.items() if detector is not None}
+            batches[version] = VersionBatch(version, self._baselines.of(version), detectors)
+        return batches[version]
 
-    def _observe(self, book: VersionBatch, row: AnswerRow) -> None:
+    def _observe(self, batch: VersionBatch, row: AnswerRow) -> None:
         at = aware(row.at).isoformat()
         for signal, value in (row.signals or {}).items():
-            self._scalar(book, signal).observe(value, row.id, at)
+            self._scalar(batch, signal).observe(value, row.id, at)
         if row.vectors and len(row.vectors) == VECTOR_BYTES:  # another version of Polytone had shorter ones
             pair = np.frombuffer(row.vectors, dtype=np.float16).reshape(2, DIMENSION)
             for signal, vector in zip((PROMPTS, REPLIES), pair, strict=True):
-                self._vector(book, signal).observe(vector, row.id, at)
+                self._vector(batch, signal).observe(vector, row.id, at)
 
-    def _observe_thumb(self, book: VersionBatch, completion: str, at: str, down: bool) -> None:
-        self._scalar(book, THUMBS_DOWN).observe(float(down), completion, at)
+    def _observe_thumb(self, batch: VersionBatch, completion: str, at: str, down: bool) -> None:
+        self._scalar(batch, THUMBS_DOWN).observe(float(down), completion, at)
 
-    def _scalar(self, book: VersionBatch, signal: str) -> ScalarWatch:
-        if signal not in book.watches:
-            reference = book.profile.values.get(signal)
-            book.watches[signal] = ScalarWatch.fresh(signal, self._run_length, reference)
-        return self._using(book, signal)  # type: ignore[return-value]
+    def _scalar(self, batch: VersionBatch, signal: str) -> ScalarDetector:
+        if signal not in batch.detectors:
+            reference = batch.baseline.values.get(signal)
+            batch.detectors[signal] = ScalarDetector.fresh(signal, self._run_length, reference)
+        return self._using(batch, signal)  # type: ignore[return-value]
 
-    def _vector(self, book: VersionBatch, signal: str) -> VectorWatch:
-        if signal not in book.watches:
-            book.watches[signal] = VectorWatch.fresh(signal, self._run_length)
-        return self._using(book, signal)  # type: ignore[return-value]
+    def _vector(self, batch: VersionBatch, signal: str) -> VectorDetector:
+        if signal not in batch.detectors:
+            batch.detectors[signal] = VectorDetector.fresh(signal, self._run_length)
+        return self._using(batch, signal)  # type: ignore[return-value]
 
-    def _using(self, book: VersionBatch, signal: str) -> Detector:
-        watch = book.watches[signal]
-        book.changed.add(signal)
-        if watch.standing() is not DriftStatus.WARMING_UP:
-            book.observations += 1
-        return watch
+    def _using(self, batch: VersionBatch, signal: str) -> Detector:
+        detector = batch.detectors[signal]
+        batch.changed.add(signal)
+        if detector.status() is not DriftStatus.WARMING_UP:
+            batch.observations += 1
+        return detector
 
-    def _close(self, session: Session, book: VersionBatch) -> None:
+    def _close(self, session: Session, batch: VersionBatch) -> None:
         """Store what the detectors know now, and raise the alarms they call for."""
-        for signal in sorted(book.changed):
-            watch = book.watches[signal]
-            session.merge(DriftRow(version=book.version, signal=signal, state=watch.to_json(), at=now()))
-            self._show(book.version, watch)
-            if watch.since is not None and standing_alarm(session, book.version, signal) is None:
-                self._alarm(session, book, watch)
-        self._metrics.drift_expected_false_alarms_total.labels(*labels(book.version)).inc(
-            expected_chance_alarms(book.observations, self._run_length)
+        for signal in sorted(batch.changed):
+            detector = batch.detectors[signal]
+            session.merge(DriftRow(version=batch.version, signal=signal, state=detector.to_json(), at=now()))
+            self._show(batch.version, detector)
+            if detector.since is not None and active_alarm(session, batch.version, signal) is None:
+                self._alarm(session, batch, detector)
+        self._metrics.drift_expected_false_alarms_total.labels(*labels(batch.version)).inc(
+            expected_chance_alarms(batch.observations, self._run_length)
         )
 
-    def _show(self, version: str, watch: Detector) -> None:
-        of = (*labels(version), watch.signal)
-        self._metrics.drift_state.labels(*of).set(list(DriftStatus).index(watch.standing()))
-        self._metrics.drift_statistic.labels(*of).set(watch.statistic)
+    def _show(self, version: str, detector: Detector) -> None:
+        of = (*labels(version), detector.signal)
+        self._metrics.drift_state.labels(*of).set(list(DriftStatus).index(detector.status()))
+        self._metrics.drift_statistic.labels(*of).set(detector.statistic)
         self._metrics.drift_alarms_total.labels(*of)  # a count that begins at 1 is no increase to Prometheus
 
-    def _alarm(self, session: Session, book: VersionBatch, watch: Detector) -> None:
-        examples = watch.examples()
+    def _alarm(self, session: Session, batch: VersionBatch, detector: Detector) -> None:
+        examples = detector.examples()
         details = {
-            **describe_change(watch),
+            **describe_change(detector),
             "examples": examples,
-            "observations": watch.seen.count,
-            "run_length": watch.run_length,
+            "observations": detector.seen.count,
+            "run_length": detector.run_length,
         }
-        session.add(DriftAlarmRow(version=book.version, signal=watch.signal, at=now(), details=details))
+        session.add(DriftAlarmRow(version=batch.version, signal=detector.signal, at=now(), details=details))
         for completion in examples:
-            queue_for_review(session, completion, book.version.partition("@")[0], Reason.DRIFT)
-        self._metrics.drift_alarms_total.labels(*labels(book.version), watch.signal).inc()
-        log.warning("%s: %s", book.version, details["words"])
+            queue_for_review(session, completion, batch.version.partition("@")[0], Reason.DRIFT)
+        self._metrics.drift_alarms_total.labels(*labels(batch.version), detector.signal).inc()
+        log.warning("%s: %s", batch.version, details["words"])
 
 
 def unseen_thumb() -> Any:
@@ -298,7 +307,7 @@ def rated_before(session: Session, thumb: FeedbackRow) -> bool:
     )
 
 
-def standing_alarm(session: Session, version: str, signal: str) -> DriftAlarmRow | None:
+def active_alarm(session: Session, version: str, signal: str) -> DriftAlarmRow | None:
     return session.scalar(
         select(DriftAlarmRow).where(
             DriftAlarmRow.version == version,

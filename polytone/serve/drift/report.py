@@ -8,8 +8,8 @@ from polytone.measure.signals import words_of
 from polytone.serve.database.session import aware, reading
 from polytone.serve.database.tables import DriftAlarmRow, DriftRow
 
-from .detectors import ENOUGH, TWO_SIDED, WARM_UP, WARM_UP_OF, Detector, DriftStatus, ScalarWatch, watch_from_json
-from .sequential import Sequential, expected_chance_alarms, smallest_change
+from .detectors import ENOUGH, TWO_SIDED, WARM_UP, WARM_UP_OF, Detector, DriftStatus, ScalarDetector, detector_from_json
+from .sequential import SequentialTest, expected_chance_alarms, smallest_change
 
 WITHIN = 500
 SUBJECT = {
@@ -27,69 +27,69 @@ SUBJECT = {
 }
 
 
-def describe_change(watch: Detector) -> dict[str, Any]:
+def describe_change(detector: Detector) -> dict[str, Any]:
     """What changed, since when, and how often a thing like this comes by chance."""
-    since = watch.since or 1
-    ago = watch.seen.count - since + 1
-    when = watch.seen.when(since)
+    since = detector.since or 1
+    ago = detector.seen.count - since + 1
+    when = detector.seen.when(since)
     began = f"since about {ago} conversations ago" + (f" ({when[:16].replace('T', ' ')} UTC)" if when else "")
-    chance = f"by chance an alarm like this comes once in {watch.run_length:,.0f} conversations or more rarely"
+    chance = f"by chance an alarm like this comes once in {detector.run_length:,.0f} conversations or more rarely"
     return {
-        "words": f"{change(watch)}, {began}; {chance}.",
+        "words": f"{change(detector)}, {began}; {chance}.",
         "since": when,
         "conversations_since": ago,
     }
 
 
-def change(watch: Detector) -> str:
-    subject = SUBJECT.get(watch.signal, watch.signal)
-    if not isinstance(watch, ScalarWatch):
-        return f"{subject} (p = {watch.statistic:.4f})"
-    direction = "more often" if watch.signal not in TWO_SIDED else "longer" if watch.rose else "shorter"
-    recent, before = in_units(watch, mean_since(watch)), in_units(watch, watch.reference_mean)
+def change(detector: Detector) -> str:
+    subject = SUBJECT.get(detector.signal, detector.signal)
+    if not isinstance(detector, ScalarDetector):
+        return f"{subject} (p = {detector.statistic:.4f})"
+    direction = "more often" if detector.signal not in TWO_SIDED else "longer" if detector.rose else "shorter"
+    recent, before = in_units(detector, mean_since(detector)), in_units(detector, detector.reference_mean)
     return f"{subject} {direction}: {recent}, the reference has {before}"
 
 
-def mean_since(watch: ScalarWatch) -> float:
+def mean_since(detector: ScalarDetector) -> float:
     """The mean since the change, or of the last conversations."""
-    count = watch.seen.count - watch.since + 1 if watch.since else len(watch.recent)
-    values = watch.recent[-max(1, count) :]
+    count = detector.seen.count - detector.since + 1 if detector.since else len(detector.recent)
+    values = detector.recent[-max(1, count) :]
     return sum(values) / len(values) if values else 0.0
 
 
-def in_units(watch: ScalarWatch, value: float) -> str:
-    return f"about {words_of(value):.0f} words" if watch.signal in TWO_SIDED else f"{100 * value:.1f} %"
+def in_units(detector: ScalarDetector, value: float) -> str:
+    return f"about {words_of(value):.0f} words" if detector.signal in TWO_SIDED else f"{100 * value:.1f} %"
 
 
-def sentence(watch: Detector) -> str:
+def sentence(detector: Detector) -> str:
     """How a detector stands, for people."""
-    match watch.standing():
+    match detector.status():
         case DriftStatus.WARMING_UP:
-            there, wanted = collected(watch), WARM_UP_OF.get(watch.signal, WARM_UP)
+            there, wanted = collected(detector), WARM_UP_OF.get(detector.signal, WARM_UP)
             return f"{there} of the {wanted} conversations that will be its reference."
         case DriftStatus.INSUFFICIENT_TRAFFIC:
-            return f"{watch.seen.count} conversations so far; something is said from {ENOUGH} on."
+            return f"{detector.seen.count} conversations so far; something is said from {ENOUGH} on."
         case DriftStatus.DRIFT:
-            words = str(describe_change(watch)["words"])
+            words = str(describe_change(detector)["words"])
             return words[0].upper() + words[1:]
-    return f"No change in {watch.seen.count} conversations{smallest(watch)}."
+    return f"No change in {detector.seen.count} conversations{smallest(detector)}."
 
 
-def collected(watch: Detector) -> int:
-    return len(watch.sample) if isinstance(watch, ScalarWatch) else watch.reference_rows
+def collected(detector: Detector) -> int:
+    return len(detector.sample) if isinstance(detector, ScalarDetector) else detector.reference_rows
 
 
-def smallest(watch: Detector) -> str:
+def smallest(detector: Detector) -> str:
     """What would be seen at the current settings."""
-    if not isinstance(watch, ScalarWatch) or watch.above is None:
+    if not isinstance(detector, ScalarDetector) or detector.above is None:
         return ""
-    least = smallest_rate(watch.above)
+    least = smallest_rate(detector.above)
     if least is None:
         return f"; no change would be noticed within {WITHIN}"
-    return f"; a rise to {in_units(watch, least)} would be noticed within {WITHIN} with 80 % probability"
+    return f"; a rise to {in_units(detector, least)} would be noticed within {WITHIN} with 80 % probability"
 
 
-def smallest_rate(detector: Sequential) -> float | None:
+def smallest_rate(detector: SequentialTest) -> float | None:
     return smallest_change(detector.mean, detector.run_length, WITHIN)
 
 
@@ -101,12 +101,12 @@ def report(database: Engine, version: str | None = None) -> list[dict[str, Any]]
         if version is not None:
             rows, alarms = rows.where(DriftRow.version == version), alarms.where(DriftAlarmRow.version == version)
         states = list(session.scalars(rows))
-        standing = {(alarm.version, alarm.signal): alarm for alarm in session.scalars(alarms)}
+        active = {(alarm.version, alarm.signal): alarm for alarm in session.scalars(alarms)}
     found: dict[str, list[dict[str, Any]]] = {}
     for row in states:
         signals = found.setdefault(row.version, [])
-        if (watch := watch_from_json(row.state)) is not None:
-            signals.append(signal_json(watch, standing.get((row.version, row.signal))))
+        if (detector := detector_from_json(row.state)) is not None:
+            signals.append(signal_json(detector, active.get((row.version, row.signal))))
     return [version_json(name, signals) for name, signals in found.items() if signals]
 
 
@@ -133,18 +133,18 @@ def worst(signals: list[dict[str, Any]]) -> str:
     return next((state.value for state in order if state.value in there), DriftStatus.NO_REFERENCE.value)
 
 
-def signal_json(watch: Detector, alarm: DriftAlarmRow | None) -> dict[str, Any]:
-    scalar = watch if isinstance(watch, ScalarWatch) else None
+def signal_json(detector: Detector, alarm: DriftAlarmRow | None) -> dict[str, Any]:
+    scalar = detector if isinstance(detector, ScalarDetector) else None
     return {
-        "signal": watch.signal,
-        "state": watch.standing().value,
-        "words": sentence(watch),
-        "observations": watch.seen.count,
-        "reference_rows": watch.reference_rows,
+        "signal": detector.signal,
+        "state": detector.status().value,
+        "words": sentence(detector),
+        "observations": detector.seen.count,
+        "reference_rows": detector.reference_rows,
         "reference_mean": scalar.reference_mean if scalar else None,
         "recent_mean": mean_since(scalar) if scalar and scalar.recent else None,
-        "statistic": watch.statistic,
-        "run_length": watch.run_length,
+        "statistic": detector.statistic,
+        "run_length": detector.run_length,
         "alarm": alarm_json(alarm) if alarm else None,
     }
 

@@ -1,7 +1,7 @@
 """Has what a voice says changed? Detectors with a stated mean run length until a chance alarm.
 
-Signals in [0, 1] (a rate, a tone score, a length) are watched by `Sequential`: each conversation gives one value, and
-the detector alarms when the values' mean rises above what the reference allows. A fall is a rise of one minus the
+Signals in [0, 1] (a rate, a tone score, a length) are watched by `SequentialTest`: each conversation gives one
+value, and the detector alarms when their mean rises above what the reference allows. A fall is a rise of one minus the
 value. Embeddings are watched by `windows`.
 
 One observation per conversation: the turns of one are alike, and counting each of them takes one odd conversation for
@@ -133,7 +133,7 @@ def statistic(evidence: Floats) -> Floats:
 
 
 @dataclass(frozen=True)
-class Sequential:
+class SequentialTest:
     """Watches for the mean of a variable in [0, 1] to rise above `mean`; O(1) memory.
 
     A mixture of Shiryaev-Roberts e-detectors (Shin, Ramdas and Rinaldo 2023, "E-detectors: a nonparametric framework
@@ -217,7 +217,7 @@ def expected_chance_alarms(observations: float, run_length: float) -> float:
 
 
 def smallest_change(mean: float, run_length: float, within: int, power: float = 0.8) -> float | None:
-    """The smallest rate above `mean` that `Sequential` notices within `within` observations with probability `power`.
+    """The smallest rate above `mean` that a `SequentialTest` detects within `within` steps with probability `power`.
 
     None where even 1 is not noticed in time. An approximation, on the safe side: hits come spread evenly, and only the
     last observation may raise the alarm. Of all variables with a given mean a rate is noticed last.

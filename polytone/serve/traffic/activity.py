@@ -13,7 +13,7 @@ from polytone.contract.errors import InputError
 from polytone.serve.database.session import aware, in_utc, now, reading
 from polytone.serve.database.tables import AnswerRow, FeedbackRow
 
-from .feedback import standing
+from .feedback import active_feedback
 
 MOST_ROWS = 200_000
 ROWS_AT_ONCE = 5000
@@ -125,7 +125,7 @@ def answers_between(database: Engine, since: datetime, until: datetime) -> Itera
 def thumbs_between(database: Engine, since: datetime, until: datetime) -> Sequence[FeedbackRow]:
     within = (FeedbackRow.at >= since, FeedbackRow.at < until)
     with reading(database) as session:
-        return standing(session, until, FeedbackRow.key == "thumb", *within)
+        return active_feedback(session, until, FeedbackRow.key == "thumb", *within)
 
 
 def place(at: datetime, since: datetime, step: timedelta, buckets: int) -> int:

@@ -56,7 +56,7 @@ class RecordedAnswer:
 
     id: str
     at: datetime
-    known: CompletionRef
+    ref: CompletionRef
     base: str
     key: str | None
     status: int
@@ -81,7 +81,7 @@ Measure = Callable[[str, Any, str, str | None, int], AnswerSignals]
 
 def row_of(captured: RecordedAnswer, policy: Policy, measure: Measure | None) -> dict[str, Any]:
     """The columns of `AnswerRow`; this is where the answer is parsed."""
-    known, request = captured.known, captured.request
+    ref, request = captured.ref, captured.request
     of = reply_of_response if isinstance(captured.answer, dict) else reply_of_events
     reply, finish_reason = of(captured.answer)  # type: ignore[arg-type]
     prompt = next((request[name] for name in PROMPT_FIELDS if name in request), None)
@@ -90,9 +90,9 @@ def row_of(captured: RecordedAnswer, policy: Policy, measure: Measure | None) ->
     return {
         "id": captured.id,
         "at": captured.at,
-        "conversation": name_kept(known.conversation, policy),
-        "adapter": known.adapter,
-        "version": known.version,
+        "conversation": name_kept(ref.conversation, policy),
+        "adapter": ref.adapter,
+        "version": ref.version,
         "base": captured.base,
         "key": captured.key,
         "policy": policy.value,
@@ -129,7 +129,7 @@ def measured_of(
     if finish_reason == "tool_calls" or captured.request.get("n") not in (None, 1):
         return None
     try:
-        return measure(captured.known.version, prompt, reply, finish_reason, captured.usage[1])
+        return measure(captured.ref.version, prompt, reply, finish_reason, captured.usage[1])
     except Exception:  # one odd answer must not hold up all others
         log.exception("%s could not be measured", captured.id)
         return None

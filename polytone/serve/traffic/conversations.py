@@ -26,7 +26,7 @@ NEWEST = (ConversationRow.updated_at.desc(), ConversationRow.id)
 
 
 @dataclass(frozen=True)
-class Kept:
+class StoredConversation:
     """A conversation, how many turns it has, and, where asked for, the turns in the order they were said."""
 
     row: ConversationRow
@@ -50,13 +50,13 @@ class Conversations:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
 
-    def create(self, owner: str, title: str = "") -> Kept:
+    def create(self, owner: str, title: str = "") -> StoredConversation:
         moment, name = now(), f"conv_{secrets.token_hex(16)}"
         row = ConversationRow(id=name, owner=owner, title=title.strip(), created_at=moment, updated_at=moment)
         with writing(self._engine) as session:
             session.add(row)
             session.flush()
-        return Kept(row, 0)
+        return StoredConversation(row, 0)
 
     def add(self, owner: str, conversation: str, body: TurnBody) -> TurnRow:
         """Add a turn.
@@ -85,16 +85,16 @@ class Conversations:
             session.flush()
             return turn
 
-    def get(self, owner: str, conversation: str) -> Kept:
+    def get(self, owner: str, conversation: str) -> StoredConversation:
         """Raises NotFoundError `conversation_not_found`."""
         with reading(self._engine) as session:
             row = owned(session, owner, conversation)
             turns = turns_of(session, conversation)
-            return Kept(row, len(turns), tuple(turns))
+            return StoredConversation(row, len(turns), tuple(turns))
 
     def page(
         self, owner: str, search: str | None = None, cursor: str | None = None, limit: int = 50
-    ) -> tuple[list[Kept], str | None]:
+    ) -> tuple[list[StoredConversation], str | None]:
         """Up to `limit`, the one that was added to last first, and the cursor of the next page or None."""
         counted = (
             select(func.count())
@@ -106,7 +106,7 @@ class Conversations:
         if cursor is not None:
             wanted = wanted.where(after(cursor))
         with reading(self._engine) as session:
-            rows = [Kept(row, count) for row, count in session.execute(wanted)]
+            rows = [StoredConversation(row, count) for row, count in session.execute(wanted)]
         return rows[:limit], cursor_of(rows[limit - 1].row) if len(rows) > limit else None
 
     def delete(self, owner: str, conversation: str) -> int:

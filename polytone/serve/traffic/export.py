@@ -25,7 +25,7 @@ from polytone.measure.signals import text_of
 from polytone.serve.database.session import aware, now, reading
 from polytone.serve.database.tables import AnswerRow, FeedbackRow, ReviewRow
 
-from .feedback import standing
+from .feedback import active_feedback
 
 VALUES_AT_ONCE = 5000
 HELD_OUT_OF = 10  # one first question in so many is held out
@@ -112,7 +112,7 @@ def write_export(made: Export, folder: Path, name: str) -> Path:
 
 
 def gather(session: Session, adapter: str, until: datetime, kinds: frozenset[str]) -> Material:
-    feedback = standing(session, until, FeedbackRow.adapter == adapter, FeedbackRow.annotator_kind.in_(kinds))
+    feedback = active_feedback(session, until, FeedbackRow.adapter == adapter, FeedbackRow.annotator_kind.in_(kinds))
     decided = session.scalars(select(ReviewRow).where(ReviewRow.state != "open", ReviewRow.decided_at <= until))
     everyones = {row.completion_id: (row.adapter, row.state) for row in decided}
     wanted = {row.target_id for row in feedback} | {row.other_id for row in feedback if row.other_id}

@@ -23,7 +23,7 @@ PAGE = 100
 
 
 @dataclass(frozen=True)
-class Given:
+class SavedFeedback:
     """A feedback that was taken; `created` is false where the same one had been taken before."""
 
     row: FeedbackRow
@@ -42,7 +42,7 @@ class FeedbackStore:
         target: CompletionRef | None,
         annotator: Annotator,
         adapters: frozenset[str] | None = None,
-    ) -> Given:
+    ) -> SavedFeedback:
         """Add a row; when this returns it is on disk.
 
         Args:
@@ -62,7 +62,7 @@ class FeedbackStore:
                 param="text",
             )
         if known := self._repeated(body, target, annotator, adapters):
-            return Given(known, False)
+            return SavedFeedback(known, False)
         try:
             with writing(self._engine) as session:
                 one_at_a_time(session, FEEDBACK)
@@ -72,10 +72,10 @@ class FeedbackStore:
                 session.add(row)
                 session.flush()
                 ask_for_review(session, row)
-            return Given(row, True)
+            return SavedFeedback(row, True)
         except IntegrityError:
             if known := self._repeated(body, target, annotator, adapters):
-                return Given(known, False)  # the same one, sent twice at once
+                return SavedFeedback(known, False)  # the same one, sent twice at once
             raise ConflictError(
                 f"{body.supersedes} was superseded or retracted before.", code="already_superseded", param="supersedes"
             ) from None
@@ -144,7 +144,7 @@ class FeedbackStore:
 
 
 def new_row(body: FeedbackBody, of: CompletionRef | None, annotator: Annotator) -> FeedbackRow:
-    target, target_id = target_of(body)
+    target, target_id = target_columns(body)
     if target == "conversation" and of is not None and of.conversation is not None:
         target_id = of.conversation  # as the content policy keeps it
     value: Any = body.value
@@ -167,7 +167,7 @@ def new_row(body: FeedbackBody, of: CompletionRef | None, annotator: Annotator) 
     )
 
 
-def target_of(body: FeedbackBody) -> tuple[str, str]:
+def target_columns(body: FeedbackBody) -> tuple[str, str]:
     if body.pair is not None:
         return "pair", body.pair.a
     if body.conversation_id is not None:
@@ -195,7 +195,7 @@ def place(row: FeedbackRow, earlier: FeedbackRow) -> None:
         )
 
 
-def standing(session: Session, until: datetime, *conditions: Any) -> Sequence[FeedbackRow]:
+def active_feedback(session: Session, until: datetime, *conditions: Any) -> Sequence[FeedbackRow]:
     """What held at `until`: rows that nothing had superseded or retracted, in the order they were added."""
     later = aliased(FeedbackRow)
     wanted = (

@@ -36,7 +36,7 @@ MOST_BYTES = 256 << 20
 OUTAGES = (OperationalError, InternalError, PoolTimeoutError)
 
 
-class Traffic:
+class TrafficRecorder:
     """The queue and its writer. `note` and `begin` are for the event loop; they neither wait nor parse."""
 
     def __init__(
@@ -62,23 +62,23 @@ class Traffic:
         self._pending: dict[str, CompletionRef] = {}
         self._cleaned = 0.0
 
-    def begin(self, completion: str, known: CompletionRef) -> None:
+    def expect(self, completion: str, known: CompletionRef) -> None:
         """A completion id was given out: feedback on it is welcome from now on."""
         if self._recording:
             self._pending[completion] = known
 
-    def note(self, captured: RecordedAnswer) -> None:
+    def enqueue(self, answer: RecordedAnswer) -> None:
         """Queue an answer for its row; where the queue is full it is dropped and counted."""
         if not self._recording:
             return
-        if len(self._queue) >= self._capacity or self._queued_bytes + captured.bytes > MOST_BYTES:
+        if len(self._queue) >= self._capacity or self._queued_bytes + answer.bytes > MOST_BYTES:
             self._metrics.traffic_dropped_total.inc()
-            self._pending.pop(captured.id, None)
+            self._pending.pop(answer.id, None)
             return
-        self._queue.append(captured)
-        self._queued_bytes += captured.bytes
+        self._queue.append(answer)
+        self._queued_bytes += answer.bytes
 
-    def known(self, completion: str) -> CompletionRef | None:
+    def find_completion(self, completion: str) -> CompletionRef | None:
         """Whose answer that is, from memory first; blocks."""
         pending = self._pending.get(completion)
         if pending is not None:
@@ -87,7 +87,7 @@ class Traffic:
             row = session.get(AnswerRow, completion)
             return CompletionRef(row.adapter, row.version, row.conversation) if row is not None else None
 
-    def conversation(self, name: str, adapters: frozenset[str] | None = None) -> CompletionRef | None:
+    def find_conversation(self, name: str, adapters: frozenset[str] | None = None) -> CompletionRef | None:
         """Whose answers a conversation has, the last one's of `adapters` (None: all), with its name as it is kept;
         blocks."""
         for known in reversed(list(self._pending.values())):
@@ -129,10 +129,10 @@ class Traffic:
             for _ in range(-(-len(self._queue) // BATCH)):
                 batch = [self._queue[i] for i in range(min(BATCH, len(self._queue)))]
                 await in_thread(self._write, batch)
-                for captured in batch:
+                for answer in batch:
                     self._queue.popleft()
-                    self._queued_bytes -= captured.bytes
-                    self._pending.pop(captured.id, None)
+                    self._queued_bytes -= answer.bytes
+                    self._pending.pop(answer.id, None)
 
     async def close(self) -> None:
         """Write the rest; what cannot be written now is lost, and said to be."""
@@ -166,7 +166,7 @@ class Traffic:
     def _write(self, batch: list[RecordedAnswer]) -> None:
         """All at once; if the database takes offence at one, each for itself, and that one is dropped."""
         try:
-            policies = (self._policies.for_voice(captured.known.adapter) for captured in batch)
+            policies = (self._policies.for_voice(answer.ref.adapter) for answer in batch)
             self._insert([row_of(*one, self._measure) for one in zip(batch, policies, strict=True)])
         except OUTAGES:
             raise
@@ -175,8 +175,8 @@ class Traffic:
                 log.exception("%s cannot be written and is dropped", batch[0].id)
                 self._metrics.traffic_dropped_total.inc()
                 return
-            for captured in batch:
-                self._write([captured])
+            for answer in batch:
+                self._write([answer])
 
     def _insert(self, rows: list[dict[str, Any]]) -> None:
         with writing(self._database) as session:  # one that was written before an error came back is written once

@@ -37,7 +37,7 @@ STATES = {Decision.ACCEPT: "accepted", Decision.EDIT: "edited", Decision.REJECT:
 
 
 @dataclass(frozen=True)
-class Item:
+class ReviewItem:
     """An answer to review, leased until `until`."""
 
     review: ReviewRow
@@ -52,7 +52,7 @@ class Reviews:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
 
-    def lease(self, reviewer: str, adapter: str | None = None, seconds: float = LEASE_SECONDS) -> Item | None:
+    def lease(self, reviewer: str, adapter: str | None = None, seconds: float = LEASE_SECONDS) -> ReviewItem | None:
         """The most pressing item that nobody else holds, or an answer drawn by chance where none waits; None where
         there is none at all. The item that the reviewer holds already comes first."""
         with writing(self._engine) as session:
@@ -65,7 +65,7 @@ class Reviews:
             said = session.scalars(
                 select(FeedbackRow).where(FeedbackRow.target_id == row.completion_id).order_by(FeedbackRow.number)
             )
-            return Item(row, answer, tuple(said), row.leased_until)
+            return ReviewItem(row, answer, tuple(said), row.leased_until)
 
     def decide(
         self, completion: str, decision: Decision, reviewer: str, correction: FeedbackRow | None = None
@@ -159,7 +159,7 @@ def queue_for_review(session: Session, completion: str, adapter: str, reason: Re
     session.execute(insert_for(session)(ReviewRow).values(**values).on_conflict_do_nothing())
 
 
-def item_json(item: Item, feedback: list[dict[str, Any]]) -> dict[str, Any]:
+def item_json(item: ReviewItem, feedback: list[dict[str, Any]]) -> dict[str, Any]:
     answer = item.answer
     return {
         "completion_id": answer.id,

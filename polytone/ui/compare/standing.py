@@ -48,7 +48,7 @@ class Tally:
         return Tally(self.first, self.second, self.blind, *counts)
 
 
-def standing(votes: Iterable[Vote]) -> Safe:
+def win_rate(votes: Iterable[Vote]) -> Safe:
     """A table of the pairs, and a sentence for each."""
     found = tallies(votes)
     if not found:

@@ -12,7 +12,7 @@ from ..sides import Halt
 from .blind import PLACES
 from .comparison import Comparison, Session, version_of
 from .prompts import as_text
-from .standing import standing
+from .standing import win_rate
 from .votes import Votes
 
 LOADING = "The voices are being listed."
@@ -123,7 +123,7 @@ class CompareView:
             sides = tuple(Side.build(place) for place in range(len(PLACES)))
         votes = Votes.build(by_key)
         with gr.Accordion("Standing in this session", open=True):
-            table = gr.HTML(standing(()), elem_id="standing")
+            table = gr.HTML(win_rate(()), elem_id="standing")
         head = (
             gr.State(Session()),
             gr.State(Halt()),
@@ -172,7 +172,7 @@ def shown(session: Session) -> list[Any]:
         gr.update(value=as_text(comparison.prompt) if comparison else "", visible=comparison is not None),
         *(update for place in range(len(PLACES)) for update in side(comparison, place)),
         gr.update(visible=comparison is not None and comparison.votable),
-        standing(session.votes),
+        win_rate(session.votes),
     ]
 
 

@@ -158,7 +158,7 @@ async def live(server: Server) -> dict[str, str]:
     await give(server, answered[1], "thumb", value="down")
     await give(server, answered[2], "thumb", "bob", value="down", idempotency_key="once")
     await give(server, answered[3], "correction", text="It is on its way, säuberlich.")
-    await server.services.traffic.flush()
+    await server.services.recorder.flush()
     assert await lease(server, "ann")
     assert (await decide(server, answered[2], "bob", "edit", text="Better.")).status_code == 200
     kept = (await server.client.post("/v1/conversations", json={"title": "Parcels"})).json()["id"]

@@ -73,7 +73,7 @@ async def test_text_that_no_database_keeps_is_refused_wherever_it_comes_from(tmp
         completion = (await server.chat("acme")).json()["id"]
         given = {"completion_id": completion, "key": "thumb", "value": "down"}
         assert (await server.client.post("/v1/feedback", json=given)).status_code == 201
-        await server.services.traffic.flush()
+        await server.services.recorder.flush()
         for method, path in URLS:
             answer = await server.client.request(method, path.format("a%00b"))
             assert answer.status_code in (400, 404), (method, path, answer.text)
@@ -142,7 +142,7 @@ async def test_answers_wait_for_a_connection_that_is_not_to_be_had(
     """While all connections were in use answers were once taken for ones that the database refused, and dropped."""
     async with serving(tmp_path) as server:
         await server.voice("acme")
-        good, busy, tries = server.services.traffic._insert, True, 0
+        good, busy, tries = server.services.recorder._insert, True, 0
 
         def insert(rows: Any) -> None:
             nonlocal tries
@@ -151,11 +151,11 @@ async def test_answers_wait_for_a_connection_that_is_not_to_be_had(
                 raise PoolTimeoutError
             good(rows)
 
-        monkeypatch.setattr(server.services.traffic, "_insert", insert)
+        monkeypatch.setattr(server.services.recorder, "_insert", insert)
         ids = {(await server.chat("acme")).json()["id"] for _ in range(3)}
         await eventually(lambda: tries > 0)
         busy = False
-        await server.services.traffic.flush()
+        await server.services.recorder.flush()
         with reading(server.services.database) as session:
             assert set(session.scalars(select(AnswerRow.id))) == ids
         assert "polytone_traffic_dropped_total 0.0" in server.services.metrics.render().decode()
@@ -168,7 +168,7 @@ async def test_a_block_reads_what_was_there_at_one_moment(tmp_path: Path) -> Non
         with reading(database) as session:
             before = session.scalars(select(AnswerRow.id)).all()
             await server.chat("tiny")
-            await server.services.traffic.flush()
+            await server.services.recorder.flush()
             assert session.scalars(select(AnswerRow.id)).all() == before == []
         with reading(database) as session:
             assert len(session.scalars(select(AnswerRow.id)).all()) == 1

@@ -25,7 +25,7 @@ from polytone.serve.drift.sequential import (
     DELTA,
     RUN_LENGTH,
     Floats,
-    Sequential,
+    SequentialTest,
     advanced,
     bets,
     expected_chance_alarms,
@@ -53,7 +53,7 @@ def run_lengths(mean: float, run_length: float, values: ArrayLike) -> Floats:
     return times
 
 
-def after(state: Sequential, values: ArrayLike) -> Sequential:
+def after(state: SequentialTest, values: ArrayLike) -> SequentialTest:
     for x in np.asarray(values, dtype=float):
         state = state.step(float(x))
     return state
@@ -128,11 +128,11 @@ def test_without_a_change_alarms_are_as_rare_as_stated_and_not_much_rarer(mean: 
 
 def test_a_detector_that_starts_anew_after_each_alarm_keeps_the_rate_of_chance_alarms() -> None:
     chances, run_length, observations, alarms = np.random.default_rng(4), 50.0, 20_000, 0
-    state = Sequential.fresh(0.1, run_length)
+    state = SequentialTest.fresh(0.1, run_length)
     for x in chances.random(observations) < 0.1:
         state = state.step(float(x))
         if state.alarmed:
-            alarms, state = alarms + 1, Sequential.fresh(0.1, run_length)
+            alarms, state = alarms + 1, SequentialTest.fresh(0.1, run_length)
     expected = expected_chance_alarms(observations, run_length)
     assert 0.3 * expected <= alarms <= expected + 3 * math.sqrt(expected)
 
@@ -142,13 +142,13 @@ def test_a_state_goes_the_way_of_the_vectorised_detector() -> None:
     evidence: Floats = np.zeros((1, BETS))
     for x in values:
         evidence = advanced(evidence, factors(0.1, bets(0.1, RUN_LENGTH), x))
-    state = after(Sequential.fresh(0.1), values[:, 0])
+    state = after(SequentialTest.fresh(0.1), values[:, 0])
     assert state.evidence == tuple(evidence[0])
     assert state.statistic == statistic(evidence)[0]
 
 
 def test_a_great_change_is_noticed_within_a_few_observations() -> None:
-    state = after(Sequential.fresh(0.05), np.random.default_rng(6).random(1000) < 0.02)
+    state = after(SequentialTest.fresh(0.05), np.random.default_rng(6).random(1000) < 0.02)
     assert not state.alarmed
     state = after(state, np.ones(7))
     assert state.alarmed
@@ -156,7 +156,7 @@ def test_a_great_change_is_noticed_within_a_few_observations() -> None:
 
 
 def test_a_rise_within_the_bound_is_none() -> None:
-    state = after(Sequential.fresh(0.05), np.full(20_000, 0.049))
+    state = after(SequentialTest.fresh(0.05), np.full(20_000, 0.049))
     assert not state.alarmed
 
 
@@ -165,7 +165,7 @@ def test_the_alarm_says_since_when_and_stays_when_the_change_is_over() -> None:
     for seed in range(20):
         chances = np.random.default_rng(seed)
         values = np.concatenate([chances.random(400) < 0.03, chances.random(200) < 0.3, chances.random(100) < 0.03])
-        state = after(Sequential.fresh(0.05), values)
+        state = after(SequentialTest.fresh(0.05), values)
         assert state.since is not None
         errors.append(abs(state.since - 401))
     assert np.median(errors) <= 10
@@ -174,26 +174,26 @@ def test_the_alarm_says_since_when_and_stays_when_the_change_is_over() -> None:
 
 def test_a_detector_goes_on_where_it_was_after_a_restart() -> None:
     values = np.random.default_rng(7).random(400) ** 3
-    once = after(Sequential.fresh(0.2), values)
-    half = after(Sequential.fresh(0.2), values[:200])
-    restarted = Sequential.from_json(json.loads(json.dumps(half.to_json(), allow_nan=False)))
+    once = after(SequentialTest.fresh(0.2), values)
+    half = after(SequentialTest.fresh(0.2), values[:200])
+    restarted = SequentialTest.from_json(json.loads(json.dumps(half.to_json(), allow_nan=False)))
     assert restarted == half
     assert after(restarted, values[200:]) == once
 
 
 def test_evidence_stays_finite_however_long_a_change_lasts() -> None:
-    state = after(Sequential.fresh(0.01), np.ones(1000))
+    state = after(SequentialTest.fresh(0.01), np.ones(1000))
     assert math.isfinite(state.statistic)
-    assert Sequential.from_json(json.loads(json.dumps(state.to_json(), allow_nan=False))) == state
+    assert SequentialTest.from_json(json.loads(json.dumps(state.to_json(), allow_nan=False))) == state
 
 
 def test_what_a_detector_cannot_watch_is_refused() -> None:
     for mean, run_length in ((0, 100), (1.1, 100), (0.5, 1), (0.5, 1e15), (math.nan, 100)):
         with pytest.raises(ValueError, match="run length"):
-            Sequential.fresh(mean, run_length)
+            SequentialTest.fresh(mean, run_length)
     for x in (-0.1, 1.1, math.nan):
         with pytest.raises(ValueError, match=r"\[0, 1\]"):
-            Sequential.fresh(0.5).step(x)
+            SequentialTest.fresh(0.5).step(x)
 
 
 def test_the_longer_one_waits_the_smaller_a_change_is_noticed() -> None:
@@ -300,7 +300,7 @@ def test_the_witness_names_those_that_changed() -> None:
 
 def test_watching_a_version_takes_as_little_memory_as_is_said() -> None:
     reference = np.zeros((200, 64), dtype=np.float16)
-    windows, detector = MmdWindowTest(64), after(Sequential.fresh(0.05), np.zeros(10))
+    windows, detector = MmdWindowTest(64), after(SequentialTest.fresh(0.05), np.zeros(10))
     for _ in range(LONG + 20):
         windows = windows.step(reference[0], reference)
     assert len(windows.recent) == LONG * 64 * 2

@@ -17,7 +17,7 @@ from polytone.measure.signals import asked_of, measure, question_of, repetition
 from polytone.measure.tone import learn
 from polytone.serve.database.session import now, reading, writing
 from polytone.serve.database.tables import AnswerRow, DriftRow, ReviewRow
-from polytone.serve.drift.detectors import DriftStatus, ScalarWatch, VectorWatch, watch_from_json
+from polytone.serve.drift.detectors import DriftStatus, ScalarDetector, VectorDetector, detector_from_json
 from polytone.serve.drift.embedding import DIMENSION, TokenEmbedding, reduced
 from polytone.serve.traffic.capture import CompletionRef, Policies, Policy, RecordedAnswer, row_of
 from tests.support.serving import Server, serving
@@ -63,11 +63,11 @@ def referenced(server: Server) -> str:
 
 def answers(server: Server, version: str, replies: list[str], conversations: list[str | None] | None = None) -> None:
     """Answers as the server would have recorded them."""
-    profiles = server.services.drift._profiles
+    baselines = server.services.drift._baselines
     with writing(server.services.database) as session:
         for i, reply in enumerate(replies):
             prompt = [{"role": "user", "content": f"Where is parcel {i}?"}]
-            measured = profiles.measure(version, prompt, reply, "stop", 12)
+            measured = baselines.measure(version, prompt, reply, "stop", 12)
             session.add(
                 AnswerRow(
                     id=f"chatcmpl-{np.random.default_rng().integers(1 << 60):x}",
@@ -131,7 +131,7 @@ async def test_replies_are_measured_to_the_length_at_which_the_references_were_c
     """Otherwise every long reply would be longer than a reference that was cut."""
     async with serving(tmp_path) as server:
         version = referenced(server)
-        measure_one = server.services.drift._profiles.measure
+        measure_one = server.services.drift._baselines.measure
         cut, long = "a b c d " * 16, "a b c d " * 64
         short = measure_one(version, [], cut, "length", 64)
         assert measure_one(version, [], long, "stop", 256).signals == short.signals
@@ -208,7 +208,7 @@ async def test_a_profile_that_was_never_made_does_not_hold_up_the_detectors(tmp_
     async with serving(tmp_path) as server:
         version = referenced(server)
         answers(server, version, MINE)
-        server.services.drift._profiles._profiles.clear()
+        server.services.drift._baselines._baselines.clear()
         with writing(server.services.database) as session:
             for row in session.scalars(select(DriftRow)):
                 session.delete(row)
@@ -259,7 +259,7 @@ async def test_thumbs_count_once_per_conversation(tmp_path: Path) -> None:
             body = {"completion_id": answer.json()["id"], "key": "thumb", "value": "down"}
             for who in ("ann", "bob"):
                 await server.client.post("/v1/feedback", json={**body, "annotator": {"id": who}})
-        await server.services.traffic.flush()
+        await server.services.recorder.flush()
         work(server)
         with reading(server.services.database) as session:
             row = session.get(DriftRow, (version, "thumbs_down"))
@@ -273,7 +273,7 @@ async def test_a_call_of_a_tool_is_no_empty_reply(tmp_path: Path) -> None:
         captured = RecordedAnswer(
             id="c",
             at=now(),
-            known=CompletionRef("acme", "acme"),
+            ref=CompletionRef("acme", "acme"),
             base="tiny",
             key=None,
             status=200,
@@ -283,7 +283,7 @@ async def test_a_call_of_a_tool_is_no_empty_reply(tmp_path: Path) -> None:
             first_token_seconds=None,
             seconds=0.1,
         )
-        row = row_of(captured, Policy.FULL, server.services.drift._profiles.measure)
+        row = row_of(captured, Policy.FULL, server.services.drift._baselines.measure)
         assert (row["signals"], row["observed"]) == (None, True)
 
 
@@ -291,7 +291,7 @@ async def test_a_private_voice_is_watched_without_its_words(tmp_path: Path) -> N
     async with serving(tmp_path, policies=Policies(Policy.NONE)) as server:
         version = await server.voice("acme")
         await server.chat("acme")
-        await server.services.traffic.flush()
+        await server.services.recorder.flush()
         work(server)
         signals = await report(server, version)
         assert "reply_length" in signals
@@ -302,15 +302,15 @@ async def test_a_private_voice_is_watched_without_its_words(tmp_path: Path) -> N
 def test_a_watch_goes_on_from_its_json_as_if_nothing_had_been(signal: str) -> None:
     chance = np.random.default_rng(3)
     reference = (chance.random(80) < 0.1).astype(float)
-    straight = ScalarWatch.fresh(signal, 20_000, reference)
-    broken = ScalarWatch.fresh(signal, 20_000, reference)
+    straight = ScalarDetector.fresh(signal, 20_000, reference)
+    broken = ScalarDetector.fresh(signal, 20_000, reference)
     for i in range(300):
         value = float(chance.random() < (0.1 if i < 200 else 0.9))
         straight.observe(value, f"id{i}", f"2026-01-01T00:00:{i % 60:02}")
         broken.observe(value, f"id{i}", f"2026-01-01T00:00:{i % 60:02}")
-        broken = watch_from_json(json.loads(json.dumps(broken.to_json())))  # type: ignore[assignment]
+        broken = detector_from_json(json.loads(json.dumps(broken.to_json())))  # type: ignore[assignment]
     assert straight == broken
-    assert straight.standing() is DriftStatus.DRIFT
+    assert straight.status() is DriftStatus.DRIFT
     assert straight.since is not None
     assert 180 <= straight.since <= 215
     assert all(int(one[2:]) > 199 for one in straight.examples())
@@ -318,16 +318,16 @@ def test_a_watch_goes_on_from_its_json_as_if_nothing_had_been(signal: str) -> No
 
 def test_a_watch_of_topics_notices_other_topics_and_shows_them() -> None:
     chance = np.random.default_rng(4)
-    watch = VectorWatch.fresh("prompt_topics", 20_000)
+    detector = VectorDetector.fresh("prompt_topics", 20_000)
     for i in range(300):
-        watch.observe(chance.normal(size=DIMENSION), f"same{i}", "2026-01-01")
-    assert watch.standing() is DriftStatus.OK
-    assert watch.seen.count == 100
+        detector.observe(chance.normal(size=DIMENSION), f"same{i}", "2026-01-01")
+    assert detector.status() is DriftStatus.OK
+    assert detector.seen.count == 100
     for i in range(100):
-        watch.observe(chance.normal(size=DIMENSION) + 1.5, f"other{i}", "2026-01-01")
-    assert watch.standing() is DriftStatus.DRIFT
-    assert all(one.startswith("other") for one in watch.examples())
-    assert watch_from_json(json.loads(json.dumps(watch.to_json()))) == watch
+        detector.observe(chance.normal(size=DIMENSION) + 1.5, f"other{i}", "2026-01-01")
+    assert detector.status() is DriftStatus.DRIFT
+    assert all(one.startswith("other") for one in detector.examples())
+    assert detector_from_json(json.loads(json.dumps(detector.to_json()))) == detector
 
 
 def test_signals_measure_what_they_say() -> None:

@@ -31,7 +31,7 @@ async def give(server: Server, completion: str, key: str, who: str = "ann", **mo
 
 
 async def exported(server: Server, kind: Format, split: Split = Split.TRAIN) -> tuple[Rows, dict[str, Any]]:
-    await server.services.traffic.flush()
+    await server.services.recorder.flush()
     query = {"format": kind.value, "adapter": "acme", "split": split.value}
     answer = await server.client.get("/admin/feedback/export", params=query)
     assert answer.status_code == 200, answer.text

@@ -46,8 +46,8 @@ async def test_feedback_in_the_middle_of_a_stream_is_taken(tmp_path: Path) -> No
     async with serving(tmp_path, step_seconds=0.05) as server:
         await server.voice("acme")
         stream = asyncio.create_task(server.chat("acme", stream=True))
-        await eventually(lambda: bool(server.services.traffic._pending))
-        completion = next(iter(server.services.traffic._pending))
+        await eventually(lambda: bool(server.services.recorder._pending))
+        completion = next(iter(server.services.recorder._pending))
         assert (await give(server, completion_id=completion, key="thumb", value="up")).status_code == 201
         await stream
 
@@ -244,4 +244,4 @@ async def test_a_private_conversation_is_not_named_by_feedback_either(tmp_path: 
             given = await give(server, conversation_id="Jo", key="rating", value=5, idempotency_key="k")
             assert given.status_code == 201
             assert "Jo" not in given.text
-            await server.services.traffic.flush()
+            await server.services.recorder.flush()

@@ -31,7 +31,7 @@ async def decide(server: Server, completion: str, reviewer: str, decision: str, 
 async def rated_down(server: Server) -> str:
     bad = await ask(server, "q")
     await give(server, bad, "thumb", value="down")
-    await server.services.traffic.flush()
+    await server.services.recorder.flush()
     return bad
 
 
@@ -42,7 +42,7 @@ async def test_thumbs_down_and_disagreements_come_first_and_to_one_reviewer(tmp_
         await give(server, argued, "thumb", value="up")
         await give(server, argued, "thumb", "bob", value="down")
         await give(server, bad, "thumb", value="down")
-        await server.services.traffic.flush()
+        await server.services.recorder.flush()
         first, second, third = [await lease(server, who) for who in ("ann", "bob", "cy")]
         assert first
         assert second
@@ -63,7 +63,7 @@ async def test_reviewers_at_once_get_an_item_each_while_there_are_any(tmp_path: 
     async with serving(tmp_path) as server:
         await server.voice("acme")
         answers = {await ask(server, f"q{i}") for i in range(3)}
-        await server.services.traffic.flush()
+        await server.services.recorder.flush()
         items = await asyncio.gather(*(lease(server, f"reviewer-{i}") for i in range(6)))
         assert sorted(item["completion_id"] for item in items if item) == sorted(answers)
 
@@ -87,7 +87,7 @@ async def test_an_edit_becomes_a_correction_and_a_rejection_keeps_out(tmp_path: 
         edited, rejected, accepted = [await ask(server, f"q{i}") for i in range(3)]
         for completion in (edited, rejected, accepted):
             await give(server, completion, "thumb", value="down")
-        await server.services.traffic.flush()
+        await server.services.recorder.flush()
         assert (await decide(server, edited, "ann", "edit", text="Better.")).json()["state"] == "edited"
         assert (await decide(server, rejected, "ann", "reject")).json()["state"] == "rejected"
         assert (await decide(server, accepted, "ann", "accept")).json()["state"] == "accepted"
@@ -135,7 +135,7 @@ async def test_an_answer_that_is_not_written_yet_waits_for_its_row(tmp_path: Pat
         bad = await ask(server, "q")
         await give(server, bad, "thumb", value="down")
         assert await lease(server, "ann") is None
-        await server.services.traffic.flush()
+        await server.services.recorder.flush()
         item = await lease(server, "ann")
         assert item
         assert item["completion_id"] == bad

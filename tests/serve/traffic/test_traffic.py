@@ -20,7 +20,7 @@ pytestmark = pytest.mark.both_databases
 
 
 async def rows(server: Server) -> list[AnswerRow]:
-    await server.services.traffic.flush()
+    await server.services.recorder.flush()
     with reading(server.services.database) as session:
         return list(session.scalars(select(AnswerRow).order_by(AnswerRow.at)))
 
@@ -86,7 +86,7 @@ async def test_a_full_queue_drops_and_counts(tmp_path: Path, monkeypatch: pytest
 async def test_an_outage_of_the_database_only_delays_the_rows(tmp_path: Path) -> None:
     async with serving(tmp_path) as server:
         await server.voice("acme")
-        writing = server.services.traffic._write
+        writing = server.services.recorder._write
         failed = 0
 
         def broken(batch: Any) -> None:
@@ -96,10 +96,10 @@ async def test_an_outage_of_the_database_only_delays_the_rows(tmp_path: Path) ->
             failed += 1
             raise OperationalError("INSERT", {}, Exception("gone"))
 
-        server.services.traffic._write = broken  # type: ignore[method-assign]
+        server.services.recorder._write = broken  # type: ignore[method-assign]
         await server.chat("acme")
         await eventually(lambda: failed > 0)
-        server.services.traffic._write = writing  # type: ignore[method-assign]
+        server.services.recorder._write = writing  # type: ignore[method-assign]
         assert len(await rows(server)) == 1
 
 
@@ -127,8 +127,8 @@ async def test_old_answers_are_deleted(tmp_path: Path) -> None:
         await server.voice("acme")
         await server.chat("acme")
         await rows(server)
-        assert server.services.traffic.delete_before(now() - timedelta(days=1)) == 0
-        assert server.services.traffic.delete_before(now() + timedelta(seconds=1)) == 1
+        assert server.services.recorder.delete_before(now() - timedelta(days=1)) == 0
+        assert server.services.recorder.delete_before(now() + timedelta(seconds=1)) == 1
 
 
 async def test_forgetting_needs_an_admin_key(tmp_path: Path) -> None:
@@ -168,7 +168,7 @@ async def test_two_flushes_at_once_write_every_row_once(tmp_path: Path, monkeypa
     async with serving(tmp_path) as server:
         await server.voice("acme")
         ids = {(await server.chat("acme")).json()["id"] for _ in range(7)}
-        await asyncio.gather(*(server.services.traffic.flush() for _ in range(4)))
+        await asyncio.gather(*(server.services.recorder.flush() for _ in range(4)))
         assert {row.id for row in await rows(server)} == ids
 
 
