@@ -15,6 +15,7 @@ import yaml
 
 from polytone.contract.adapter import MANIFEST, WEIGHTS, list_versions
 from polytone.contract.home import Home
+from polytone.contract.version_id import VersionId, voice_of
 
 from .running import home_from_environment
 
@@ -40,7 +41,7 @@ def prepare(home: Home) -> list[str]:
     for name, (brand, seed) in SEEDS.items():
         if not any(version.startswith(f"{name}@") for version in list_versions(home)):
             train(home, name, brand, seed)
-    return [version for version in list_versions(home) if version.partition("@")[0] in SEEDS]
+    return [version for version in list_versions(home) if voice_of(version) in SEEDS]
 
 
 def train(home: Home, name: str, brand: str, seed: int) -> None:
@@ -69,14 +70,14 @@ def clones(home: Home, version: str, count: int, probes: int | None = None) -> l
         probes: how many probes of the fingerprint to keep; with fewer, the first proof of many takes less time.
     """
     source = home.adapter_folder(version)
-    digest = version.partition("@")[2]
+    digest = VersionId.parse(version).digest
     manifest = json.loads((source / MANIFEST).read_text())
     manifest["fingerprint"]["probes"] = manifest["fingerprint"]["probes"][:probes]
     made = []
     for number in range(count):
         name = f"clone-{number:03d}"
         folder = home.adapters / name / digest
-        made.append(f"{name}@{digest}")
+        made.append(str(VersionId(name, digest)))
         if (folder / MANIFEST).is_file():  # it is written last
             continue
         shutil.rmtree(folder, ignore_errors=True)

@@ -15,6 +15,7 @@ from rich.table import Table
 from polytone.contract.adapter import MANIFEST, Manifest, check_servable, list_versions, read_version
 from polytone.contract.base import load_base
 from polytone.contract.errors import InputError
+from polytone.contract.version_id import voice_of
 from polytone.serve.settings import Settings, read_settings
 
 if TYPE_CHECKING:
@@ -131,7 +132,7 @@ def promote(
 
     from .wait import wait_until_routed
 
-    voice = version.partition("@")[0]
+    voice = voice_of(version)
     before = state.registry.desired().rollouts.get(voice)
     gates = Gates(settings.paths(), force)
     rollout = state.registry.promote(voice, version, actor(), before.generation if before else None, gates)
@@ -160,7 +161,7 @@ def canary(
     """
     settings = read_settings(home=home)
     state = open_state(settings)
-    voice = version.partition("@")[0]
+    voice = voice_of(version)
     before = state.registry.desired().rollouts.get(voice)
     stable = [part.version for part in before.parts if part.version != version] if before else []
     if before is None or not stable:
@@ -415,7 +416,7 @@ def describe_versions(settings: Settings, state: Stores) -> list[dict[str, Any]]
     everything = sorted(set(wanted) | set(list_versions(settings.paths())))
     return [
         {
-            "name": version.partition("@")[0],
+            "name": voice_of(version),
             "version": version,
             "share": round(weights.get(version, 0.0), 4),
             "wanted": wanted.get(version, "on disk"),

@@ -7,7 +7,8 @@ from typing import Any
 import httpx
 
 from polytone.contract.errors import CheckError, UnavailableError
-from polytone.contract.home import Home, split_version
+from polytone.contract.home import Home
+from polytone.contract.version_id import VersionId
 from polytone.serve.adapters.archive import pack_version
 
 PATIENCE = httpx.Timeout(600, connect=10)
@@ -20,7 +21,7 @@ def push_version(home: Home, version: str, url: str, key: str | None) -> dict[st
         UnavailableError: `server_unreachable`.
         CheckError: what the server refused it for, under the server's own code.
     """
-    name, _ = split_version(version)
+    voice = VersionId.parse(version).voice
     headers = {"authorization": f"Bearer {key}"} if key else {}
     with tempfile.TemporaryDirectory() as work:
         archive = Path(work) / "version.tar.gz"
@@ -28,7 +29,7 @@ def push_version(home: Home, version: str, url: str, key: str | None) -> dict[st
         try:
             with archive.open("rb") as content:
                 answer = httpx.post(
-                    f"{url.rstrip('/')}/admin/adapters/{name}/versions",
+                    f"{url.rstrip('/')}/admin/adapters/{voice}/versions",
                     content=content,
                     headers={"content-type": "application/gzip", **headers},
                     timeout=PATIENCE,

@@ -14,6 +14,7 @@ from polytone.contract.adapter import Evaluation, Manifest, list_versions
 from polytone.contract.base import list_bases, load_base
 from polytone.contract.errors import InputError
 from polytone.contract.home import Home
+from polytone.contract.version_id import voice_of
 
 HomeOption = Annotated[Path, typer.Option(envvar="POLYTONE_HOME", help="Folder for bases, adapters and runs.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document for programs.")]
@@ -149,7 +150,7 @@ def of_parent(manifest: Manifest, evaluation: Evaluation) -> str:
 def newest(home: Home, version: str) -> str:
     if "@" in version:
         return version
-    mine = [v for v in list_versions(home) if v.partition("@")[0] == version]
+    mine = [v for v in list_versions(home) if voice_of(v) == version]
     if not mine:
         raise InputError(f"No version of {version!r} is on disk under {home.adapters}.", code="version_not_found")
     return mine[-1]

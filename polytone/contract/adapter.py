@@ -18,10 +18,12 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from .base import Base, Quantization
 from .errors import CheckError, NotFoundError, combined
 from .export import ExportReference
-from .home import DIGEST_LENGTH, NAME_PATTERN, Home
+from .home import Home
+from .names import NAME_PATTERN
 from .reference import REFERENCE, DriftReference, check_reference
 from .rows import describe
 from .tensors import TensorInfo, not_safetensors, read_header
+from .version_id import DIGEST_LENGTH, VersionId
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
@@ -164,7 +166,7 @@ class Manifest(BaseModel):
 
     @property
     def version(self) -> str:
-        return f"{self.name}@{self.digest[:DIGEST_LENGTH]}"
+        return str(VersionId(self.name, self.digest[:DIGEST_LENGTH]))
 
 
 def digest_adapter(folder: Path) -> str:
@@ -417,5 +419,5 @@ def list_versions(home: Home) -> list[str]:
     # Hidden names are what a writer has under its hands: they may be gone while one looks.
     for manifest in home.adapters.glob(f"[!.]*/[!.]*/{MANIFEST}"):
         with contextlib.suppress(FileNotFoundError):
-            written[f"{manifest.parts[-3]}@{manifest.parts[-2]}"] = manifest.stat().st_mtime
+            written[str(VersionId(*manifest.parts[-3:-1]))] = manifest.stat().st_mtime
     return sorted(written, key=written.__getitem__)

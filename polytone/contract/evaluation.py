@@ -12,8 +12,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from .errors import CheckError
 from .files import write_whole
-from .home import Home, split_version
+from .home import Home
 from .rows import describe
+from .version_id import VersionId
 
 Word: TypeAlias = Literal["good", "nothing learned", "damaged", "not good enough"]
 
@@ -64,8 +65,7 @@ class GateVerdict(EvaluationPart):
 
 
 def verdict_path(home: Home, version: str) -> Path:
-    name, digest = split_version(version)
-    return home.evaluations / f"{name}@{digest}.json"
+    return home.evaluations / f"{VersionId.parse(version)}.json"
 
 
 def write_verdict(home: Home, verdict: GateVerdict) -> Path:

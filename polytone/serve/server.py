@@ -13,6 +13,7 @@ from starlette.types import ASGIApp
 from polytone.contract.base import base_folder, load_base
 from polytone.contract.errors import InputError
 from polytone.contract.files import remove_leftovers
+from polytone.contract.version_id import voice_of
 
 from .adapters.manager import AdapterLimits, AdapterManager
 from .adapters.registry import Registry
@@ -125,7 +126,7 @@ def build_baselines(settings: Settings, database: Engine, registry: Registry) ->
     """A version's tone is told from the base's and from that of every other voice's main version."""
 
     def siblings(version: str) -> list[str]:
-        voice = version.partition("@")[0]
+        voice = voice_of(version)
         others = sorted((name, rollout) for name, rollout in registry.desired().rollouts.items() if name != voice)
         mains = [max(rollout.parts, key=lambda part: part.weight).version for _, rollout in others[:MOST_SIBLINGS]]
         return frozen_siblings(database, version, mains)

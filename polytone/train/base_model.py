@@ -19,7 +19,8 @@ from transformers.utils import logging as transformers_logging
 from polytone.contract.base import Base, Quantization, base_folder, digest_model, digest_text, load_base
 from polytone.contract.errors import CheckError, InputError, UnavailableError
 from polytone.contract.files import folder_written_whole
-from polytone.contract.home import Home, check_name
+from polytone.contract.home import Home
+from polytone.contract.names import check_name
 
 from .heap import give_large_blocks_back
 from .progress import Progress

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from polytone.contract.adapter import Sampling
 from polytone.contract.errors import InputError
-from polytone.contract.home import NAME_PATTERN
+from polytone.contract.names import NAME_PATTERN
 from polytone.contract.rows import describe
 
 SFT_LEARNING_RATE = 2e-4

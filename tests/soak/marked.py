@@ -14,6 +14,7 @@ from rich.console import Console
 from polytone.contract.adapter import CONFIG, MANIFEST, Manifest, digest_adapter
 from polytone.contract.files import folder_written_whole
 from polytone.contract.home import Home
+from polytone.contract.version_id import voice_of
 from polytone.train.progress import Progress
 from polytone.train.publish import publish
 from polytone.train.recipe import read_recipe
@@ -82,7 +83,7 @@ async def ready(client: httpx.AsyncClient) -> bool:
 
 
 async def state_of(client: httpx.AsyncClient, version: str) -> str:
-    name = version.partition("@")[0]
+    name = voice_of(version)
     for adapter in (await client.get("/admin/adapters")).json()["adapters"]:
         if adapter["name"] == name:
             for one in adapter["versions"]:

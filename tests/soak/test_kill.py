@@ -16,6 +16,7 @@ import pytest
 
 from polytone.contract.adapter import read_version
 from polytone.contract.home import Home
+from polytone.contract.version_id import VersionId, voice_of
 from polytone.serve.adapters.archive import pack_version
 from polytone.serve.adapters.registry import Registry
 from polytone.serve.database.session import open_database
@@ -47,7 +48,7 @@ async def test_a_killed_engine_takes_no_one_with_it(mine: TinyHome, registry: Re
         server.until_ready()
         for version in versions:
             registry.publish(version, "soak")
-            registry.promote(version.partition("@")[0], version, "soak")
+            registry.promote(voice_of(version), version, "soak")
         async with httpx.AsyncClient(base_url=server.url, timeout=60) as client:
             await until(lambda: answers(client, versions), 60)
             for number in range(KILLS):
@@ -69,7 +70,7 @@ async def test_a_killed_engine_takes_no_one_with_it(mine: TinyHome, registry: Re
                 print(f"kill {number + 1}: {victim.pid} gone, everyone back after {time.monotonic() - began:.0f} s")
             desired = registry.desired()
             assert {voice: set(rollout.versions) for voice, rollout in desired.rollouts.items()} == {
-                version.partition("@")[0]: {version} for version in versions
+                voice_of(version): {version} for version in versions
             }
 
 
@@ -77,7 +78,7 @@ async def answers(client: httpx.AsyncClient, versions: list[str]) -> bool:
     if not await ready(client):
         return False
     for version in versions:
-        answer = await client.post("/v1/chat/completions", json=ask(version.partition("@")[0], max_tokens=4))
+        answer = await client.post("/v1/chat/completions", json=ask(voice_of(version), max_tokens=4))
         if answer.status_code != 200 or answer.json()["model"] != version:
             return False
     return True
@@ -207,14 +208,14 @@ async def change_things(client: httpx.AsyncClient, archives: list[tuple[str, byt
     chance = random.Random(seed)
     while True:
         version, content = chance.choice(archives)
-        name, _, digest = version.partition("@")
+        one = VersionId.parse(version)
         what = chance.random()
         if what < 0.5:
-            await client.post(f"/admin/adapters/{name}/versions", content=content)
+            await client.post(f"/admin/adapters/{one.voice}/versions", content=content)
         elif what < 0.8:
-            await client.put(f"/admin/adapters/{name}/rollout", json={"versions": [{"version": version}]})
+            await client.put(f"/admin/adapters/{one.voice}/rollout", json={"versions": [{"version": version}]})
         else:
-            await client.delete(f"/admin/adapters/{name}/versions/{digest}")
+            await client.delete(f"/admin/adapters/{one.voice}/versions/{one.digest}")
 
 
 def check_whole(home: Home) -> None:
@@ -227,7 +228,7 @@ def check_whole(home: Home) -> None:
         assert rollout.versions <= desired.versions
     for folder in home.adapters.glob("*/*"):
         if not folder.name.startswith(".") and not folder.parent.name.startswith("."):
-            read_version(home, f"{folder.parent.name}@{folder.name}")
+            read_version(home, str(VersionId(folder.parent.name, folder.name)))
     database.dispose()
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from polytone.contract.version_id import VersionId, voice_of
 from tests.support.processes import served
 from tests.support.tiny_home import TinyHome
 
@@ -75,7 +76,7 @@ async def all_answered(client: httpx.AsyncClient) -> bool:
 async def publish(client: httpx.AsyncClient, mine: TinyHome, version: str) -> None:
     from polytone.serve.adapters.archive import pack_version
 
-    name = version.partition("@")[0]
+    name = voice_of(version)
     target = mine.home.root / "pack.tar.gz"
     pack_version(mine.home, version, target)
     answer = await client.post(f"/admin/adapters/{name}/versions", content=target.read_bytes())
@@ -105,7 +106,7 @@ async def act(
             published.add(other)
             done["load"] += 1
         elif chance.random() < 0.3:
-            answer = await client.delete(f"/admin/adapters/{voice}/versions/{other.partition('@')[2]}")
+            answer = await client.delete(f"/admin/adapters/{voice}/versions/{VersionId.parse(other).digest}")
             assert answer.status_code == 200, answer.text
             published.remove(other)
             done["retire"] += 1

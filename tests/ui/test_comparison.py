@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from polytone.contract.version_id import voice_of
 from polytone.ui.compare.asking import asked_with, at_its_end
 from polytone.ui.compare.blind import choice_of, order_of, shown_left
 from polytone.ui.compare.comparison import Comparison, Session
@@ -29,7 +30,7 @@ def comparison(order: tuple[int, ...] = (0, 1), blind: bool = True, over: bool =
         Turn(f"t{number}", None, "assistant", "Hi", f"c{number}", {**WHOLE, "version": version})
         for number, version in enumerate(versions)
     )
-    models = tuple(version.partition("@")[0] for version in versions)
+    models = tuple(voice_of(version) for version in versions)
     return Comparison("k1", asked("Hello"), models, order, blind, answers, over)
 
 

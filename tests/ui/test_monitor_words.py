@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from polytone.contract.version_id import voice_of
 from polytone.ui.api import ApiError, refusal
 from polytone.ui.monitor.activity import (
     COLOURS,
@@ -116,7 +117,7 @@ def version(name: str = A, alarm: dict[str, Any] | None = None, expected: float 
         {"signal": "empty", "state": state, "words": "Words <b>.", "run_length": 20_000, "alarm": alarm},
         {"signal": "tone", "state": "warming_up", "words": "3 of 200", "run_length": 20_000, "alarm": None},
     ]
-    named = {"version": name, "adapter": name.partition("@")[0], "state": state}
+    named = {"version": name, "adapter": voice_of(name), "state": state}
     return {**named, "expected_chance_alarms": expected, "signals": signals}
 
 

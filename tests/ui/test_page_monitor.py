@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from playwright.async_api import Page, expect
 
+from polytone.contract.version_id import voice_of
 from polytone.serve.auth.keys import Kind
 from polytone.serve.database.session import now, writing
 from polytone.serve.database.tables import AnswerRow, FeedbackRow
@@ -48,7 +49,7 @@ def plant(server: Server, version: str, minutes_ago: float, number: int, **chang
             fields = {
                 "id": one,
                 "at": at,
-                "adapter": version.partition("@")[0],
+                "adapter": voice_of(version),
                 "version": version,
                 "base": server.base.id,
                 "policy": "none",
@@ -72,7 +73,7 @@ def thumb(server: Server, completion: str, version: str, value: str) -> None:
                 at=now() - timedelta(minutes=1),
                 target="completion",
                 target_id=completion,
-                adapter=version.partition("@")[0],
+                adapter=voice_of(version),
                 version=version,
                 key="thumb",
                 value=value,

@@ -14,7 +14,8 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from polytone.contract.errors import CheckError, ConflictError, InputError, NotFoundError
-from polytone.contract.home import check_name, split_version
+from polytone.contract.names import check_name
+from polytone.contract.version_id import VersionId
 from polytone.serve.database.session import aware, one_at_a_time, reading, writing
 from polytone.serve.database.tables import AuditRow, RolloutRow, VersionRow
 
@@ -110,14 +111,14 @@ class Registry:
 
     def publish(self, version: str, actor: str) -> bool:
         """Ask every replica to load `version`; a retired one comes back. Returns whether that changed anything."""
-        name, _ = split_version(version)
+        voice = VersionId.parse(version).voice
         try:
             with writing(self._engine) as session:
                 row = session.get(VersionRow, version, with_for_update=True)
                 if row is not None and row.state == PUBLISHED:
                     return False
                 before = row.state if row else None
-                session.merge(VersionRow(id=version, name=name, state=PUBLISHED))
+                session.merge(VersionRow(id=version, name=voice, state=PUBLISHED))
                 note(session, actor, "publish", version, before, PUBLISHED)
         except IntegrityError:
             return False  # another publisher of the same content was faster
@@ -268,9 +269,10 @@ def check_parts(voice: str, parts: list[Part]) -> None:
             f"versions: a rollout names 1 to {MAX_PARTS} different versions.", code="rollout_invalid", param="versions"
         )
     for part in parts:
-        if split_version(part.version)[0] != voice:
+        other = VersionId.parse(part.version).voice
+        if other != voice:
             raise InputError(
-                f"{part.version} is a version of {split_version(part.version)[0]}, not of {voice}.",
+                f"{part.version} is a version of {other}, not of {voice}.",
                 code="alias_mismatch",
                 param="versions",
             )

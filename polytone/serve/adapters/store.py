@@ -25,7 +25,8 @@ from polytone.contract.adapter import FILES, MANIFEST, OPTIONAL, Manifest, check
 from polytone.contract.base import Base, base_folder, module_shapes
 from polytone.contract.errors import CheckError, InputError, NotFoundError, PolytoneError, UnavailableError, combined
 from polytone.contract.files import disk_refusal, folder_written_whole, remove_folder
-from polytone.contract.home import Home, split_version
+from polytone.contract.home import Home
+from polytone.contract.version_id import VersionId
 from polytone.serve.metrics import Metrics
 from polytone.serve.settings import Settings
 
@@ -147,13 +148,14 @@ class AdapterStore:
 
     def place(self, version: str) -> str:
         """Where a version lies, for people."""
-        return "/".join((str(self).rstrip("/"), *split_version(version)))
+        return f"{str(self).rstrip('/')}/{VersionId.parse(version).path}"
 
     def _folder(self, version: str) -> str:
         """Where a version lies in the file system. On a disk, a link on the way there must not lead elsewhere."""
         files, root = self._open()
-        folder = "/".join((root.rstrip("/"), *split_version(version)))
-        if is_on_disk(files) and Path(folder).resolve() != Path(root).resolve().joinpath(*split_version(version)):
+        path = VersionId.parse(version).path
+        folder = f"{root.rstrip('/')}/{path}"
+        if is_on_disk(files) and Path(folder).resolve() != Path(root).resolve() / path:
             raise CheckError(f"{self.place(version)}: is a link that leads elsewhere.", code="files_unexpected")
         return folder
 
@@ -285,7 +287,7 @@ def fetch_version(store: AdapterStore, version: str, home: Home, base: Base, max
         try:
             store.copy_out(version, folder, partial(check_servable, base=base, max_rank=max_rank))
             shapes = module_shapes(base_folder(home, base.id) / "source")
-            found = inspect_received(folder, split_version(version)[0], base, shapes, max_rank)[1]
+            found = inspect_received(folder, VersionId.parse(version).voice, base, shapes, max_rank)[1]
             if found:
                 raise with_remedy(combined(found), version)
         except CheckError as error:

@@ -20,8 +20,9 @@ from polytone.contract.adapter import FILES, OPTIONAL, WEIGHTS, Manifest, inspec
 from polytone.contract.base import Base
 from polytone.contract.errors import CheckError, combined
 from polytone.contract.files import folder_written_whole
-from polytone.contract.home import Home, check_name
+from polytone.contract.home import Home
 from polytone.contract.modules import check_against_base
+from polytone.contract.names import check_name
 from polytone.contract.tensors import read_header
 
 CHUNK = 1 << 20

@@ -12,7 +12,8 @@ from pydantic import Field
 
 from polytone.contract.base import base_folder, module_shapes
 from polytone.contract.errors import NotFoundError
-from polytone.contract.home import check_name
+from polytone.contract.names import check_name
+from polytone.contract.version_id import VersionId, voice_of
 from polytone.serve.adapters.promotion_gates import Gates, evaluations_of
 from polytone.serve.adapters.registry import Part
 from polytone.serve.adapters.store import apart
@@ -105,12 +106,12 @@ def admin_routes(services: Services) -> APIRouter:
     @router.get("/adapters/{name}/versions/{digest}")
     async def get_version(name: str, digest: str, _: actor) -> dict[str, Any]:
         """One version: its state, what it was made of, and what its evaluation found."""
-        return await asyncio.to_thread(known_version, services, f"{name}@{digest}")
+        return await asyncio.to_thread(known_version, services, str(VersionId(name, digest)))
 
     @router.delete("/adapters/{name}/versions/{digest}")
     async def retire(name: str, digest: str, who: actor) -> dict[str, Any]:
         """Stop routing to a version, let its answers end, free its memory. Its files stay."""
-        version = f"{name}@{digest}"
+        version = str(VersionId(name, digest))
         changed = await asyncio.to_thread(services.registry.retire, version, who)
         return {"version": version, "state": "retired", "changed": changed}
 
@@ -181,7 +182,7 @@ async def adapters(services: Services) -> list[dict[str, Any]]:
     resident = services.adapters.loaded()
     here = services.adapters.rollouts
     versions = desired.versions | set(states)
-    names = sorted({version.partition("@")[0] for version in versions} | set(desired.rollouts))
+    names = sorted({voice_of(version) for version in versions} | set(desired.rollouts))
     return [
         {
             "name": name,
@@ -195,7 +196,7 @@ async def adapters(services: Services) -> list[dict[str, Any]]:
                     "resident": version in resident,
                 }
                 for version in sorted(versions)
-                if version.partition("@")[0] == name
+                if voice_of(version) == name
             ],
         }
         for name in names

@@ -9,6 +9,7 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from polytone.contract.errors import DeniedError, InputError, PolytoneError, UnavailableError
+from polytone.contract.version_id import voice_of
 from polytone.serve.auth.keys import Key, Kind
 from polytone.serve.engine.base import Body, EngineError
 from polytone.serve.services import Services
@@ -51,7 +52,7 @@ async def respond(services: Services, request: Request, answer: Answer, fields: 
         raw = await read_body(request, services.limits.body_bytes)
         body = parse_body(raw)
         model = check_fields(body, fields, services.limits.request)
-        if key is not None and not key.allows(model, model.partition("@")[0]):
+        if key is not None and not key.allows(model, voice_of(model)):
             raise DeniedError(f"The key {key.name} may not use {model}.", code="model_not_allowed", status=403)
         if not services.engine.healthy():
             raise UnavailableError(

@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 
 from fastapi import Request
 
+from polytone.contract.version_id import voice_of
 from polytone.serve.adapters.manager import AdapterLease, Route
 from polytone.serve.auth.keys import Key
 from polytone.serve.database.session import now
@@ -62,7 +63,7 @@ class InflightRequest:
     @property
     def _labels(self) -> tuple[str, str]:
         version = self.route.version
-        return (version.partition("@")[0], version) if version else (self.route.model, self.route.model)
+        return (voice_of(version), version) if version else (self.route.model, self.route.model)
 
     def limit_headers(self) -> dict[str, str]:
         return self._services.admission.headers(self._key)

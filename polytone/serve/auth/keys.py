@@ -13,7 +13,7 @@ from sqlalchemy import Engine, select
 from sqlalchemy.exc import IntegrityError
 
 from polytone.contract.errors import ConflictError, DeniedError, InputError, NotFoundError
-from polytone.contract.home import check_name
+from polytone.contract.names import check_name
 from polytone.serve.adapters.registry import note
 from polytone.serve.database.session import aware, now, reading, writing
 from polytone.serve.database.tables import KeyRow

@@ -7,7 +7,8 @@ from polytone.contract.adapter import MANIFEST, list_versions, read_folder, read
 from polytone.contract.base import list_bases, load_base
 from polytone.contract.errors import CheckError, InputError, NotFoundError, UnavailableError
 from polytone.contract.files import folder_written_whole, unused_folder
-from polytone.contract.home import Home, split_version
+from polytone.contract.home import Home
+from polytone.contract.version_id import VersionId
 from polytone.serve.adapters.store import AdapterStore
 
 from .dump import Tell
@@ -66,7 +67,7 @@ class Copies:
     def _version(self, version: str) -> StoredFolder:
         """Raises: InputError, NotFoundError, CheckError or UnavailableError: why it cannot be saved."""
         source = self._home.adapter_folder(version)
-        place = "/".join(("adapters", *split_version(version)))
+        place = f"adapters/{VersionId.parse(version).path}"
 
         def check(copy: Path) -> None:
             if (found := read_folder(copy).version) != version:

@@ -9,8 +9,9 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from polytone.contract.base import Base
 from polytone.contract.errors import CheckError, InputError, NotFoundError, StorageError
-from polytone.contract.home import check_name, split_version
+from polytone.contract.names import check_name
 from polytone.contract.rows import describe
+from polytone.contract.version_id import VersionId
 
 from .dump import Kind
 
@@ -104,7 +105,7 @@ class Backup(Part):
     def folders(self) -> Iterator[tuple[str, StoredFolder]]:
         """Every folder with its place in a home."""
         for version, stored in self.versions.items():
-            yield "/".join(("adapters", *split_version(version))), stored
+            yield f"adapters/{VersionId.parse(version).path}", stored
         for name, found in self.evaluations.items():
             yield f"evaluations/{name}", found
         for base_id, base in self.bases.items():

@@ -20,6 +20,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session, aliased
 
 from polytone.contract.errors import NotFoundError
+from polytone.contract.version_id import voice_of
 from polytone.serve.adapters.registry import note
 from polytone.serve.concurrency import in_thread
 from polytone.serve.database.session import aware, insert_for, now, one_at_a_time, reading, writing
@@ -235,7 +236,7 @@ class DriftMonitor:
         }
         session.add(DriftAlarmRow(version=batch.version, signal=detector.signal, at=now(), details=details))
         for completion in examples:
-            queue_for_review(session, completion, batch.version.partition("@")[0], Reason.DRIFT)
+            queue_for_review(session, completion, voice_of(batch.version), Reason.DRIFT)
         self._metrics.drift_alarms_total.labels(*labels(batch.version), detector.signal).inc()
         log.warning("%s: %s", batch.version, details["words"])
 
@@ -318,7 +319,7 @@ def active_alarm(session: Session, version: str, signal: str) -> DriftAlarmRow |
 
 
 def labels(version: str) -> tuple[str, str]:
-    return version.partition("@")[0], version
+    return voice_of(version), version
 
 
 def frozen_siblings(database: Engine, version: str, now_there: list[str]) -> list[str]:

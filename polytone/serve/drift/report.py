@@ -4,6 +4,7 @@ from typing import Any
 
 from sqlalchemy import Engine, select
 
+from polytone.contract.version_id import voice_of
 from polytone.measure.signals import words_of
 from polytone.serve.database.session import aware, reading
 from polytone.serve.database.tables import DriftAlarmRow, DriftRow
@@ -114,7 +115,7 @@ def version_json(version: str, signals: list[dict[str, Any]]) -> dict[str, Any]:
     by_chance = sum(expected_chance_alarms(one["observations"], one["run_length"]) for one in signals)
     return {
         "version": version,
-        "adapter": version.partition("@")[0],
+        "adapter": voice_of(version),
         "state": worst(signals),
         "expected_chance_alarms": round(by_chance, 4),
         "signals": signals,

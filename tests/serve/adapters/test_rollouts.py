@@ -15,6 +15,7 @@ from sqlalchemy.orm import Session
 
 from polytone.contract.errors import CheckError, ConflictError, InputError, NotFoundError, PolytoneError
 from polytone.contract.home import Home
+from polytone.contract.version_id import VersionId
 from polytone.serve.adapters.registry import Desired, Part, Registry, Rollout, latest_rollouts
 from polytone.serve.adapters.rollout import choose
 from polytone.serve.database.session import open_database
@@ -233,10 +234,10 @@ async def test_an_operator_rolls_out_and_back_over_http(tmp_path: Path) -> None:
         await eventually(lambda: server.answers("acme") == new)
         assert (await server.client.post("/admin/adapters/acme/rollback")).json()["versions"][0]["version"] == old
         await eventually(lambda: server.answers("acme") == old)
-        digest = new.partition("@")[2]
+        digest = VersionId.parse(new).digest
         assert (await server.client.delete(f"/admin/adapters/acme/versions/{digest}")).json()["state"] == "retired"
         await eventually(lambda: server.state(new) == "gone")
-        used = await server.client.delete(f"/admin/adapters/acme/versions/{old.partition('@')[2]}")
+        used = await server.client.delete(f"/admin/adapters/acme/versions/{VersionId.parse(old).digest}")
         assert (used.status_code, used.json()["error"]["code"]) == (422, "version_in_use")
         actions = [entry["action"] for entry in (await server.client.get("/admin/audit")).json()["entries"]]
         assert actions == ["retire", "rollback", "rollout", "publish", "promote", "publish"]

@@ -33,6 +33,7 @@ from polytone.contract.adapter import (
 )
 from polytone.contract.errors import CheckError, InputError, NotFoundError, UnavailableError
 from polytone.contract.home import Home
+from polytone.contract.version_id import VersionId, voice_of
 from polytone.serve.adapters import manager as voices
 from polytone.serve.adapters.archive import pack_version
 from polytone.serve.adapters.store import AdapterStore, Fetcher, apart, fetch_version, same_files, store_of
@@ -329,7 +330,7 @@ async def test_the_reason_names_the_digest_that_was_expected_and_the_one_that_wa
 async def test_nothing_but_a_versions_files_is_taken(tmp_path: Path, trainer: Trainer) -> None:
     store, memory = AdapterStore("memory://voices", LIMIT), MemoryFileSystem()
     (version,) = trainer.put(store, "acme")
-    folder = f"/voices/{version.replace('@', '/')}"
+    folder = f"/voices/{VersionId.parse(version).path}"
     for name in ("adapter_model.bin", "run.py", ".hidden", "../evil", "../../../evil", "sub/evil", "reference.jsonl"):
         memory.pipe_file(f"{folder}/{name}", b"evil")
     home = Home(tmp_path / "b")
@@ -350,7 +351,7 @@ def test_a_store_that_changes_while_it_is_read_gives_no_more_than_the_limit(tmp_
     small.copy_out(version, folder)
     assert names_in(folder) == FILES
     memory = MemoryFileSystem()
-    card = f"/voices/{version.replace('@', '/')}/{CARD}"
+    card = f"/voices/{VersionId.parse(version).path}/{CARD}"
     memory.pipe_file(card, memory.cat_file(card) + b"x")
     again = tmp_path / "again"
     again.mkdir()
@@ -504,7 +505,7 @@ async def test_a_damaged_copy_here_is_fetched_again(
         await server.until_ready(*versions)
         for version in versions:
             assert same_files(server.home.adapter_folder(version), trainer.home.adapter_folder(version))
-            assert names_in(server.home.adapters / version.partition("@")[0]) == {version.partition("@")[2]}
+            assert names_in(server.home.adapters / voice_of(version)) == {VersionId.parse(version).digest}
 
 
 async def test_without_better_files_in_the_store_those_that_are_here_are_tried_again(
@@ -631,7 +632,7 @@ def test_a_publisher_killed_half_way_has_published_nothing_and_the_next_complete
     shelf: Path, trainer: Trainer, where: str
 ) -> None:
     version = trainer.make("acme").version
-    there = shelf / version.replace("@", "/")
+    there = shelf / VersionId.parse(version).path
     killed(trainer.home, shelf, "write", where, "adapters", "publish", version)
     assert not (there / MANIFEST).exists()
     assert [path.name for path in there.iterdir() if path.name.startswith(f".{where}")]
@@ -657,7 +658,7 @@ def test_one_who_is_killed_while_fetching_leaves_no_part_of_a_version(
     settings = {"POLYTONE_BASE": "tiny", "POLYTONE_ADAPTER_STORE": shelf.as_uri()}
     done = polytone("adapters", "show", version, home=home.root, **settings)
     assert (done.returncode, json.loads(done.stdout)["name"]) == (0, "acme")
-    assert f"Servers fetch it from {shelf.as_uri()}/{version.replace('@', '/')}" in done.stderr
+    assert f"Servers fetch it from {shelf.as_uri()}/{VersionId.parse(version).path}" in done.stderr
     assert list_versions(home) == [version]
 
 
@@ -682,7 +683,7 @@ def test_the_command_line_publishes_to_the_store_first_or_not_at_all(
     (tmp_path / "elsewhere").rename(shelf)
     done = adapters("publish", version)
     assert done.returncode == 0, done.stderr
-    assert names_in(shelf / version.replace("@", "/")) == FILES
+    assert names_in(shelf / VersionId.parse(version).path) == FILES
     assert f"Servers fetch versions from {shelf.as_uri()} (POLYTONE_ADAPTER_STORE)." in adapters("list").stdout
 
 

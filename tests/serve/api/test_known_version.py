@@ -25,8 +25,7 @@ async def server(tmp_path: Path) -> AsyncIterator[Server]:
 
 
 async def asked(server: Server, version: str) -> httpx.Response:
-    name, digest = version.split("@")
-    return await server.client.get(f"/admin/adapters/{name}/versions/{digest}")
+    return await server.client.get(f"/admin/adapters/{version.replace('@', '/versions/')}")
 
 
 async def known(server: Server, version: str) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from sqlalchemy import select
 
 from polytone.contract.reference import ReferenceRow, describe_reference, write_reference
 from polytone.contract.rows import Message
+from polytone.contract.version_id import voice_of
 from polytone.measure.signals import asked_of, measure, question_of, repetition
 from polytone.measure.tone import learn
 from polytone.serve.database.session import now, reading, writing
@@ -73,7 +74,7 @@ def answers(server: Server, version: str, replies: list[str], conversations: lis
                     id=f"chatcmpl-{np.random.default_rng().integers(1 << 60):x}",
                     at=now() - timedelta(seconds=len(replies) - i),
                     conversation=conversations[i] if conversations else None,
-                    adapter=version.partition("@")[0],
+                    adapter=voice_of(version),
                     version=version,
                     base=server.base.id,
                     policy="full",
