@@ -106,7 +106,7 @@ def sizes(setting: str) -> tuple[int, int]:
 
 def measure(options: argparse.Namespace) -> Measured:
     """Train one setting here, in the order of `polytone.train.run.run`, and measure the voice after it."""
-    from polytone.cli.train import quiet_libraries
+    from polytone.train.libraries import quiet_libraries
 
     quiet_libraries()
     from rich.console import Console

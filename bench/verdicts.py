@@ -22,13 +22,13 @@ from transformers import AutoTokenizer, GenerationConfig
 from transformers.utils.logging import disable_progress_bar
 
 from bench.running import home_from_environment
-from polytone.cli.train import quiet_libraries
 from polytone.contract.adapter import Manifest, read_version
 from polytone.contract.base import base_folder
 from polytone.contract.home import Home
 from polytone.contract.rows import read_conversations
 from polytone.train.artifact.drift_reference import Answer, answer, in_batches, make_prompt
 from polytone.train.base_model import compute_dtype, load_nf4, prepare_base
+from polytone.train.libraries import quiet_libraries
 from polytone.train.progress import Progress
 from polytone.train.publish import publish
 from polytone.train.recipe import read_recipe

@@ -1,10 +1,7 @@
-"""polytone serve, ui, adapters and keys. Heavy libraries are imported when a command runs: --help is instant."""
+"""The commands of `adapters`. Heavy libraries are imported when a command runs: --help is instant."""
 
-import getpass
 import json
 import sys
-from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,55 +9,23 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from polytone.contract.adapter import MANIFEST, Manifest, check_servable, list_versions, read_version
+from polytone.contract.adapter import check_servable
 from polytone.contract.base import load_base
 from polytone.contract.errors import InputError
 from polytone.contract.version_id import voice_of
-from polytone.serve.settings import Settings, read_settings
+from polytone.serve.settings import read_settings
+
+from .options import ForceOption, HomeOption, JsonOption, VersionArgument, WaitOption
+from .output import tell
+from .state import actor, describe_versions, open_state, open_store, read_here, resolve
 
 if TYPE_CHECKING:
-    from polytone.serve.adapters.registry import Registry, Rollout
-    from polytone.serve.adapters.replicas import Replicas
-    from polytone.serve.adapters.store import AdapterStore
-    from polytone.serve.auth.keys import KeyStore
-
-HomeOption = Annotated[Path | None, typer.Option(help="Folder for bases, adapters and the database [POLYTONE_HOME].")]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document for programs.")]
-WaitOption = Annotated[float, typer.Option(help="Seconds to wait for a running server; 0 does not wait.")]
-VersionArgument = Annotated[str, typer.Argument(help="name@digest12, as `polytone train` printed it.")]
-
-ForceOption = Annotated[
-    bool, typer.Option("--force", help="Let it answer though it failed its gates; the audit log says so.")
-]
+    from polytone.serve.adapters.registry import Rollout
 
 adapters_commands = typer.Typer(
     help="Publish, promote and retire versions of voices. POLYTONE_ADAPTER_STORE names where servers get their files.",
     no_args_is_help=True,
 )
-keys_commands = typer.Typer(help="Make, list and revoke API keys.", no_args_is_help=True)
-
-
-def serve(
-    host: Annotated[str | None, typer.Option(help="Address to listen on [POLYTONE_HOST, 127.0.0.1].")] = None,
-    port: Annotated[int | None, typer.Option(help="Port to listen on [POLYTONE_PORT, 8000].")] = None,
-    base: Annotated[str | None, typer.Option(help="Prepared base to serve [POLYTONE_BASE].")] = None,
-    home: HomeOption = None,
-) -> None:
-    """Serve the API and the chat page. Every other setting is an environment variable: docs/settings.md."""
-    settings = read_settings(host=host, port=port, base=base, home=home)
-    from polytone.serve.server import run_server
-
-    run_server(settings)
-
-
-def ui(
-    url: Annotated[str, typer.Option(help="Address of a running Polytone server.")] = "http://127.0.0.1:8000",
-    port: Annotated[int, typer.Option(help="Port of the page on 127.0.0.1.")] = 7860,
-) -> None:
-    """Serve the chat page alone, for a server elsewhere."""
-    from polytone.ui.page import launch
-
-    launch(url, port)
 
 
 @adapters_commands.command("list")
@@ -267,117 +232,6 @@ def audit(
     Console(soft_wrap=True).print(table)
 
 
-@keys_commands.command("create")
-def create_key(
-    name: Annotated[str, typer.Option(help="What the key is called, for logs and for revoking it.")],
-    kind: Annotated[str, typer.Option(help="inference: ask for answers. admin: change what answers.")] = "inference",
-    adapters: Annotated[
-        str | None, typer.Option(help="Model names it may ask for, with commas; all by default.")
-    ] = None,
-    requests_per_minute: Annotated[int | None, typer.Option(min=1, help="On each replica.")] = None,
-    tokens_per_minute: Annotated[int | None, typer.Option(min=1, help="On each replica.")] = None,
-    concurrent_requests: Annotated[int | None, typer.Option(min=1, help="On each replica.")] = None,
-    days: Annotated[int | None, typer.Option(min=1, max=3650, help="Days until it expires; never by default.")] = None,
-    home: HomeOption = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Make a key and show it, once. With the first key, every request to the server needs one."""
-    settings = read_settings(home=home)
-    from polytone.serve.auth.keys import Kind
-
-    if kind not in list(Kind):
-        raise InputError(f"--kind: {kind!r} is neither inference nor admin.", code="invalid_kind", param="kind")
-    key, text = open_state(settings).keys.create(
-        name,
-        Kind(kind),
-        actor(),
-        frozenset(part.strip() for part in adapters.split(",")) if adapters is not None else None,
-        requests_per_minute,
-        tokens_per_minute,
-        concurrent_requests,
-        datetime.now(UTC) + timedelta(days=days) if days is not None else None,
-    )
-    if as_json:
-        print(json.dumps({"key": text, **key.as_json()}))
-    else:
-        print(text)
-        print(f"This is the {key.kind} key {key.name}. It is shown now and never again.", file=sys.stderr)
-
-
-@keys_commands.command("list")
-def list_keys(home: HomeOption = None, as_json: JsonOption = False) -> None:
-    """List every key ever made, without its secret."""
-    keys = open_state(read_settings(home=home)).keys.all()
-    if as_json:
-        print(json.dumps({"keys": [key.as_json() for key in keys]}))
-        return
-    table = Table("name", "kind", "adapters", "per minute", "expires", "state", box=None)
-    for key in keys:
-        rates = ", ".join(
-            f"{limit} {what}"
-            for limit, what in ((key.requests_per_minute, "requests"), (key.tokens_per_minute, "tokens"))
-            if limit is not None
-        )
-        names = ", ".join(sorted(key.adapters)) if key.adapters is not None else "all"
-        expires = f"{key.expires_at:%Y-%m-%d}" if key.expires_at else ""
-        state = "live" if key.live() else "revoked" if key.revoked_at else "expired"
-        table.add_row(key.name, key.kind.value, names, rates, expires, state)
-    Console(soft_wrap=True).print(table if keys else "No key yet: this machine is served without one.")
-
-
-@keys_commands.command("revoke")
-def revoke_key(
-    name: Annotated[str, typer.Argument(help="The key's name.")], home: HomeOption = None, as_json: JsonOption = False
-) -> None:
-    """Revoke a key; servers refuse it within seconds."""
-    key = open_state(read_settings(home=home)).keys.revoke(name, actor())
-    tell({**key.as_json(), "state": "revoked"}, f"{name} is revoked", as_json)
-
-
-@dataclass(frozen=True)
-class Stores:
-    """The database as the commands see it."""
-
-    registry: "Registry"
-    replicas: "Replicas"
-    keys: "KeyStore"
-
-
-def open_state(settings: Settings) -> Stores:
-    from polytone.serve.adapters.registry import Registry
-    from polytone.serve.adapters.replicas import Replicas
-    from polytone.serve.auth.keys import KeyStore
-    from polytone.serve.database.session import open_database
-
-    database = open_database(settings.database())
-    return Stores(Registry(database), Replicas(database), KeyStore(database))
-
-
-def open_store(settings: Settings) -> "AdapterStore | None":
-    if not settings.adapter_store:
-        return None
-    from polytone.serve.adapters.store import store_of
-
-    return store_of(settings)
-
-
-def read_here(settings: Settings, store: "AdapterStore | None", version: str) -> Manifest:
-    """As `read_version`, of one that this home lacks after it was fetched from the store."""
-    home = settings.paths()
-    if store is not None and not (home.adapter_folder(version) / MANIFEST).is_file():
-        from polytone.serve.adapters.store import fetch_version
-
-        fetch_version(store, version, home, load_base(home, settings.base), settings.max_lora_rank)
-    return read_version(home, version)
-
-
-def actor() -> str:
-    try:
-        return f"{getpass.getuser()} on the command line"
-    except (OSError, KeyError):
-        return "the command line"
-
-
 def in_words(rollout: "Rollout") -> str:
     parts = rollout.parts
     if len(parts) == 1:
@@ -393,50 +247,6 @@ def brief(value: Any) -> str:
         who = ", ".join(f"{part['version']} ({part['weight']})" for part in value["versions"]) or "nobody"
         return f"{who}, by force: {'; '.join(forced)}" if forced else who
     return "" if value is None else str(value.get("kind", "")) if isinstance(value, dict) else str(value)
-
-
-def resolve(settings: Settings, version: str) -> str:
-    """A version id as it is; a voice's name as the version that answers for it."""
-    if "@" in version:
-        return version
-    rollout = open_state(settings).registry.desired().rollouts.get(version)
-    if rollout is None:
-        raise InputError(f"{version!r} is neither a version id nor a promoted voice.", code="version_not_found")
-    return max(rollout.parts, key=lambda part: part.weight).version
-
-
-def describe_versions(settings: Settings, state: Stores) -> list[dict[str, Any]]:
-    weights = {
-        part.version: part.weight / sum(p.weight for p in rollout.parts)
-        for rollout in state.registry.desired().rollouts.values()
-        for part in rollout.parts
-    }
-    wanted = {row.id: row.state for row in state.registry.versions()}
-    heard = state.replicas.residency()
-    everything = sorted(set(wanted) | set(list_versions(settings.paths())))
-    return [
-        {
-            "name": voice_of(version),
-            "version": version,
-            "share": round(weights.get(version, 0.0), 4),
-            "wanted": wanted.get(version, "on disk"),
-            "replicas": [
-                {"replica": one.replica, "state": one.state, "reason": one.reason}
-                for one in heard
-                if one.version == version
-            ],
-        }
-        for version in everything
-    ]
-
-
-def tell(document: dict[str, Any], sentence: str, as_json: bool) -> None:
-    if as_json:
-        print(json.dumps(document))
-    elif document["state"] == "no server":
-        print(f"{sentence} once a server runs: polytone serve")
-    else:
-        print(f"{sentence}.")
 
 
 def warn(known: dict[str, Any], as_json: bool) -> None:

@@ -11,7 +11,8 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from polytone.serve.settings import Settings, read_settings
 
-from .adapters import HomeOption, JsonOption, open_store
+from .options import HomeOption, JsonOption
+from .state import open_store
 
 if TYPE_CHECKING:
     from polytone.serve.backup.dump import Database

@@ -10,8 +10,10 @@ from rich.console import Console
 
 from polytone.contract.errors import InputError
 from polytone.contract.home import Home
+from polytone.serve.settings import read_home
+from polytone.train.libraries import quiet_libraries
 
-from .train import DEFAULT_HOME, HomeOption, JsonOption, quiet_libraries
+from .options import HomeOption, JsonOption
 
 if TYPE_CHECKING:
     from polytone.train.dataset.check import Options
@@ -44,7 +46,7 @@ def check_data(
     base: BaseOption = None,
     region: RegionOption = None,
     presidio: PresidioOption = False,
-    home: HomeOption = DEFAULT_HOME,
+    home: HomeOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Say what is in a file of conversations and what is wrong with it: broken rows, copies, rows that leaked from
@@ -58,7 +60,7 @@ def check_data(
     from polytone.train.progress import Progress
 
     with Progress(Console(stderr=True)) as progress:
-        made = check(files, held_out or [], options(home, base, region, presidio), progress)
+        made = check(files, held_out or [], options(read_home(home), base, region, presidio), progress)
     if report:
         write_report(report, made)
     if as_json:
@@ -85,7 +87,7 @@ def clean_data(
     force: Annotated[bool, typer.Option("--force", help="Write over an OUT that exists.")] = False,
     region: RegionOption = None,
     presidio: PresidioOption = False,
-    home: HomeOption = DEFAULT_HOME,
+    home: HomeOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Write a new file without broken rows, copies and rows that leaked from the held-out file, with damaged letters
@@ -102,7 +104,9 @@ def clean_data(
     from polytone.train.progress import Progress
 
     with Progress(Console(stderr=True)) as progress:
-        made = clean(files, held_out or [], out, options(home, None, region, presidio), keep_personal, progress)
+        made = clean(
+            files, held_out or [], out, options(read_home(home), None, region, presidio), keep_personal, progress
+        )
     tell(made, as_json)
 
 
@@ -115,12 +119,12 @@ def refuse_target(target: Path, inputs: list[Path], force: bool) -> None:
         raise InputError(f"--out: {target} exists. Name another, or add --force.", code="output_exists", param="out")
 
 
-def options(home: Path, base: str | None, regions: list[str] | None, presidio: bool) -> "Options":
+def options(home: Home, base: str | None, regions: list[str] | None, presidio: bool) -> "Options":
     from polytone.train.dataset.check import Options
     from polytone.train.dataset.lengths import counter
     from polytone.train.dataset.personal import REGIONS
 
-    unit, count = counter(Home(home), base)
+    unit, count = counter(home, base)
     return Options(unit, count, known_regions(regions or list(REGIONS)), further_finder() if presidio else None)
 
 

@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Annotated, Any, get_args
 
 import typer
@@ -11,11 +10,14 @@ from rich.table import Table
 
 from polytone.contract.errors import InputError
 from polytone.contract.home import Home
+from polytone.serve.settings import read_home
 from polytone.train.memory.devices import Card, common_cards, has_gpu, parse_size, this_machine
 from polytone.train.memory.known_models import find_shape
 from polytone.train.memory.plan import DTYPE_BYTES, EVALUATION_ROWS, METHODS, OPTIMIZERS, Device, Loss
 from polytone.train.memory.report import Scenario, report_of
 from polytone.train.memory.shape import Shape
+
+from .options import HomeOption, JsonOption
 
 LARGEST_RANK = 4096
 LARGEST_NUMBER = 1 << 20
@@ -51,8 +53,8 @@ def estimate(
         str | None, typer.Option(help="cpu or cuda; by default cuda, for a prepared base this machine.")
     ] = None,
     card: Annotated[list[str] | None, typer.Option(help="A size such as 24GB; give it again for several.")] = None,
-    home: Annotated[Path, typer.Option(envvar="POLYTONE_HOME", help="Folder for bases.")] = Path(".polytone"),
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document for programs.")] = False,
+    home: HomeOption = None,
+    as_json: JsonOption = False,
 ) -> None:
     """Estimate the memory of full fine-tuning, LoRA and QLoRA, from a model's configuration alone."""
     names = () if targets == "all-linear" else tuple(name.strip() for name in targets.split(","))
@@ -68,7 +70,7 @@ def estimate(
     }
     problems = [*option_problems(method, device, chosen), *list_problems(batch=batch, length=length)]
     cards = readable_cards(card or [], problems)
-    shape, local = shape_or_refusal(model, Home(home), problems)
+    shape, local = shape_or_refusal(model, read_home(home), problems)
     if problems := [*problems, *target_problems(shape, names)]:
         raise refusal(problems, code="estimate_invalid")
     where: Device = "cpu" if device == "cpu" or (device is None and local and not has_gpu()) else "cuda"

@@ -8,10 +8,12 @@ import typer
 from rich.console import Console
 
 from polytone.contract.adapter import read_version
-from polytone.contract.home import Home
 from polytone.contract.rows import read_conversations
+from polytone.serve.settings import read_home
+from polytone.train.libraries import quiet_libraries
 
-from .train import DEFAULT_HOME, HomeOption, JsonOption, newest, quiet_libraries
+from .options import HomeOption, JsonOption
+from .state import newest_version
 
 if TYPE_CHECKING:
     from polytone.train.evaluation.evaluate import Evaluated
@@ -28,7 +30,7 @@ def evaluate(
         Path | None, typer.Option(help="Folder to write [evaluations/VERSION-TIME in the home folder].")
     ] = None,
     max_length: Annotated[int, typer.Option(help="Longest row in tokens; longer ones are refused.")] = 2048,
-    home: HomeOption = DEFAULT_HOME,
+    home: HomeOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Compare a version with its base, before and after quantization, and with its parent; judge it by its gates.
@@ -39,8 +41,8 @@ def evaluate(
     """
     from polytone.train.recipe import read_recipe
 
-    where = Home(home)
-    manifest = read_version(where, newest(where, version))
+    where = read_home(home)
+    manifest = read_version(where, newest_version(where, version))
     file = read_conversations(data)
     wanted = read_recipe(gates).gates if gates else None
     quiet_libraries()

@@ -9,13 +9,16 @@ from rich.console import Console
 
 from polytone.contract.errors import PolytoneError
 
-from .adapters import adapters_commands, keys_commands, serve, ui
+from .adapters import adapters_commands
 from .backup import backup, restore
+from .base import base_commands
 from .data import data_commands
 from .estimate import estimate
 from .evaluate import evaluate
+from .keys import keys_commands
+from .server import serve, ui
 from .traffic import drift, feedback_commands, traffic_commands
-from .train import base_commands, sweep, train
+from .train import sweep, train
 
 app = typer.Typer(
     name="polytone",

@@ -11,7 +11,8 @@ from rich.table import Table
 from polytone.contract.errors import InputError
 from polytone.serve.settings import read_settings
 
-from .adapters import HomeOption, JsonOption, actor
+from .options import HomeOption, JsonOption
+from .state import actor
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine

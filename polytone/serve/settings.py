@@ -17,12 +17,13 @@ from .traffic.capture import Policy
 
 PREFIX = "POLYTONE_"
 FILE_VARIABLE = "POLYTONE_SETTINGS"
+NO_SETTINGS = {FILE_VARIABLE, "POLYTONE_KEY"}  # read by single commands
 
 
 class Settings(BaseSettings):
     """Every field can be set as POLYTONE_<FIELD IN CAPITALS>; docs/settings.md lists them."""
 
-    model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="forbid")
+    model_config = SettingsConfigDict(env_prefix=PREFIX, env_ignore_empty=True, frozen=True, extra="forbid")
 
     home: Path = Field(Path(".polytone"), description="Folder for bases, adapters, runs and the database.")
     base: str = Field("smollm2-135m-instruct", description="Id of the prepared base to serve.")
@@ -89,7 +90,9 @@ def read_settings(**overrides: Any) -> Settings:
     given = {key: value for key, value in overrides.items() if value is not None}
     from_file = read_file(os.environ.get(FILE_VARIABLE))
     in_environment = {
-        key.removeprefix(PREFIX).lower() for key in os.environ if key.startswith(PREFIX) and key != FILE_VARIABLE
+        key.removeprefix(PREFIX).lower()
+        for key, value in os.environ.items()
+        if key.startswith(PREFIX) and key not in NO_SETTINGS and value
     }
     unknown = in_environment - set(Settings.model_fields)
     if unknown:
@@ -97,13 +100,53 @@ def read_settings(**overrides: Any) -> Settings:
         raise InputError(f"{names}: no such setting. See docs/settings.md for all.", code="settings_invalid")
     merged = {key: value for key, value in from_file.items() if key not in in_environment} | given
     try:
-        return Settings(**merged)
+        settings = Settings(**merged)
     except ValidationError as error:
         problems = [
             f"{PREFIX}{str(problem['loc'][0]).upper()}: {describe(problem).partition(': ')[2]}"
             for problem in error.errors()
         ]
         raise InputError("\n".join(problems), code="settings_invalid") from None
+    require_folder(settings.home)
+    return settings
+
+
+def read_home(home: Path | None = None) -> Home:
+    """The home alone, from the same places in the same order as `read_settings`; other settings are not validated.
+
+    Raises:
+        InputError: `settings_invalid`.
+    """
+    chosen = (
+        home
+        or os.environ.get(f"{PREFIX}HOME")
+        or read_file(os.environ.get(FILE_VARIABLE)).get("home")
+        or Settings.model_fields["home"].default
+    )
+    if not isinstance(chosen, str | Path):
+        raise InputError(f"{PREFIX}HOME: {chosen!r} is not a path.", code="settings_invalid", param="home")
+    root = Path(chosen).absolute()
+    require_folder(root)
+    return Home(root)
+
+
+def require_folder(home: Path) -> None:
+    """Refuse a home that is, or lies under, something other than a readable folder; it may be missing."""
+    try:
+        existing = next(path for path in (home.absolute(), *home.absolute().parents) if path.exists())
+        if not existing.is_dir():
+            raise InputError(
+                f"The home {home} cannot be used: {existing} is not a folder. Set --home or {PREFIX}HOME.",
+                code="settings_invalid",
+                param="home",
+            )
+        next(existing.iterdir(), None)
+    except OSError as error:
+        raise InputError(
+            f"The home {home} cannot be read: {error.strerror}. Set --home or {PREFIX}HOME.",
+            code="settings_invalid",
+            param="home",
+        ) from None
 
 
 def read_file(name: str | None) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from pathlib import Path
 import polytone
 
 ROOT = Path(polytone.__file__).parent
-SERVER_ROOTS = {"serve/server.py", "cli/adapters.py"}  # they put the server together, page included
+SERVER_ROOTS = {"serve/server.py", "cli/server.py"}  # they put the server together, page included
 
 
 def imports_of(path: Path) -> set[str]:

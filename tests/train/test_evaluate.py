@@ -60,7 +60,7 @@ class Shop:
 
 @pytest.fixture(scope="module")
 def shop(tmp_path_factory: pytest.TempPathFactory) -> Shop:
-    from polytone.cli.train import quiet_libraries
+    from polytone.train.libraries import quiet_libraries
 
     quiet_libraries()
     root = tmp_path_factory.mktemp("evaluation")

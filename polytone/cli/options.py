@@ -1,0 +1,17 @@
+"""Options and arguments that several commands share."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+HomeOption = Annotated[
+    Path | None, typer.Option(help="Folder for bases, adapters, runs and the database [POLYTONE_HOME, .polytone].")
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document for programs.")]
+WaitOption = Annotated[float, typer.Option(help="Seconds to wait for a running server; 0 does not wait.")]
+VersionArgument = Annotated[str, typer.Argument(help="name@digest12, as `polytone train` printed it.")]
+
+ForceOption = Annotated[
+    bool, typer.Option("--force", help="Let it answer though it failed its gates; the audit log says so.")
+]

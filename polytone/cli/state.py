@@ -1,0 +1,111 @@
+"""The database, the adapter store and the versions on disk, as commands use them."""
+
+import getpass
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from polytone.contract.adapter import MANIFEST, Manifest, list_versions, read_version
+from polytone.contract.base import load_base
+from polytone.contract.errors import InputError
+from polytone.contract.home import Home
+from polytone.contract.version_id import voice_of
+from polytone.serve.settings import Settings
+
+if TYPE_CHECKING:
+    from polytone.serve.adapters.registry import Registry
+    from polytone.serve.adapters.replicas import Replicas
+    from polytone.serve.adapters.store import AdapterStore
+    from polytone.serve.auth.keys import KeyStore
+
+
+@dataclass(frozen=True)
+class Stores:
+    """The database as the commands see it."""
+
+    registry: "Registry"
+    replicas: "Replicas"
+    keys: "KeyStore"
+
+
+def open_state(settings: Settings) -> Stores:
+    from polytone.serve.adapters.registry import Registry
+    from polytone.serve.adapters.replicas import Replicas
+    from polytone.serve.auth.keys import KeyStore
+    from polytone.serve.database.session import open_database
+
+    database = open_database(settings.database())
+    return Stores(Registry(database), Replicas(database), KeyStore(database))
+
+
+def open_store(settings: Settings) -> "AdapterStore | None":
+    if not settings.adapter_store:
+        return None
+    from polytone.serve.adapters.store import store_of
+
+    return store_of(settings)
+
+
+def read_here(settings: Settings, store: "AdapterStore | None", version: str) -> Manifest:
+    """As `read_version`, of one that this home lacks after it was fetched from the store."""
+    home = settings.paths()
+    if store is not None and not (home.adapter_folder(version) / MANIFEST).is_file():
+        from polytone.serve.adapters.store import fetch_version
+
+        fetch_version(store, version, home, load_base(home, settings.base), settings.max_lora_rank)
+    return read_version(home, version)
+
+
+def actor() -> str:
+    try:
+        return f"{getpass.getuser()} on the command line"
+    except (OSError, KeyError):
+        return "the command line"
+
+
+def resolve(settings: Settings, version: str) -> str:
+    """A version id as it is; a voice's name as the version that answers for it."""
+    if "@" in version:
+        return version
+    rollout = open_state(settings).registry.desired().rollouts.get(version)
+    if rollout is None:
+        raise InputError(f"{version!r} is neither a version id nor a promoted voice.", code="version_not_found")
+    return max(rollout.parts, key=lambda part: part.weight).version
+
+
+def describe_versions(settings: Settings, state: Stores) -> list[dict[str, Any]]:
+    weights = {
+        part.version: part.weight / sum(p.weight for p in rollout.parts)
+        for rollout in state.registry.desired().rollouts.values()
+        for part in rollout.parts
+    }
+    wanted = {row.id: row.state for row in state.registry.versions()}
+    heard = state.replicas.residency()
+    everything = sorted(set(wanted) | set(list_versions(settings.paths())))
+    return [
+        {
+            "name": voice_of(version),
+            "version": version,
+            "share": round(weights.get(version, 0.0), 4),
+            "wanted": wanted.get(version, "on disk"),
+            "replicas": [
+                {"replica": one.replica, "state": one.state, "reason": one.reason}
+                for one in heard
+                if one.version == version
+            ],
+        }
+        for version in everything
+    ]
+
+
+def newest_version(home: Home, version: str) -> str:
+    """A version id as it is; a voice's name as its newest version on disk.
+
+    Raises:
+        InputError: `version_not_found`.
+    """
+    if "@" in version:
+        return version
+    versions = [one for one in list_versions(home) if voice_of(one) == version]
+    if not versions:
+        raise InputError(f"No version of {version!r} is on disk under {home.adapters}.", code="version_not_found")
+    return versions[-1]
