@@ -15,7 +15,7 @@ from .options import HomeOption, JsonOption
 from .state import actor
 
 if TYPE_CHECKING:
-    from sqlalchemy import Engine
+    from polytone.serve.database.session import Database
 
 FORMATS = ("sft", "kto", "dpo")
 
@@ -124,7 +124,7 @@ def forget(
     print(json.dumps({"deleted": gone}) if as_json else f"{gone} answers are deleted.")
 
 
-def open_data(home: Path | None) -> "Engine":
+def open_data(home: Path | None) -> "Database":
     from polytone.serve.database.session import open_database
 
     return open_database(read_settings(home=home).database())

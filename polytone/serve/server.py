@@ -7,7 +7,6 @@ from functools import partial
 from types import FrameType
 
 import uvicorn
-from sqlalchemy import Engine
 from starlette.types import ASGIApp
 
 from polytone.contract.base import base_folder, load_base
@@ -24,7 +23,7 @@ from .api.chat_request import RequestLimits
 from .api.ui_mount import PAGE_PATH, DeferredUi
 from .auth.keys import Keyring, KeyStore
 from .auth.rate_limits import Admission
-from .database.session import open_database
+from .database.session import Database, open_database
 from .drift.baseline import Baselines
 from .drift.embedding import token_embedding
 from .drift.monitor import DriftMonitor, frozen_siblings
@@ -122,7 +121,7 @@ def build_services(settings: Settings) -> Services:
     )
 
 
-def build_baselines(settings: Settings, database: Engine, registry: Registry) -> Baselines:
+def build_baselines(settings: Settings, database: Database, registry: Registry) -> Baselines:
     """A version's tone is told from the base's and from that of every other voice's main version."""
 
     def siblings(version: str) -> list[str]:

@@ -10,7 +10,6 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from sqlalchemy import Engine as Database
 from sqlalchemy.exc import SQLAlchemyError
 
 from polytone.contract.errors import PolytoneError
@@ -24,6 +23,7 @@ from .api.chat_request import RequestLimits
 from .auth.keys import Keyring, KeyStore
 from .auth.rate_limits import Admission
 from .concurrency import in_thread, stop_task, working
+from .database.session import Database
 from .drift.monitor import DriftMonitor
 from .engine.base import Engine
 from .metrics import Metrics

@@ -15,7 +15,7 @@ from typing import Any
 import psycopg
 from sqlalchemy import delete, text
 
-from polytone.serve.database.session import new_engine, open_database
+from polytone.serve.database.session import new_database, open_database
 from polytone.serve.database.tables import Table
 
 BINARIES = Path("/usr/lib/postgresql/15/bin")
@@ -80,7 +80,7 @@ class Postgresql:
         if self._migrated is None:
             self._migrated = self.empty()
             open_database(self._migrated).dispose()
-        engine = new_engine(self._migrated)
+        engine = new_database(self._migrated)
         with engine.begin() as connection:
             connection.execute(text(END_OTHERS))
             for table in reversed(Table.metadata.sorted_tables):

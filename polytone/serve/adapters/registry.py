@@ -9,14 +9,14 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Engine, func, select
+from sqlalchemy import func, select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from polytone.contract.errors import CheckError, ConflictError, InputError, NotFoundError
 from polytone.contract.names import check_name
 from polytone.contract.version_id import VersionId
-from polytone.serve.database.session import aware, one_at_a_time, reading, writing
+from polytone.serve.database.session import Database, one_at_a_time, reading, writing
 from polytone.serve.database.tables import AuditRow, RolloutRow, VersionRow
 
 from .promotion_gates import Gates
@@ -77,22 +77,22 @@ class AuditEntry:
 class Registry:
     """Reads and changes the desired state. Methods block: call them in a thread."""
 
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
+    def __init__(self, database: Database) -> None:
+        self._database = database
 
     def desired(self) -> Desired:
-        with reading(self._engine) as session:
+        with reading(self._database) as session:
             versions = session.scalars(select(VersionRow.id).where(VersionRow.state == PUBLISHED))
             rollouts = {row.voice: as_rollout(row) for row in latest_rollouts(session) if row.parts}
             return Desired(frozenset(versions), rollouts)
 
     def versions(self) -> list[VersionRow]:
-        with reading(self._engine) as session:
+        with reading(self._database) as session:
             return list(session.scalars(select(VersionRow).order_by(VersionRow.name, VersionRow.published_at)))
 
     def history(self, voice: str) -> list[Rollout]:
         """Every rollout of a voice, newest first."""
-        with reading(self._engine) as session:
+        with reading(self._database) as session:
             rows = session.scalars(
                 select(RolloutRow).where(RolloutRow.voice == voice).order_by(RolloutRow.generation.desc())
             )
@@ -103,9 +103,9 @@ class Registry:
         wanted = select(AuditRow).order_by(AuditRow.id.desc()).limit(limit)
         if target is not None:
             wanted = wanted.where(AuditRow.target == target)
-        with reading(self._engine) as session:
+        with reading(self._database) as session:
             return [
-                AuditEntry(row.id, aware(row.at), row.actor, row.action, row.target, row.before, row.after)
+                AuditEntry(row.id, row.at, row.actor, row.action, row.target, row.before, row.after)
                 for row in session.scalars(wanted)
             ]
 
@@ -113,7 +113,7 @@ class Registry:
         """Ask every replica to load `version`; a retired one comes back. Returns whether that changed anything."""
         voice = VersionId.parse(version).voice
         try:
-            with writing(self._engine) as session:
+            with writing(self._database) as session:
                 row = session.get(VersionRow, version, with_for_update=True)
                 if row is not None and row.state == PUBLISHED:
                     return False
@@ -147,7 +147,7 @@ class Registry:
         """
         check_parts(voice, parts)
         try:
-            with writing(self._engine) as session:
+            with writing(self._database) as session:
                 one_at_a_time(session, f"voice {voice}")
                 for part in sorted(parts, key=lambda part: part.version):
                     row = session.get(VersionRow, part.version, with_for_update=True)
@@ -190,7 +190,7 @@ class Registry:
             ConflictError: `changed_meanwhile`.
         """
         try:
-            with writing(self._engine) as session:
+            with writing(self._database) as session:
                 one_at_a_time(session, f"voice {voice}")
                 current = latest_rollout(session, voice)
                 if current is None:
@@ -222,7 +222,7 @@ class Registry:
     def remove_voice(self, voice: str, actor: str) -> list[str]:
         """Let nobody answer for `voice`; returns the versions that did, which stay published."""
         try:
-            with writing(self._engine) as session:
+            with writing(self._database) as session:
                 one_at_a_time(session, f"voice {voice}")
                 current = latest_rollout(session, voice)
                 if current is None or not current.parts:
@@ -243,7 +243,7 @@ class Registry:
             NotFoundError: `version_not_published`.
             CheckError: `version_in_use` while a voice's rollout names it.
         """
-        with writing(self._engine) as session:
+        with writing(self._database) as session:
             row = session.get(VersionRow, version, with_for_update=True)
             if row is None:
                 raise NotFoundError(f"{version} was never published.", code="version_not_published", param="version")

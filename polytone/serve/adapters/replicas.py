@@ -3,9 +3,9 @@
 from dataclasses import dataclass
 from datetime import timedelta
 
-from sqlalchemy import Engine, delete, select
+from sqlalchemy import delete, select
 
-from polytone.serve.database.session import aware, now, reading, writing
+from polytone.serve.database.session import Database, now, reading, writing
 from polytone.serve.database.tables import ReplicaRow, ResidencyRow
 
 ALIVE = timedelta(seconds=30)
@@ -25,13 +25,13 @@ class Residency:
 class Replicas:
     """Methods block: call them in a thread."""
 
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
+    def __init__(self, database: Database) -> None:
+        self._database = database
         self._said: dict[str, dict[str, tuple[str, str | None]]] = {}
 
     def report(self, replica: str, states: dict[str, tuple[str, str | None]], routes: dict[str, int]) -> None:
         """Store that `replica` lives, the generation it answers each voice with and, where it changed, its versions."""
-        with writing(self._engine) as session:
+        with writing(self._database) as session:
             session.execute(delete(ReplicaRow).where(ReplicaRow.seen_at < now() - FORGOTTEN))
             known = session.get(ReplicaRow, replica) is not None
             session.merge(ReplicaRow(name=replica, seen_at=now(), routes=routes))
@@ -47,7 +47,7 @@ class Replicas:
 
     def leave(self, replica: str) -> None:
         """Forget a replica that stops."""
-        with writing(self._engine) as session:
+        with writing(self._database) as session:
             session.execute(delete(ResidencyRow).where(ResidencyRow.replica == replica))
             session.execute(delete(ReplicaRow).where(ReplicaRow.name == replica))
         self._said.pop(replica, None)
@@ -58,13 +58,13 @@ class Replicas:
 
     def routes(self, newer_than: timedelta = ALIVE) -> dict[str, dict[str, int]]:
         """Replica -> voice -> the generation of the rollout it answers with; of those heard from lately."""
-        with reading(self._engine) as session:
+        with reading(self._database) as session:
             rows = session.scalars(select(ReplicaRow))
-            return {row.name: row.routes for row in rows if aware(row.seen_at) > now() - newer_than}
+            return {row.name: row.routes for row in rows if row.seen_at > now() - newer_than}
 
     def residency(self, newer_than: timedelta = ALIVE) -> list[Residency]:
         """What replicas heard from within `newer_than` say."""
         living = self.living(newer_than)
-        with reading(self._engine) as session:
+        with reading(self._database) as session:
             rows = session.scalars(select(ResidencyRow).where(ResidencyRow.replica.in_(living)))
             return [Residency(row.replica, row.version, row.state, row.reason) for row in rows]

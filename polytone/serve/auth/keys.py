@@ -9,13 +9,13 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Any
 
-from sqlalchemy import Engine, select
+from sqlalchemy import select
 from sqlalchemy.exc import IntegrityError
 
 from polytone.contract.errors import ConflictError, DeniedError, InputError, NotFoundError
 from polytone.contract.names import check_name
 from polytone.serve.adapters.registry import note
-from polytone.serve.database.session import aware, now, reading, writing
+from polytone.serve.database.session import Database, now, reading, writing
 from polytone.serve.database.tables import KeyRow
 
 
@@ -74,8 +74,8 @@ class Key:
 class KeyStore:
     """The keys in the database. Methods block: call them in a thread."""
 
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
+    def __init__(self, database: Database) -> None:
+        self._database = database
 
     def create(
         self,
@@ -115,7 +115,7 @@ class KeyStore:
             revoked_at=None,
         )
         try:
-            with writing(self._engine) as session:
+            with writing(self._database) as session:
                 session.add(row)
                 note(session, actor, "create_key", name, None, as_key(row).as_json())
         except IntegrityError:
@@ -126,7 +126,7 @@ class KeyStore:
 
     def revoke(self, name: str, actor: str) -> Key:
         """Raises NotFoundError `key_not_found`. Again is fine."""
-        with writing(self._engine) as session:
+        with writing(self._database) as session:
             row = session.scalar(select(KeyRow).where(KeyRow.name == name).with_for_update())
             if row is None:
                 raise NotFoundError(f"There is no key {name!r}.", code="key_not_found", param="name")
@@ -139,7 +139,7 @@ class KeyStore:
         return [key for key, _ in self.with_hashes()]
 
     def with_hashes(self) -> list[tuple[Key, str]]:
-        with reading(self._engine) as session:
+        with reading(self._database) as session:
             rows = session.scalars(select(KeyRow).order_by(KeyRow.created_at))
             return [(as_key(row), row.secret_sha256) for row in rows]
 
@@ -205,7 +205,7 @@ def as_key(row: KeyRow) -> Key:
         requests_per_minute=row.requests_per_minute,
         tokens_per_minute=row.tokens_per_minute,
         concurrent_requests=row.concurrent_requests,
-        created_at=aware(row.created_at),
-        expires_at=row.expires_at and aware(row.expires_at),
-        revoked_at=row.revoked_at and aware(row.revoked_at),
+        created_at=row.created_at,
+        expires_at=row.expires_at,
+        revoked_at=row.revoked_at,
     )

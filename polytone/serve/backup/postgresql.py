@@ -14,7 +14,7 @@ from typing import Any
 from sqlalchemy import Connection, make_url, text
 
 from polytone.contract.errors import CheckError, NotFoundError, StorageError
-from polytone.serve.database.session import new_engine
+from polytone.serve.database.session import new_database
 
 from .dump import Kind, Snapshot, Tell, bring_up_to_date, check_rows, described, not_empty, reaching
 
@@ -86,7 +86,7 @@ class PostgresqlDatabase:
 
     @contextmanager
     def _connected(self, isolation: str = "READ COMMITTED") -> Iterator[Connection]:
-        engine = new_engine(self._url)
+        engine = new_database(self._url)
         try:
             with reaching(self._name), engine.connect().execution_options(isolation_level=isolation) as connection:
                 yield connection

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from alembic import command
 from alembic.config import Config
@@ -27,63 +27,66 @@ PATIENCE = {"connect_timeout": 5, "keepalives_idle": 5, "keepalives_interval": 5
 FEEDBACK = "feedback"
 LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 
+Database: TypeAlias = Engine
+"""A pool of connections to SQLite or PostgreSQL. SQLAlchemy calls it an engine; here that word is vLLM's."""
+
 
 def now() -> datetime:
     return datetime.now(UTC)
 
 
-def open_database(url: str) -> Engine:
+def open_database(url: str) -> Database:
     """Open the database and bring its schema up to date; who does so at the same time waits.
 
     Raises:
         InputError: `settings_invalid`, if the URL names no database that Polytone can use.
         UnavailableError: `database_unavailable`.
     """
-    engine = new_engine(url)
+    database = new_database(url)
     try:
-        migrate(engine)
+        migrate(database)
     except OperationalError as error:
-        engine.dispose()
+        database.dispose()
         raise UnavailableError(
-            f"The database {engine.url} (POLYTONE_DATABASE_URL) cannot be opened: {error.orig}",
+            f"The database {database.url} (POLYTONE_DATABASE_URL) cannot be opened: {error.orig}",
             code="database_unavailable",
         ) from None
-    return engine
+    return database
 
 
-def new_engine(url: str) -> Engine:
+def new_database(url: str) -> Database:
     if url.startswith("sqlite:///"):
         Path(url.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
-        engine = create_engine(url, pool_pre_ping=True)
-        event.listen(engine, "connect", prepare_sqlite)
-        event.listen(engine, "begin", begin_sqlite)
+        database = create_engine(url, pool_pre_ping=True)
+        event.listen(database, "connect", prepare_sqlite)
+        event.listen(database, "begin", begin_sqlite)
     else:
-        engine = new_postgresql_engine(url)
-    event.listen(engine, "before_cursor_execute", refuse_unstorable)
-    return engine
+        database = new_postgresql_database(url)
+    event.listen(database, "before_cursor_execute", refuse_unstorable)
+    return database
 
 
-def new_postgresql_engine(url: str) -> Engine:
+def new_postgresql_database(url: str) -> Database:
     try:
         asked = make_url(url)
         if asked.get_backend_name() != "postgresql":
             raise ArgumentError(f"there is no {asked.get_backend_name()} here")
         patience = {name: value for name, value in PATIENCE.items() if name not in asked.query}
-        engine = create_engine(asked, pool_pre_ping=True, pool_timeout=LOCK_SECONDS, connect_args=patience)
+        database = create_engine(asked, pool_pre_ping=True, pool_timeout=LOCK_SECONDS, connect_args=patience)
     except (ArgumentError, ImportError) as error:
         raise InputError(
             f"POLYTONE_DATABASE_URL: {error}. Write sqlite:///PATH or postgresql://USER:PASSWORD@HOST/NAME.",
             code="settings_invalid",
         ) from None
-    event.listen(engine, "connect", prepare_postgresql)
-    return engine
+    event.listen(database, "connect", prepare_postgresql)
+    return database
 
 
-def migrate(engine: Engine, revision: str = "head") -> None:
+def migrate(database: Database, revision: str = "head") -> None:
     config = Config()
     config.set_main_option("script_location", str(MIGRATIONS))
-    with engine.execution_options(write=True).begin() as connection:
-        if engine.dialect.name == "postgresql":
+    with database.execution_options(write=True).begin() as connection:
+        if database.dialect.name == "postgresql":
             connection.exec_driver_sql("SET LOCAL lock_timeout = 0")  # another replica may be at it for long
         one_at_a_time(connection, "migrations")
         config.attributes["connection"] = connection
@@ -148,18 +151,18 @@ def is_storable(text: str) -> bool:
 
 
 @contextmanager
-def reading(engine: Engine) -> Iterator[Session]:
+def reading(database: Database) -> Iterator[Session]:
     """Whatever the block reads is of one moment."""
-    if engine.dialect.name == "postgresql":  # SQLite knows nothing else
-        engine = engine.execution_options(isolation_level="REPEATABLE READ")
-    with Session(engine, expire_on_commit=False) as session:
+    if database.dialect.name == "postgresql":  # SQLite knows nothing else
+        database = database.execution_options(isolation_level="REPEATABLE READ")
+    with Session(database, expire_on_commit=False) as session:
         yield session
 
 
 @contextmanager
-def writing(engine: Engine) -> Iterator[Session]:
+def writing(database: Database) -> Iterator[Session]:
     """One transaction, committed when the block ends and undone when it raises."""
-    with Session(engine.execution_options(write=True), expire_on_commit=False) as session, session.begin():
+    with Session(database.execution_options(write=True), expire_on_commit=False) as session, session.begin():
         yield session
 
 
@@ -176,18 +179,13 @@ def insert_for(session: Session) -> Any:
     return {"sqlite": sqlite.insert, "postgresql": postgresql.insert}[session.get_bind().dialect.name]
 
 
-def aware(moment: datetime) -> datetime:
-    """SQLite forgets the time zone; what is stored is UTC."""
-    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
-
-
 def in_utc(moment: datetime) -> datetime:
-    """A moment from outside as it is stored; one without a zone is taken for UTC.
+    """The same moment in UTC. One without a time zone is taken for UTC.
 
     Raises:
         InputError: `invalid_request`, if it lies before the first year or after the last in UTC.
     """
     try:
-        return aware(moment).astimezone(UTC)
+        return moment.astimezone(UTC) if moment.tzinfo else moment.replace(tzinfo=UTC)
     except OverflowError:
         raise InputError(f"{moment.isoformat()} is no time in UTC.", code="invalid_request") from None

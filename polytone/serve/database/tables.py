@@ -1,18 +1,43 @@
 """The tables: what should be served and what is, keys, answers, feedback, reviews, and the drift detectors' state."""
 
 from datetime import datetime
-from typing import Any
+from typing import Any, ClassVar
 
-from sqlalchemy import JSON, DateTime, Float, ForeignKey, Index, LargeBinary, String, Text, UniqueConstraint
+from sqlalchemy import (
+    JSON,
+    DateTime,
+    Dialect,
+    Float,
+    ForeignKey,
+    Index,
+    LargeBinary,
+    String,
+    Text,
+    TypeDecorator,
+    UniqueConstraint,
+)
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-from .session import now
+from .session import in_utc, now
 
 MAYBE_JSON = JSON(none_as_null=True)
 
 
+class UtcDateTime(TypeDecorator[datetime]):
+    """A moment, in UTC. SQLite keeps no time zone: a moment is stored in UTC and gets its zone back when it is read."""
+
+    impl = DateTime(timezone=True)
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        return None if value is None else in_utc(value)
+
+    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        return None if value is None else in_utc(value)
+
+
 class Table(DeclarativeBase):
-    pass
+    type_annotation_map: ClassVar = {datetime: UtcDateTime}
 
 
 class VersionRow(Table):
@@ -23,7 +48,7 @@ class VersionRow(Table):
     id: Mapped[str] = mapped_column(String(80), primary_key=True)
     name: Mapped[str] = mapped_column(String(63), index=True)
     state: Mapped[str] = mapped_column(String(16))
-    published_at: Mapped[datetime] = mapped_column(DateTime(timezone=True), default=now)
+    published_at: Mapped[datetime] = mapped_column(default=now)
 
 
 class RolloutRow(Table):
@@ -40,7 +65,7 @@ class RolloutRow(Table):
     generation: Mapped[int]
     parts: Mapped[list[Any]] = mapped_column(JSON)
     previous: Mapped[int | None]
-    created_at: Mapped[datetime] = mapped_column(DateTime(timezone=True), default=now)
+    created_at: Mapped[datetime] = mapped_column(default=now)
 
 
 class AuditRow(Table):
@@ -49,7 +74,7 @@ class AuditRow(Table):
     __tablename__ = "audit"
 
     id: Mapped[int] = mapped_column(primary_key=True, autoincrement=True)
-    at: Mapped[datetime] = mapped_column(DateTime(timezone=True), default=now)
+    at: Mapped[datetime] = mapped_column(default=now)
     actor: Mapped[str] = mapped_column(String(120))
     action: Mapped[str] = mapped_column(String(32))
     target: Mapped[str] = mapped_column(String(120), index=True)
@@ -70,9 +95,9 @@ class KeyRow(Table):
     requests_per_minute: Mapped[int | None]
     tokens_per_minute: Mapped[int | None]
     concurrent_requests: Mapped[int | None]
-    created_at: Mapped[datetime] = mapped_column(DateTime(timezone=True), default=now)
-    expires_at: Mapped[datetime | None] = mapped_column(DateTime(timezone=True))
-    revoked_at: Mapped[datetime | None] = mapped_column(DateTime(timezone=True))
+    created_at: Mapped[datetime] = mapped_column(default=now)
+    expires_at: Mapped[datetime | None]
+    revoked_at: Mapped[datetime | None]
 
 
 class ReplicaRow(Table):
@@ -81,7 +106,7 @@ class ReplicaRow(Table):
     __tablename__ = "replicas"
 
     name: Mapped[str] = mapped_column(String(64), primary_key=True)
-    seen_at: Mapped[datetime] = mapped_column(DateTime(timezone=True), default=now)
+    seen_at: Mapped[datetime] = mapped_column(default=now)
     routes: Mapped[dict[str, int]] = mapped_column(JSON, default=dict)
 
 
@@ -108,7 +133,7 @@ class AnswerRow(Table):
     )
 
     id: Mapped[str] = mapped_column(String(64), primary_key=True)
-    at: Mapped[datetime] = mapped_column(DateTime(timezone=True), index=True)
+    at: Mapped[datetime] = mapped_column(index=True)
     conversation: Mapped[str | None] = mapped_column(String(160), index=True)
     adapter: Mapped[str] = mapped_column(String(63))
     version: Mapped[str] = mapped_column(String(80))
@@ -145,7 +170,7 @@ class FeedbackRow(Table):
 
     number: Mapped[int] = mapped_column(primary_key=True, autoincrement=True)
     id: Mapped[str] = mapped_column(String(32), unique=True)
-    at: Mapped[datetime] = mapped_column(DateTime(timezone=True), default=now)
+    at: Mapped[datetime] = mapped_column(default=now)
     target: Mapped[str] = mapped_column(String(16))
     target_id: Mapped[str] = mapped_column(String(160), index=True)
     other_id: Mapped[str | None] = mapped_column(String(64), index=True)
@@ -171,10 +196,10 @@ class ReviewRow(Table):
     adapter: Mapped[str] = mapped_column(String(63))
     reason: Mapped[str] = mapped_column(String(16))
     state: Mapped[str] = mapped_column(String(16), default="open")
-    added_at: Mapped[datetime] = mapped_column(DateTime(timezone=True), default=now)
+    added_at: Mapped[datetime] = mapped_column(default=now)
     leased_by: Mapped[str | None] = mapped_column(String(120))
-    leased_until: Mapped[datetime | None] = mapped_column(DateTime(timezone=True))
-    decided_at: Mapped[datetime | None] = mapped_column(DateTime(timezone=True))
+    leased_until: Mapped[datetime | None]
+    decided_at: Mapped[datetime | None]
     decided_by: Mapped[str | None] = mapped_column(String(120))
     feedback_id: Mapped[str | None] = mapped_column(String(32))
 
@@ -189,8 +214,8 @@ class ConversationRow(Table):
     owner: Mapped[str] = mapped_column(String(63))
     title: Mapped[str] = mapped_column(String(200), default="")
     model: Mapped[str | None] = mapped_column(String(80))
-    created_at: Mapped[datetime] = mapped_column(DateTime(timezone=True), default=now)
-    updated_at: Mapped[datetime] = mapped_column(DateTime(timezone=True), default=now)
+    created_at: Mapped[datetime] = mapped_column(default=now)
+    updated_at: Mapped[datetime] = mapped_column(default=now)
 
 
 class TurnRow(Table):
@@ -207,7 +232,7 @@ class TurnRow(Table):
     content: Mapped[str] = mapped_column(Text)
     completion_id: Mapped[str | None] = mapped_column(String(64))
     details: Mapped[dict[str, Any]] = mapped_column(JSON)
-    at: Mapped[datetime] = mapped_column(DateTime(timezone=True), default=now)
+    at: Mapped[datetime] = mapped_column(default=now)
 
 
 class DriftRow(Table):
@@ -218,7 +243,7 @@ class DriftRow(Table):
     version: Mapped[str] = mapped_column(String(80), primary_key=True)
     signal: Mapped[str] = mapped_column(String(32), primary_key=True)
     state: Mapped[dict[str, Any]] = mapped_column(JSON)
-    at: Mapped[datetime] = mapped_column(DateTime(timezone=True), default=now)
+    at: Mapped[datetime] = mapped_column(default=now)
 
 
 class DriftAlarmRow(Table):
@@ -229,7 +254,7 @@ class DriftAlarmRow(Table):
     id: Mapped[int] = mapped_column(primary_key=True, autoincrement=True)
     version: Mapped[str] = mapped_column(String(80), index=True)
     signal: Mapped[str] = mapped_column(String(32))
-    at: Mapped[datetime] = mapped_column(DateTime(timezone=True), default=now)
+    at: Mapped[datetime] = mapped_column(default=now)
     details: Mapped[dict[str, Any]] = mapped_column(JSON)
-    acknowledged_at: Mapped[datetime | None] = mapped_column(DateTime(timezone=True))
+    acknowledged_at: Mapped[datetime | None]
     acknowledged_by: Mapped[str | None] = mapped_column(String(120))

@@ -15,7 +15,7 @@ from datetime import timedelta
 from typing import Any
 
 import numpy as np
-from sqlalchemy import Engine, and_, func, or_, select, update
+from sqlalchemy import and_, func, or_, select, update
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session, aliased
 
@@ -23,7 +23,7 @@ from polytone.contract.errors import NotFoundError
 from polytone.contract.version_id import voice_of
 from polytone.serve.adapters.registry import note
 from polytone.serve.concurrency import in_thread
-from polytone.serve.database.session import aware, insert_for, now, one_at_a_time, reading, writing
+from polytone.serve.database.session import Database, insert_for, now, one_at_a_time, reading, writing
 from polytone.serve.database.tables import AnswerRow, DriftAlarmRow, DriftRow, FeedbackRow
 from polytone.serve.engine.events import digest
 from polytone.serve.metrics import Metrics
@@ -70,7 +70,7 @@ class DriftMonitor:
     """Methods block, but for `run`."""
 
     def __init__(
-        self, database: Engine, baselines: Baselines, metrics: Metrics, run_length: float, quiet_seconds: float
+        self, database: Database, baselines: Baselines, metrics: Metrics, run_length: float, quiet_seconds: float
     ) -> None:
         self._database = database
         self._baselines = baselines
@@ -179,7 +179,7 @@ class DriftMonitor:
         return batches[version]
 
     def _observe(self, batch: VersionBatch, row: AnswerRow) -> None:
-        at = aware(row.at).isoformat()
+        at = row.at.isoformat()
         for signal, value in (row.signals or {}).items():
             self._scalar(batch, signal).observe(value, row.id, at)
         if row.vectors and len(row.vectors) == VECTOR_BYTES:  # another version of Polytone had shorter ones
@@ -281,7 +281,7 @@ def new_thumbs(session: Session, versions: list[str]) -> list[tuple[str, str, st
     found = []
     for row in rows:
         if not rated_before(session, row):
-            found.append((row.version, row.target_id, aware(row.at).isoformat(), row.value == "down"))
+            found.append((row.version, row.target_id, row.at.isoformat(), row.value == "down"))
         row.observed = True
         session.flush()
     return found
@@ -322,7 +322,7 @@ def labels(version: str) -> tuple[str, str]:
     return voice_of(version), version
 
 
-def frozen_siblings(database: Engine, version: str, now_there: list[str]) -> list[str]:
+def frozen_siblings(database: Database, version: str, now_there: list[str]) -> list[str]:
     """The siblings that a version's tone was first told from; `now_there` where there are none yet."""
     with reading(database) as session:
         row = session.get(DriftRow, (version, SIBLINGS))

@@ -2,11 +2,11 @@
 
 from typing import Any
 
-from sqlalchemy import Engine, select
+from sqlalchemy import select
 
 from polytone.contract.version_id import voice_of
 from polytone.measure.signals import words_of
-from polytone.serve.database.session import aware, reading
+from polytone.serve.database.session import Database, reading
 from polytone.serve.database.tables import DriftAlarmRow, DriftRow
 
 from .detectors import ENOUGH, TWO_SIDED, WARM_UP, WARM_UP_OF, Detector, DriftStatus, ScalarDetector, detector_from_json
@@ -94,7 +94,7 @@ def smallest_rate(detector: SequentialTest) -> float | None:
     return smallest_change(detector.mean, detector.run_length, WITHIN)
 
 
-def report(database: Engine, version: str | None = None) -> list[dict[str, Any]]:
+def report(database: Database, version: str | None = None) -> list[dict[str, Any]]:
     """Every watched version, or one: its signals, standing alarms, and how many alarms chance would raise. Blocks."""
     with reading(database) as session:
         rows = select(DriftRow).order_by(DriftRow.version, DriftRow.signal)
@@ -151,4 +151,4 @@ def signal_json(detector: Detector, alarm: DriftAlarmRow | None) -> dict[str, An
 
 
 def alarm_json(alarm: DriftAlarmRow) -> dict[str, Any]:
-    return {"at": aware(alarm.at).isoformat(), **alarm.details}
+    return {"at": alarm.at.isoformat(), **alarm.details}

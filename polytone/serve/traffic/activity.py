@@ -7,10 +7,10 @@ from datetime import datetime, timedelta
 from typing import Any
 
 import numpy as np
-from sqlalchemy import Engine, select
+from sqlalchemy import select
 
 from polytone.contract.errors import InputError
-from polytone.serve.database.session import aware, in_utc, now, reading
+from polytone.serve.database.session import Database, in_utc, now, reading
 from polytone.serve.database.tables import AnswerRow, FeedbackRow
 
 from .feedback import active_feedback
@@ -70,7 +70,7 @@ def period(since: datetime | None, until: datetime | None, buckets: int) -> tupl
     return begin, end
 
 
-def activity(database: Engine, since: datetime, until: datetime, buckets: int) -> dict[str, Any]:
+def activity(database: Database, since: datetime, until: datetime, buckets: int) -> dict[str, Any]:
     """Every version's answers and thumbs from `since` to before `until`, in `buckets` stretches of the same length.
     Blocks.
 
@@ -84,7 +84,7 @@ def activity(database: Engine, since: datetime, until: datetime, buckets: int) -
         count += 1
         if count > MOST_ROWS:  # the last one says only that there are more
             continue
-        bucket = found[adapter, version][place(aware(at), since, step, buckets)]
+        bucket = found[adapter, version][place(at, since, step, buckets)]
         bucket.answers += status < FAILED
         bucket.errors += status >= FAILED
         bucket.prompt_tokens += read
@@ -94,7 +94,7 @@ def activity(database: Engine, since: datetime, until: datetime, buckets: int) -
             if first is not None:
                 bucket.first_tokens.append(first)
     for thumb in thumbs_between(database, since, until):
-        bucket = found[thumb.adapter, thumb.version][place(aware(thumb.at), since, step, buckets)]
+        bucket = found[thumb.adapter, thumb.version][place(thumb.at, since, step, buckets)]
         bucket.thumbs[str(thumb.value)] += 1
     return {
         "since": since.isoformat(),
@@ -112,7 +112,7 @@ def activity(database: Engine, since: datetime, until: datetime, buckets: int) -
     }
 
 
-def answers_between(database: Engine, since: datetime, until: datetime) -> Iterator[Any]:
+def answers_between(database: Database, since: datetime, until: datetime) -> Iterator[Any]:
     """The newest first, one more than are counted."""
     row = AnswerRow
     columns = (row.at, row.adapter, row.version, row.status, row.prompt_tokens, row.completion_tokens)
@@ -122,7 +122,7 @@ def answers_between(database: Engine, since: datetime, until: datetime) -> Itera
         yield from rows
 
 
-def thumbs_between(database: Engine, since: datetime, until: datetime) -> Sequence[FeedbackRow]:
+def thumbs_between(database: Database, since: datetime, until: datetime) -> Sequence[FeedbackRow]:
     within = (FeedbackRow.at >= since, FeedbackRow.at < until)
     with reading(database) as session:
         return active_feedback(session, until, FeedbackRow.key == "thumb", *within)

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from sqlalchemy import Engine, and_, delete, exists, func, or_, select
+from sqlalchemy import and_, delete, exists, func, or_, select
 from sqlalchemy.orm import Session
 
 from polytone.contract.errors import ConflictError, InputError, NotFoundError
-from polytone.serve.database.session import aware, now, reading, writing
+from polytone.serve.database.session import Database, now, reading, writing
 from polytone.serve.database.tables import ConversationRow, TurnRow
 
 from .conversation_body import TurnBody
@@ -38,8 +38,8 @@ class StoredConversation:
             "id": self.row.id,
             "title": self.row.title,
             "model": self.row.model,
-            "created_at": aware(self.row.created_at).isoformat(),
-            "updated_at": aware(self.row.updated_at).isoformat(),
+            "created_at": self.row.created_at.isoformat(),
+            "updated_at": self.row.updated_at.isoformat(),
             "turns": self.count if self.turns is None else [turn_json(turn) for turn in self.turns],
         }
 
@@ -47,13 +47,13 @@ class StoredConversation:
 class Conversations:
     """The conversations in the database. `owner` is whose they are; another's are not there. Methods block."""
 
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
+    def __init__(self, database: Database) -> None:
+        self._database = database
 
     def create(self, owner: str, title: str = "") -> StoredConversation:
         moment, name = now(), f"conv_{secrets.token_hex(16)}"
         row = ConversationRow(id=name, owner=owner, title=title.strip(), created_at=moment, updated_at=moment)
-        with writing(self._engine) as session:
+        with writing(self._database) as session:
             session.add(row)
             session.flush()
         return StoredConversation(row, 0)
@@ -66,7 +66,7 @@ class Conversations:
             InputError: `invalid_request`, if there is no such parent.
             ConflictError: `idempotency_conflict`, if the id is taken by another turn.
         """
-        with writing(self._engine) as session:
+        with writing(self._database) as session:
             row = owned(session, owner, conversation, lock=True)
             if body.id is not None and (known := turn_of(session, conversation, body.id)):
                 return the_same(known, body)
@@ -87,7 +87,7 @@ class Conversations:
 
     def get(self, owner: str, conversation: str) -> StoredConversation:
         """Raises NotFoundError `conversation_not_found`."""
-        with reading(self._engine) as session:
+        with reading(self._database) as session:
             row = owned(session, owner, conversation)
             turns = turns_of(session, conversation)
             return StoredConversation(row, len(turns), tuple(turns))
@@ -105,7 +105,7 @@ class Conversations:
         wanted = select(ConversationRow, counted).where(*found_by(owner, search)).order_by(*NEWEST).limit(limit + 1)
         if cursor is not None:
             wanted = wanted.where(after(cursor))
-        with reading(self._engine) as session:
+        with reading(self._database) as session:
             rows = [StoredConversation(row, count) for row, count in session.execute(wanted)]
         return rows[:limit], cursor_of(rows[limit - 1].row) if len(rows) > limit else None
 
@@ -115,7 +115,7 @@ class Conversations:
         Raises:
             NotFoundError: `conversation_not_found`.
         """
-        with writing(self._engine) as session:
+        with writing(self._database) as session:
             owned(session, owner, conversation, lock=True)
             return delete_conversation(session, conversation)
 
@@ -125,7 +125,7 @@ class Conversations:
         Raises:
             NotFoundError: `conversation_not_found`.
         """
-        with reading(self._engine) as session:
+        with reading(self._database) as session:
             if conversation is not None:
                 return self._lines([owned(session, owner, conversation).id])
             wanted = select(ConversationRow.id).where(*found_by(owner, search)).order_by(*NEWEST)
@@ -133,7 +133,7 @@ class Conversations:
 
     def _lines(self, conversations: Sequence[str]) -> Iterator[str]:
         for conversation in conversations:
-            with reading(self._engine) as session:
+            with reading(self._database) as session:
                 turns = turns_of(session, conversation)
             yield from lines_of(conversation, turns)
 
@@ -175,7 +175,7 @@ def found_by(owner: str, search: str | None) -> list[Any]:
 
 def cursor_of(row: ConversationRow) -> str:
     """A place in the list that stays where it is when a conversation moves to the front."""
-    return f"{(aware(row.updated_at) - EPOCH) // MICROSECOND}-{row.id}"
+    return f"{(row.updated_at - EPOCH) // MICROSECOND}-{row.id}"
 
 
 def after(cursor: str) -> Any:
@@ -200,7 +200,7 @@ def turn_json(turn: TurnRow) -> dict[str, Any]:
         "content": turn.content,
         "completion_id": turn.completion_id,
         "details": turn.details,
-        "at": aware(turn.at).isoformat(),
+        "at": turn.at.isoformat(),
     }
 
 

@@ -16,13 +16,13 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
-from sqlalchemy import Engine, select
+from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from polytone.contract.export import ExportManifest, export_manifest_path
 from polytone.contract.rows import Conversation
 from polytone.measure.signals import text_of
-from polytone.serve.database.session import aware, now, reading
+from polytone.serve.database.session import Database, now, reading
 from polytone.serve.database.tables import AnswerRow, FeedbackRow, ReviewRow
 
 from .feedback import active_feedback
@@ -70,7 +70,7 @@ class LeftOutError(Exception):
 
 
 def export(
-    engine: Engine,
+    database: Database,
     kind: Format,
     adapter: str,
     split: Split = Split.TRAIN,
@@ -83,7 +83,7 @@ def export(
         kinds: the kinds of annotators that are listened to: human, code, llm.
     """
     until = until or now()
-    with reading(engine) as session:
+    with reading(database) as session:
         material = gather(session, adapter, until, kinds)
     make = {Format.SFT: sft_rows, Format.KTO: kto_rows, Format.DPO: dpo_rows}[kind]
     rows = list(one_side(make(material), material, split))
@@ -133,7 +133,7 @@ def in_chunks(session: Session, column: Any, values: set[str]) -> Iterator[Answe
 
 
 def newest_first(row: AnswerRow) -> float:
-    return -aware(row.at).timestamp()
+    return -row.at.timestamp()
 
 
 def sft_rows(material: Material) -> Iterator[Json]:

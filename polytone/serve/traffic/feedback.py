@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Engine, and_, select
+from sqlalchemy import and_, select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session, aliased
 
 from polytone.contract.errors import ConflictError, InputError, NotFoundError, TooLargeError
-from polytone.serve.database.session import FEEDBACK, aware, one_at_a_time, reading, writing
+from polytone.serve.database.session import FEEDBACK, Database, one_at_a_time, reading, writing
 from polytone.serve.database.tables import FeedbackRow
 
 from .capture import CompletionRef
@@ -33,8 +33,8 @@ class SavedFeedback:
 class FeedbackStore:
     """The feedback in the database. Methods block: call them in a thread."""
 
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
+    def __init__(self, database: Database) -> None:
+        self._database = database
 
     def give(
         self,
@@ -64,7 +64,7 @@ class FeedbackStore:
         if known := self._repeated(body, target, annotator, adapters):
             return SavedFeedback(known, False)
         try:
-            with writing(self._engine) as session:
+            with writing(self._database) as session:
                 one_at_a_time(session, FEEDBACK)
                 row = new_row(body, target, annotator)
                 if body.supersedes is not None:
@@ -86,7 +86,7 @@ class FeedbackStore:
         """The row that was made with this idempotency key before."""
         if body.idempotency_key is None:
             return None
-        with reading(self._engine) as session:
+        with reading(self._database) as session:
             row = session.scalar(
                 select(FeedbackRow).where(
                     FeedbackRow.annotator == annotator.id, FeedbackRow.idempotency_key == body.idempotency_key
@@ -130,7 +130,7 @@ class FeedbackStore:
             wanted = wanted.where(FeedbackRow.at >= since)
         if adapters is not None:
             wanted = wanted.where(FeedbackRow.adapter.in_(adapters))
-        with reading(self._engine) as session:
+        with reading(self._database) as session:
             rows = list(session.scalars(wanted))
         return rows[:limit], rows[limit - 1].number if len(rows) > limit else None
 
@@ -139,7 +139,7 @@ class FeedbackStore:
         wanted = select(FeedbackRow).order_by(FeedbackRow.number.desc()).limit(limit)
         if adapter is not None:
             wanted = wanted.where(FeedbackRow.adapter == adapter)
-        with reading(self._engine) as session:
+        with reading(self._database) as session:
             return list(session.scalars(wanted))[::-1]
 
 
@@ -211,7 +211,7 @@ def as_json(row: FeedbackRow) -> dict[str, Any]:
     """A row as the API shows it."""
     shown: dict[str, Any] = {
         "id": row.id,
-        "at": aware(row.at).isoformat(),
+        "at": row.at.isoformat(),
         "adapter": row.adapter,
         "version": row.version,
         "key": row.key,

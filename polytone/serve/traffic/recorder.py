@@ -10,14 +10,14 @@ from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import Engine, delete, or_, select
+from sqlalchemy import delete, or_, select
 from sqlalchemy.exc import InternalError, OperationalError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.orm import Session
 
 from polytone.serve.adapters.registry import note
 from polytone.serve.concurrency import in_thread, working
-from polytone.serve.database.session import insert_for, now, reading, writing
+from polytone.serve.database.session import Database, insert_for, now, reading, writing
 from polytone.serve.database.tables import AnswerRow, FeedbackRow, ReviewRow
 from polytone.serve.engine.events import digest
 from polytone.serve.metrics import Metrics
@@ -41,7 +41,7 @@ class TrafficRecorder:
 
     def __init__(
         self,
-        database: Engine,
+        database: Database,
         metrics: Metrics,
         policies: Policies,
         measure: Measure | None = None,

@@ -5,11 +5,11 @@ from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Any
 
-from sqlalchemy import Engine, case, func, or_, select
+from sqlalchemy import case, func, or_, select
 from sqlalchemy.orm import Session
 
 from polytone.contract.errors import ConflictError, NotFoundError
-from polytone.serve.database.session import FEEDBACK, aware, insert_for, now, one_at_a_time, reading, writing
+from polytone.serve.database.session import FEEDBACK, Database, insert_for, now, one_at_a_time, reading, writing
 from polytone.serve.database.tables import AnswerRow, FeedbackRow, ReviewRow
 
 LEASE_SECONDS = 900
@@ -49,13 +49,13 @@ class ReviewItem:
 class Reviews:
     """The queue in the database. Methods block: call them in a thread."""
 
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
+    def __init__(self, database: Database) -> None:
+        self._database = database
 
     def lease(self, reviewer: str, adapter: str | None = None, seconds: float = LEASE_SECONDS) -> ReviewItem | None:
         """The most pressing item that nobody else holds, or an answer drawn by chance where none waits; None where
         there is none at all. The item that the reviewer holds already comes first."""
-        with writing(self._engine) as session:
+        with writing(self._database) as session:
             one_at_a_time(session, "reviews")
             row = waiting(session, reviewer, adapter) or drawn_by_chance(session, adapter)
             if row is None:
@@ -76,7 +76,7 @@ class Reviews:
             NotFoundError: `review_not_found`.
             ConflictError: `review_decided`, or `review_leased` if someone else holds it.
         """
-        with writing(self._engine) as session:
+        with writing(self._database) as session:
             if correction is not None:
                 one_at_a_time(session, FEEDBACK)
             row = decidable(session, completion, reviewer)
@@ -88,7 +88,7 @@ class Reviews:
 
     def counts(self) -> dict[tuple[str, str], int]:
         """(state, reason) -> how many."""
-        with reading(self._engine) as session:
+        with reading(self._database) as session:
             wanted = select(ReviewRow.state, ReviewRow.reason, func.count()).group_by(ReviewRow.state, ReviewRow.reason)
             return {(state, reason): count for state, reason, count in session.execute(wanted)}
 
@@ -99,7 +99,7 @@ def decidable(session: Session, completion: str, reviewer: str) -> ReviewRow:
         raise NotFoundError(f"{completion} does not wait for review.", code="review_not_found")
     if row.state != OPEN:
         raise ConflictError(f"{completion} was {row.state} by {row.decided_by}.", code="review_decided")
-    held = row.leased_until is not None and aware(row.leased_until) > now()
+    held = row.leased_until is not None and row.leased_until > now()
     if held and row.leased_by != reviewer:
         raise ConflictError(f"{completion} is in the hands of {row.leased_by}.", code="review_leased")
     return row
@@ -166,9 +166,9 @@ def item_json(item: ReviewItem, feedback: list[dict[str, Any]]) -> dict[str, Any
         "adapter": answer.adapter,
         "version": answer.version,
         "reason": item.review.reason,
-        "leased_until": aware(item.until).isoformat(),
+        "leased_until": item.until.isoformat(),
         "conversation": answer.conversation,
-        "at": aware(answer.at).isoformat(),
+        "at": answer.at.isoformat(),
         "prompt": answer.prompt,
         "reply": answer.reply,
         "feedback": feedback,

@@ -28,7 +28,7 @@ from polytone.serve.backup.files import alone, hash_file
 from polytone.serve.backup.manifest import MANIFEST_NAME, Backup, read_backup
 from polytone.serve.backup.restoring import Restored, restore
 from polytone.serve.backup.taking import Taken, back_up
-from polytone.serve.database.session import migrate, new_engine, now, open_database, reading, writing
+from polytone.serve.database.session import migrate, new_database, now, open_database, reading, writing
 from polytone.serve.database.tables import FeedbackRow, ReplicaRow, ReviewRow, Table
 from polytone.serve.traffic.capture import CompletionRef
 from polytone.serve.traffic.feedback import FeedbackStore
@@ -331,7 +331,7 @@ def test_a_backup_of_an_older_schema_is_brought_up_to_date(
 ) -> None:
     """And taking it leaves the database as it is: the server that uses it is the older one."""
     old, folder = empty_place(Home(tmp_path / "old"), kind_of_database, request), tmp_path / "backup"
-    engine = new_engine(old.url)
+    engine = new_database(old.url)
     migrate(engine, "0004")
     engine.dispose()
     assert old.back_up(folder).backup.database.revision == "0004"

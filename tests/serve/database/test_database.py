@@ -4,6 +4,7 @@ import asyncio
 import json
 import socket
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from polytone.contract.home import Home
 from polytone.serve.auth.keys import Kind
 from polytone.serve.database import session as opening
 from polytone.serve.database.session import one_at_a_time, open_database, reading, writing
-from polytone.serve.database.tables import AnswerRow
+from polytone.serve.database.tables import AnswerRow, ReplicaRow
 from tests.support.serving import database_url, eventually, serving
 
 NUL, HALF = "a\0b", "a\ud800b"
@@ -173,3 +174,17 @@ async def test_a_block_reads_what_was_there_at_one_moment(tmp_path: Path) -> Non
         with reading(database) as session:
             assert len(session.scalars(select(AnswerRow.id)).all()) == 1
     await asyncio.to_thread(database.dispose)
+
+
+@pytest.mark.both_databases
+def test_a_moment_is_stored_in_utc_and_read_with_its_zone(tmp_path: Path) -> None:
+    """SQLite keeps no time zone: a moment from elsewhere was once stored as its own clock showed it."""
+    noon = datetime(2026, 3, 1, 12, tzinfo=UTC)
+    database = open_database(database_url(Home(tmp_path)))
+    with writing(database) as session:
+        session.add(ReplicaRow(name="east", seen_at=noon.astimezone(timezone(timedelta(hours=5)))))
+    with reading(database) as session:
+        seen_at = session.scalars(select(ReplicaRow.seen_at)).one()
+        assert (seen_at, seen_at.utcoffset()) == (noon, timedelta(0))
+        assert session.scalars(select(ReplicaRow.name).where(ReplicaRow.seen_at <= noon)).all() == ["east"]
+    database.dispose()

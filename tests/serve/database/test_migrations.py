@@ -19,7 +19,7 @@ from sqlalchemy.types import JSON, Boolean, DateTime, Float, LargeBinary, TypeEn
 from polytone.contract.home import Home
 from polytone.serve.adapters.registry import Part, Registry, Rollout
 from polytone.serve.auth.keys import KeyStore
-from polytone.serve.database.session import MIGRATIONS, migrate, new_engine, open_database
+from polytone.serve.database.session import MIGRATIONS, migrate, new_database, open_database
 from polytone.serve.database.tables import Table as Model
 from tests.support.postgresql import Postgresql
 
@@ -61,7 +61,7 @@ class Databases:
         return Home(self._folder / str(self._count)).database_url
 
     def engine(self) -> Engine:
-        engine = new_engine(self.empty())
+        engine = new_database(self.empty())
         self._stack.callback(engine.dispose)
         return engine
 
