@@ -30,6 +30,7 @@ test: setup .venv/.cluster
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports --no-logo
 	$(BIN)/mypy
 
 ## What a reviewer would run: lint, types and the fast tests, in about a minute and a half on two cores
