@@ -23,8 +23,8 @@ from polytone.contract.errors import InputError
 from polytone.serve.api.app import create_app
 from polytone.serve.logs import set_up_logs
 from polytone.serve.server import build_services, listen
-from polytone.serve.services import Services
 from polytone.serve.settings import Settings, read_settings
+from polytone.serve.supervisor import EngineSupervisor
 
 ROUTER = "ray.serve.experimental.consistent_hash_router.ConsistentHashRouter"
 PORTS_TRIED = 32
@@ -80,6 +80,7 @@ class PolytoneReplica:
         self.settings = read_settings(**settings)
         set_up_logs(self.settings.json_logs)
         self.services = build_services(self.settings)
+        self.supervisor = EngineSupervisor(self.services, self.settings.poll_seconds)
         self.listener = first_free(host, port)
         if not self.services.keyring.required:
             raise InputError(
@@ -89,18 +90,18 @@ class PolytoneReplica:
             )
 
     def __serve_build_asgi_app__(self) -> FastAPI:
-        app = create_app(self.services, self.settings.origins)
-        app.router.lifespan_context = patient(app, self.services, self.settings, self.listener)
+        app = create_app(self.services, self.supervisor, self.settings.origins)
+        app.router.lifespan_context = patient(app, self.supervisor, self.settings, self.listener)
         return app
 
     def check_health(self) -> None:
         """A dead engine is rebuilt in its replica; where that takes longer than three looks, Ray takes another."""
         if not self.services.engine.healthy():
-            raise RuntimeError(self.services.problem or "the engine stopped")
+            raise RuntimeError(self.services.status.problem or "the engine stopped")
 
 
 def patient(
-    app: FastAPI, services: Services, settings: Settings, listener: socket.socket
+    app: FastAPI, supervisor: EngineSupervisor, settings: Settings, listener: socket.socket
 ) -> Callable[[FastAPI], AbstractAsyncContextManager[Any]]:
     """The app's lifespan, which begins only once the engine answers: Ray sends requests as soon as it has begun.
 
@@ -111,15 +112,15 @@ def patient(
     @asynccontextmanager
     async def lifespan(given: FastAPI) -> AsyncIterator[Any]:
         async with started(given) as state, listening(app, listener):
-            await until_ready(services, settings)
+            await until_ready(supervisor, settings)
             yield state
 
     return lifespan
 
 
-async def until_ready(services: Services, settings: Settings) -> None:
+async def until_ready(supervisor: EngineSupervisor, settings: Settings) -> None:
     async with asyncio.timeout(settings.start_seconds):
-        while not services.ready():  # noqa: ASYNC110 - the engine has no event to wait for
+        while not supervisor.ready():  # noqa: ASYNC110 - the engine has no event to wait for
             await asyncio.sleep(settings.poll_seconds)
 
 

@@ -19,7 +19,6 @@ from .adapters.registry import Registry
 from .adapters.replicas import Replicas
 from .adapters.store import Fetcher, store_of
 from .api.app import create_app
-from .api.chat_request import RequestLimits
 from .api.ui_mount import PAGE_PATH, DeferredUi
 from .auth.keys import Keyring, KeyStore
 from .auth.rate_limits import Admission
@@ -28,10 +27,12 @@ from .drift.baseline import Baselines
 from .drift.embedding import token_embedding
 from .drift.monitor import DriftMonitor, frozen_siblings
 from .engine.vllm import VllmEngine, VllmOptions
+from .limits import RequestLimits, ServerLimits
 from .logs import set_up_logs
 from .metrics import Metrics
-from .services import ServerLimits, Services
+from .services import Services
 from .settings import Settings
+from .supervisor import EngineSupervisor
 from .traffic.capture import Policies
 from .traffic.recorder import TrafficRecorder
 from .traffic.reviews import Reviews
@@ -54,7 +55,8 @@ def run_server(settings: Settings) -> None:
     check_exposure(settings, services.keyring.required)
     listener = listen(settings.host, settings.port)
     page = DeferredUi(partial(build_page_app, local_url(settings))) if settings.page else None
-    app = create_app(services, settings.origins, page)
+    supervisor = EngineSupervisor(services, settings.poll_seconds)
+    app = create_app(services, supervisor, settings.origins, page)
     config = uvicorn.Config(
         app,
         log_config=None,
@@ -116,7 +118,6 @@ def build_services(settings: Settings) -> Services:
             hang_seconds=settings.hang_seconds,
             start_seconds=settings.start_seconds,
         ),
-        poll_seconds=settings.poll_seconds,
         store=store,
     )
 

@@ -21,6 +21,7 @@ from polytone.serve.metrics import Metrics
 from polytone.serve.server import SHUTDOWN_SECONDS
 from polytone.serve.services import Services
 from polytone.serve.settings import PREFIX, Settings, read_settings
+from polytone.serve.supervisor import EngineSupervisor
 
 ROOT = Path(__file__).parents[2]
 KUBERNETES, KUBERAY = ROOT / "deploy" / "kubernetes", ROOT / "deploy" / "kuberay"
@@ -298,7 +299,7 @@ def test_the_job_prepares_the_base_that_is_served() -> None:
 
 
 def test_probes_ask_routes_that_exist_and_do_not_kill_for_the_engine() -> None:
-    router = health_routes(cast(Services, None))
+    router = health_routes(cast(Services, None), cast(EngineSupervisor, None))
     routes = {route.path for route in router.routes if isinstance(route, APIRoute)}
     [server] = find("Deployment")["spec"]["template"]["spec"]["containers"]
     probes = {kind: server[f"{kind}Probe"]["httpGet"] for kind in ("startup", "liveness", "readiness")}

@@ -19,15 +19,16 @@ from polytone.serve.adapters.registry import Registry
 from polytone.serve.adapters.replicas import Replicas
 from polytone.serve.adapters.store import AdapterStore, Fetcher
 from polytone.serve.api.app import create_app
-from polytone.serve.api.chat_request import RequestLimits
 from polytone.serve.auth.keys import Keyring, KeyStore, Kind
 from polytone.serve.auth.rate_limits import Admission
 from polytone.serve.database.session import open_database
 from polytone.serve.drift.baseline import Baselines
 from polytone.serve.drift.embedding import DIMENSION
 from polytone.serve.drift.monitor import DriftMonitor, frozen_siblings
+from polytone.serve.limits import RequestLimits, ServerLimits
 from polytone.serve.metrics import Metrics
-from polytone.serve.services import ServerLimits, Services, running
+from polytone.serve.services import Services
+from polytone.serve.supervisor import EngineSupervisor
 from polytone.serve.traffic.capture import Policies
 from polytone.serve.traffic.recorder import TrafficRecorder
 from polytone.serve.traffic.reviews import Reviews
@@ -48,6 +49,7 @@ class Server:
     engine: FakeEngine
     registry: Registry
     services: Services
+    supervisor: EngineSupervisor
     app: FastAPI
     client: httpx.AsyncClient
 
@@ -152,13 +154,13 @@ async def serving(
             hang_seconds=limits.get("hang_seconds", 30),
             start_seconds=limits.get("start_seconds", 30),
         ),
-        poll_seconds=0.01,
         store=store,
     )
-    app = create_app(services, origins)
+    supervisor = EngineSupervisor(services, poll_seconds=0.01)
+    app = create_app(services, supervisor, origins)
     async with (
-        running(services),
+        supervisor.running(),
         httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url=LOCAL) as client,
     ):
-        await eventually(services.ready)
-        yield Server(home, base, engine, services.registry, services, app, client)
+        await eventually(supervisor.ready)
+        yield Server(home, base, engine, services.registry, services, supervisor, app, client)

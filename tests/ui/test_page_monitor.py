@@ -161,14 +161,14 @@ async def test_an_engine_that_is_down_is_told_with_its_reason_until_it_is_back(
 
     monkeypatch.setattr(server.engine, "start", start)
     server.engine.up = False
-    await eventually(lambda: "no memory" in (server.services.problem or ""))
+    await eventually(lambda: "no memory" in (server.services.status.problem or ""))
     await refresh(page)
     health = page.locator("#health")
     await expect(health.get_by_role("alert")).to_contain_text(
         "The server is not ready: no memory is left on the card.", timeout=TIMEOUT
     )
     monkeypatch.setattr(server.engine, "start", good)
-    await eventually(server.services.ready, seconds=10)
+    await eventually(server.supervisor.ready, seconds=10)
     await refresh(page)
     await expect(health.get_by_role("status")).to_contain_text("The server is ready", timeout=TIMEOUT)
     await expect(health.get_by_role("alert")).to_have_count(0)

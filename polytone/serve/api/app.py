@@ -6,7 +6,8 @@ from contextlib import asynccontextmanager, nullcontext
 from fastapi import FastAPI
 
 from polytone import __version__
-from polytone.serve.services import Services, running
+from polytone.serve.services import Services
+from polytone.serve.supervisor import EngineSupervisor
 
 from .adapters import admin_routes
 from .chat import chat_routes
@@ -21,12 +22,14 @@ from .reviews import data_routes
 from .ui_mount import DeferredUi, UiMiddleware
 
 
-def create_app(services: Services, origins: Iterable[str] = (), page: DeferredUi | None = None) -> FastAPI:
-    """Build the app; the runtime and the page start and stop with it."""
+def create_app(
+    services: Services, supervisor: EngineSupervisor, origins: Iterable[str] = (), page: DeferredUi | None = None
+) -> FastAPI:
+    """Build the app; the supervisor and the page start and stop with it."""
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        async with running(services), page.running() if page else nullcontext():
+        async with supervisor.running(), page.running() if page else nullcontext():
             yield
 
     app = FastAPI(
@@ -51,7 +54,7 @@ def create_app(services: Services, origins: Iterable[str] = (), page: DeferredUi
         conversation_routes,
         admin_routes,
         data_routes,
-        health_routes,
     ):
         app.include_router(routes(services))
+    app.include_router(health_routes(services, supervisor))
     return app

@@ -56,7 +56,7 @@ async def respond(services: Services, request: Request, answer: Answer, fields: 
             raise DeniedError(f"The key {key.name} may not use {model}.", code="model_not_allowed", status=403)
         if not services.engine.healthy():
             raise UnavailableError(
-                f"No answers now: {services.problem or 'the engine stopped'}.", code="engine_unavailable"
+                f"No answers now: {services.status.problem or 'the engine stopped'}.", code="engine_unavailable"
             )
         conversation = conversation_of(request, body)
         route = services.adapters.route(model, sticky_by(conversation, key))

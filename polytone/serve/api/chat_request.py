@@ -5,12 +5,12 @@ template to run, tensors). So a field is either offered here or refused by name.
 """
 
 import json
-from dataclasses import dataclass
 from typing import Any
 
 from polytone.contract.adapter import Manifest
 from polytone.contract.errors import InputError, TooLargeError
 from polytone.serve.engine.base import Body
+from polytone.serve.limits import RequestLimits
 
 # OpenAI's, then vLLM's own. Not `prompt_logprobs`, nor `echo`, which asks for them: see verify.py.
 SAMPLING = frozenset(
@@ -25,15 +25,6 @@ CHAT_FIELDS = SAMPLING | frozenset(
     | {"add_generation_prompt", "chat_template_kwargs", "continue_final_message"}
 )
 COMPLETION_FIELDS = SAMPLING | frozenset({"model", "prompt"})
-
-
-@dataclass(frozen=True)
-class RequestLimits:
-    """The most a request may ask for."""
-
-    messages: int
-    output_tokens: int
-    choices: int
 
 
 def parse_body(raw: bytes) -> Body:

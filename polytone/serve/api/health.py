@@ -6,11 +6,12 @@ from prometheus_client import CONTENT_TYPE_LATEST
 
 from polytone.serve.auth.keys import Kind
 from polytone.serve.services import Services
+from polytone.serve.supervisor import EngineSupervisor
 
 from .openapi import METRICS
 
 
-def health_routes(services: Services) -> APIRouter:
+def health_routes(services: Services, supervisor: EngineSupervisor) -> APIRouter:
     router = APIRouter(tags=["health"])
 
     @router.get("/healthz")
@@ -21,9 +22,9 @@ def health_routes(services: Services) -> APIRouter:
     @router.get("/readyz")
     async def readyz() -> JSONResponse:
         """200 once the engine answers and every published version was tried; 503 with the reason until then."""
-        if services.ready():
+        if supervisor.ready():
             return JSONResponse({"status": "ready"})
-        content = {"status": "not_ready", "reason": services.problem or "the engine stopped"}
+        content = {"status": "not_ready", "reason": services.status.problem or "the engine stopped"}
         return JSONResponse(content, 503, headers={"retry-after": "5"})
 
     @router.get("/metrics", response_class=PlainTextResponse, openapi_extra=METRICS)

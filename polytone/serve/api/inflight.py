@@ -13,10 +13,9 @@ from polytone.serve.auth.keys import Key
 from polytone.serve.database.session import now
 from polytone.serve.engine.base import Body, EngineError
 from polytone.serve.engine.events import completion_id
+from polytone.serve.limits import RequestLimits
 from polytone.serve.services import Services
 from polytone.serve.traffic.capture import CompletionRef, RecordedAnswer
-
-from .chat_request import RequestLimits
 
 CLIENT_LEFT = 499
 
@@ -53,7 +52,7 @@ class InflightRequest:
         self._open = True
         self._aborted = asyncio.Event()
         self._next: asyncio.Timeout | None = None
-        services.answers.add(self)
+        services.inflight.add(self)
         services.metrics.in_flight.inc()
 
     @property
@@ -149,7 +148,7 @@ class InflightRequest:
         self._open = False
         if self._held is not None:
             self._held.release()
-        self._services.answers.discard(self)
+        self._services.inflight.discard(self)
         self._services.admission.leave(self._key, sum(self._usage))
         seconds = time.monotonic() - self._began
         self._services.metrics.in_flight.dec()

@@ -393,7 +393,7 @@ async def test_a_version_that_cannot_be_fetched_fails_until_the_store_is_back_an
         server.registry.promote("acme", version, "test")
         await eventually(lambda: fetches(server)[1] >= 2)
         assert "cannot be used now" in reason(server, version)
-        assert server.services.ready()
+        assert server.supervisor.ready()
         assert (await server.chat("acme")).json()["error"]["code"] == "voice_not_ready"
         assert (await server.chat("zest")).json()["model"] == local
         monkeypatch.setattr(TroubledFiles, "away", False)

@@ -18,7 +18,7 @@ async def test_an_engine_that_hangs_while_busy_is_rebuilt_with_every_voice(tmp_p
         answer = asyncio.create_task(server.chat("acme", stream=True))
         await eventually(lambda: server.engine.starts == 2)
         assert "engine_unavailable" in (await answer).text
-        await eventually(lambda: server.services.ready() and server.answers("acme") == version)
+        await eventually(lambda: server.supervisor.ready() and server.answers("acme") == version)
         assert (await server.chat("acme")).json()["model"] == version
 
 
@@ -30,7 +30,7 @@ async def test_an_engine_that_forgets_those_who_wait_leaves_nobody_waiting(tmp_p
         for streamed in (True, False):
             answer = asyncio.create_task(server.chat("tiny", stream=streamed))
             assert "engine_unavailable" in (await asyncio.wait_for(answer, 5)).text
-            await eventually(server.services.ready)
+            await eventually(server.supervisor.ready)
             server.engine.frozen.set()
 
 
@@ -63,7 +63,7 @@ async def test_a_failed_start_is_tried_again_while_admin_reads_work(
         assert (await server.client.get("/readyz")).status_code == 503
         assert (await server.client.get("/healthz")).status_code == 200
         assert (await server.client.get("/admin/adapters")).json()["adapters"][0]["name"] == "acme"
-        await eventually(lambda: server.services.ready() and server.answers("acme") == version, seconds=10)
+        await eventually(lambda: server.supervisor.ready() and server.answers("acme") == version, seconds=10)
 
 
 async def test_chat_goes_on_from_memory_while_the_database_is_gone(
@@ -80,12 +80,12 @@ async def test_chat_goes_on_from_memory_while_the_database_is_gone(
             return good()
 
         monkeypatch.setattr(server.registry, "desired", desired)
-        await eventually(lambda: server.services.problem is not None)
+        await eventually(lambda: server.services.status.problem is not None)
         assert (await server.chat("acme")).status_code == 200
         refused = await server.client.get("/admin/adapters")
         assert (refused.status_code, refused.json()["error"]["code"]) == (503, "database_unavailable")
         gone = False
-        await eventually(lambda: server.services.problem is None)
+        await eventually(lambda: server.services.status.problem is None)
 
 
 async def test_requests_that_wait_for_a_turn_are_told_when_the_engine_dies(tmp_path: Path) -> None:
@@ -101,7 +101,7 @@ async def test_requests_that_wait_for_a_turn_are_told_when_the_engine_dies(tmp_p
         refused = await waiting
         assert (refused.status_code, refused.json()["error"]["code"]) == (503, "engine_unavailable")
         await answering
-        assert not server.services.answers
+        assert not server.services.inflight
 
 
 async def test_a_mistake_of_our_own_in_one_step_does_not_end_the_supervision(
@@ -116,7 +116,7 @@ async def test_a_mistake_of_our_own_in_one_step_does_not_end_the_supervision(
             good(desired)
 
         monkeypatch.setattr(server.services.adapters, "reconcile", reconcile)
-        await eventually(lambda: "ZeroDivisionError" in (server.services.problem or ""))
+        await eventually(lambda: "ZeroDivisionError" in (server.services.status.problem or ""))
         assert (await server.chat("tiny")).status_code == 200
         bad = False
         await server.voice("acme")

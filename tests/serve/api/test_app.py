@@ -254,7 +254,7 @@ async def test_health_readiness_and_metrics(server: Server) -> None:
 async def test_until_the_engine_is_up_the_server_says_so(tmp_path: Path) -> None:
     async with serving(tmp_path) as server:
         server.engine.up = False
-        server.services.problem = "the engine is starting"
+        server.services.status.problem = "the engine is starting"
         response = await server.chat("tiny")
         assert response.status_code == 503
         assert response.json()["error"]["code"] == "engine_unavailable"

@@ -84,7 +84,7 @@ async def test_a_crowd_is_answered_or_told_when_to_come_back(tmp_path: Path) -> 
             assert int(answer.headers["retry-after"]) >= 1
         for answer in answers:
             assert answer.status_code == 429 or "[DONE]" in answer.text
-        assert server.services.admission.at_once == len(server.services.answers) == 0
+        assert server.services.admission.at_once == len(server.services.inflight) == 0
         assert 'polytone_rejected_total{reason="overloaded"}' in (await server.client.get("/metrics")).text
 
 
