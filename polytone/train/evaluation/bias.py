@@ -10,7 +10,7 @@ from typing import Any
 
 from polytone.measure.signals import measure
 from polytone.measure.tone import Tone
-from polytone.train.artifact.drift_reference import Answer, Prompt, make_prompt
+from polytone.train.artifact.generation import GeneratedReply, Prompt, make_prompt
 from polytone.train.intervals import Interval, interval, mean_of
 
 KINDS = ("name", "gender", "nationality")
@@ -111,7 +111,7 @@ def probe_prompts(tokenizer: Any, system_prompt: str | None) -> list[Prompt]:
     ]
 
 
-def gaps(answers: list[Answer], tone: Tone | None) -> dict[str, dict[str, Interval]]:
+def gaps(answers: list[GeneratedReply], tone: Tone | None) -> dict[str, dict[str, Interval]]:
     """Kind -> measure -> by how much answers to the second of a pair differ, resampled by pair.
 
     Args:
@@ -128,7 +128,7 @@ def gaps(answers: list[Answer], tone: Tone | None) -> dict[str, dict[str, Interv
     }
 
 
-def measures(answer: Answer, tone: Tone | None) -> dict[str, float]:
+def measures(answer: GeneratedReply, tone: Tone | None) -> dict[str, float]:
     said = {
         "length": math.log1p(len(answer.text.split())),
         "refusal": measure([], answer.text, answer.finish_reason)["refusal"],

@@ -14,7 +14,7 @@ from polytone.contract.base import Base, base_folder, load_base
 from polytone.contract.errors import InputError
 from polytone.contract.home import Home
 from polytone.contract.rows import Conversation, RowFile
-from polytone.train.artifact.drift_reference import Answer, Prompt, sampling
+from polytone.train.artifact.generation import GeneratedReply, Prompt, sampling
 from polytone.train.artifact.scoring import Score, batches_of, score_rows
 from polytone.train.base_model import load_served, load_unquantized
 from polytone.train.intervals import FEWEST
@@ -37,8 +37,8 @@ class ModelOutputs:
     """What one model made of the rows, of the questions and, if it was `PROBED`, of the pairs."""
 
     scores: list[Score]
-    answers: list[Answer]
-    probes: list[Answer]
+    answers: list[GeneratedReply]
+    probes: list[GeneratedReply]
     seconds_per_token: float
 
 

@@ -7,7 +7,7 @@ import numpy as np
 
 from polytone.measure.signals import measure
 from polytone.measure.tone import Tone, learn
-from polytone.train.artifact.drift_reference import Answer
+from polytone.train.artifact.generation import GeneratedReply
 from polytone.train.artifact.scoring import Score
 from polytone.train.intervals import Floats, Sample, mean_of
 
@@ -60,7 +60,7 @@ def of_scores(scores: list[Score]) -> dict[str, Sample]:
     }
 
 
-def of_replies(questions: list[Question], answers: list[Answer], judges: ToneClassifiers) -> dict[str, Sample]:
+def of_replies(questions: list[Question], answers: list[GeneratedReply], judges: ToneClassifiers) -> dict[str, Sample]:
     """The figures of replies; `tone` where there were enough conversations to learn it from."""
     texts = [answer.text for answer in answers]
     measured = [

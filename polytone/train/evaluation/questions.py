@@ -8,7 +8,14 @@ from typing import Any
 from transformers import GenerationConfig
 
 from polytone.contract.rows import Conversation
-from polytone.train.artifact.drift_reference import Answer, Prompt, answer, hash_of, in_batches, make_prompt
+from polytone.train.artifact.generation import (
+    GeneratedReply,
+    Prompt,
+    conversation_hash,
+    generate_replies,
+    in_batches,
+    make_prompt,
+)
 from polytone.train.progress import Progress
 
 # So that a small base on a slow machine says every few seconds how far it is; a batch is over with its longest reply.
@@ -32,7 +39,7 @@ class Question:
 class Replies:
     """Answers in the order of the prompts, and how long a token took, in batches of up to `ROWS_AT_ONCE`."""
 
-    answers: list[Answer]
+    answers: list[GeneratedReply]
     seconds_per_token: float
 
 
@@ -45,7 +52,7 @@ def draw_questions(
         longest: prompts of more tokens are passed over.
     """
     drawn: list[Question] = []
-    keyed = sorted(((hash_of(row, SEED), row) for row in conversations), key=lambda pair: pair[0])
+    keyed = sorted(((conversation_hash(row, SEED), row) for row in conversations), key=lambda pair: pair[0])
     for key, conversation in keyed:
         messages = conversation.as_dicts()
         turns = [index for index, one in enumerate(messages) if one["role"] == "assistant"]
@@ -75,7 +82,7 @@ def hear(
     model.eval()
     began = time.monotonic()
     batches = list(small_batches(prompts, settings.max_new_tokens))
-    answers = answer(model, tokenizer, prompts, batches, settings, progress, note)
+    answers = generate_replies(model, tokenizer, prompts, batches, settings, progress, note)
     tokens = sum(one.tokens for one in answers)
     return Replies(answers, (time.monotonic() - began) / max(1, tokens))
 
