@@ -112,13 +112,13 @@ def measure(options: argparse.Namespace) -> Measured:
     from rich.console import Console
     from transformers import AutoTokenizer
 
+    from polytone.progress import Progress
     from polytone.train.artifact.lora import attach_adapter
     from polytone.train.artifact.scoring import evaluate
     from polytone.train.base_model import compute_dtype, load_nf4
     from polytone.train.job import METHODS
     from polytone.train.methods.common import Prepared, RunCallbacks
     from polytone.train.methods.sft import as_dataset
-    from polytone.train.progress import Progress
     from polytone.train.recipe import Recipe
     from polytone.train.runs.metrics import Recorder
     from polytone.train.tokenization import Row

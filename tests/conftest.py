@@ -43,9 +43,9 @@ def kind_of_database(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyP
 
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> TinyHome:
+    from polytone.progress import Progress
     from polytone.train.base_model import prepare_base
     from polytone.train.libraries import quiet_libraries
-    from polytone.train.progress import Progress
     from tests.support.tiny_llama import save_tiny_llama
 
     quiet_libraries()

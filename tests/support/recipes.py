@@ -14,7 +14,7 @@ from rich.console import Console
 from polytone.contract.adapter import Manifest
 from polytone.contract.export import ExportManifest
 from polytone.contract.home import Home
-from polytone.train.progress import Progress
+from polytone.progress import Progress
 from polytone.train.publish import publish
 from polytone.train.recipe import read_recipe
 from polytone.train.run import Run, run

@@ -24,7 +24,7 @@ class TinyHome:
 
 def train_tiny(root: Path, home: Home, name: str, **training: Any) -> Manifest:
     """Teach the random Llama to answer everything with its own name; takes a few seconds."""
-    from polytone.train.progress import Progress
+    from polytone.progress import Progress
     from polytone.train.publish import publish
     from polytone.train.recipe import read_recipe
     from polytone.train.run import run

@@ -18,9 +18,9 @@ from polytone.contract.files import unused_folder
 from polytone.contract.home import Home
 from polytone.contract.rows import Conversation
 from polytone.contract.tensors import read_header
+from polytone.progress import Progress
 from polytone.train.artifact.lora import inherit, read_parent
 from polytone.train.base_model import load_nf4, prepare_base
-from polytone.train.progress import Progress
 from polytone.train.recipe import Recipe, read_recipe
 from polytone.train.tokenization import IGNORED, split, tokenize_conversation
 from tests.support.adapters import make_version

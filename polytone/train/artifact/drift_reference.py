@@ -9,7 +9,7 @@ import torch
 
 from polytone.contract.reference import ReferenceRow
 from polytone.contract.rows import Conversation
-from polytone.train.progress import Progress
+from polytone.progress import Progress
 from polytone.train.recipe import Recipe
 
 from .generation import (

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 
 from polytone.contract.adapter import Fingerprint, Probe
-from polytone.train.progress import Progress
+from polytone.progress import Progress
 from polytone.train.tokenization import with_system
 
 PROMPTS = (

@@ -13,7 +13,7 @@ from transformers import GenerationConfig
 from polytone.contract.adapter import Sampling
 from polytone.contract.reference import FinishReason
 from polytone.contract.rows import Conversation
-from polytone.train.progress import Progress
+from polytone.progress import Progress
 from polytone.train.tokenization import with_system
 
 # Prompt and reply tokens of one batch. Every decoding step unpacks the whole NF4 base, so a few large batches are

@@ -9,7 +9,7 @@ from torch.nn.functional import cross_entropy
 from torch.nn.utils.rnn import pad_sequence
 
 from polytone.contract.adapter import Evaluation
-from polytone.train.progress import Progress
+from polytone.progress import Progress
 from polytone.train.tokenization import IGNORED, Row
 
 BATCH = 8

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from polytone.train.progress import Progress
+from polytone.progress import Progress
 
 from .balance import find_topics
 from .contradictions import find_contradictions

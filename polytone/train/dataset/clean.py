@@ -12,7 +12,7 @@ from pydantic import BaseModel
 from polytone.contract.errors import InputError
 from polytone.contract.files import write_together
 from polytone.contract.rows import Conversation
-from polytone.train.progress import Progress
+from polytone.progress import Progress
 
 from .check import Options, find_copied, personal_hits
 from .encoding import mended

@@ -14,13 +14,13 @@ from polytone.contract.base import Base, base_folder, load_base
 from polytone.contract.errors import InputError
 from polytone.contract.home import Home
 from polytone.contract.rows import Conversation, RowFile
+from polytone.progress import Progress
 from polytone.train.artifact.generation import GeneratedReply, Prompt, sampling
 from polytone.train.artifact.scoring import Score, batches_of, score_rows
 from polytone.train.base_model import load_served, load_unquantized
 from polytone.train.intervals import FEWEST
 from polytone.train.tokenization import Row, tokenize
 
-from ..progress import Progress
 from .bias import probe_prompts
 from .questions import LONGEST_PROMPT, LONGEST_REPLY, Question, Replies, draw_questions, hear, reply_limit
 

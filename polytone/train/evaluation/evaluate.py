@@ -13,7 +13,7 @@ from polytone.contract.evaluation import EvaluatedOn, GateVerdict, write_verdict
 from polytone.contract.files import folder_written_whole, unused_folder
 from polytone.contract.home import Home
 from polytone.contract.rows import Conversation, RowFile
-from polytone.train.progress import Progress
+from polytone.progress import Progress
 from polytone.train.recipe import GatesSection
 
 from .compare import BASE, PARENT, VOICE, Comparison, compare

@@ -8,6 +8,7 @@ from typing import Any
 from transformers import GenerationConfig
 
 from polytone.contract.rows import Conversation
+from polytone.progress import Progress
 from polytone.train.artifact.generation import (
     GeneratedReply,
     Prompt,
@@ -16,7 +17,6 @@ from polytone.train.artifact.generation import (
     in_batches,
     make_prompt,
 )
-from polytone.train.progress import Progress
 
 # So that a small base on a slow machine says every few seconds how far it is; a batch is over with its longest reply.
 ROWS_AT_ONCE = 16

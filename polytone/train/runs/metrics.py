@@ -8,7 +8,7 @@ from transformers import TrainerCallback
 from transformers.integrations import TensorBoardCallback
 
 from polytone.contract.errors import CheckError
-from polytone.train.progress import Progress
+from polytone.progress import Progress
 from polytone.train.recipe import Recipe
 
 METRICS = "metrics.jsonl"

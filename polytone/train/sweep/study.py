@@ -15,9 +15,9 @@ from transformers import TrainerCallback
 
 from polytone.contract.errors import CheckError, InputError
 from polytone.contract.home import Home
+from polytone.progress import Progress
 from polytone.train.artifact.scoring import loss_per_token
 from polytone.train.job import read_job
-from polytone.train.progress import Progress
 from polytone.train.recipe import Recipe, Span, SweepSection, contradictions
 from polytone.train.run import load_model, train_adapter
 
