@@ -1,14 +1,14 @@
 """polytone backup and restore. Heavy libraries are imported when a command runs: --help is instant."""
 
 import json
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.filesize import decimal
 
+from polytone.progress import Progress
 from polytone.serve.settings import Settings, read_settings
 
 from .options import HomeOption, JsonOption
@@ -21,9 +21,6 @@ if TYPE_CHECKING:
     from polytone.serve.backup.taking import Taken
 
 FolderArgument = Annotated[Path, typer.Argument(help="Folder of the backup, on another disk than the home.")]
-SECONDS_BETWEEN_LINES = 10.0
-UNITS = ("B", "kB", "MB", "GB", "TB")
-UNIT = 1000
 COUNTED = {"traffic": "answers", "feedback": "feedback", "conversations": "conversations", "keys": "keys"}
 
 
@@ -49,8 +46,10 @@ def backup(
     settings = read_settings(home=home)
     from polytone.serve.backup.taking import back_up
 
-    with Bars() as bars:
-        taken = back_up(settings.paths(), database_in(settings), open_store(settings), folder, with_bases, bars.tell)
+    with Progress(Console(stderr=True, soft_wrap=True), brief=True) as progress:
+        taken = back_up(
+            settings.paths(), database_in(settings), open_store(settings), folder, with_bases, progress.report_bytes
+        )
     print(
         json.dumps(as_document(taken.backup, folder, new=list(taken.new))) if as_json else backup_words(taken, folder)
     )
@@ -79,13 +78,13 @@ def restore(
     from polytone.serve.backup.restoring import restore as bring_back
 
     if check:
-        with Bars() as bars:
-            found = check_backup(folder, bars.tell)
+        with Progress(Console(stderr=True, soft_wrap=True), brief=True) as progress:
+            found = check_backup(folder, progress.report_bytes)
         words = f"{summary(found)}\nThe backup in {folder} is whole. {moment(found)}"
         print(json.dumps(as_document(found, folder, whole=True)) if as_json else words)
         return
-    with Bars() as bars:
-        done = bring_back(folder, settings.paths(), database_in(settings), open_store(settings), bars.tell)
+    with Progress(Console(stderr=True, soft_wrap=True), brief=True) as progress:
+        done = bring_back(folder, settings.paths(), database_in(settings), open_store(settings), progress.report_bytes)
     missing = [base.model_dump(mode="json", include={"id", "source", "digest"}) for base in done.missing]
     document = as_document(done.backup, folder, home=str(settings.paths().root), bases_to_prepare=missing)
     print(json.dumps(document) if as_json else restore_words(done, folder, settings))
@@ -117,7 +116,7 @@ def summary(backup: "Backup") -> str:
         name if base.weights is not None else f"{name} (not its weights)" for name, base in backup.bases.items()
     )
     lines = [
-        f"database: {backup.database.kind}, {in_units(backup.database.bytes)} ({rows})",
+        f"database: {backup.database.kind}, {decimal(backup.database.bytes)} ({rows})",
         f"versions: {len(backup.versions)}",
         f"bases: {bases or 'none'}",
     ]
@@ -131,7 +130,7 @@ def moment(backup: "Backup") -> str:
 def backup_words(taken: "Taken", folder: Path) -> str:
     lines = [
         summary(taken.backup).replace("versions: ", f"versions: {len(taken.new)} new, in all ", 1),
-        f"The backup in {folder} is complete ({in_units(taken.backup.bytes)}). {moment(taken.backup)}",
+        f"The backup in {folder} is complete ({decimal(taken.backup.bytes)}). {moment(taken.backup)}",
     ]
     if taken.lacking:
         lines.append(
@@ -152,43 +151,3 @@ def restore_words(done: "Restored", folder: Path, settings: Settings) -> str:
         for base in done.missing
     ]
     return "\n".join([*lines, "Then start the server: polytone serve"])
-
-
-def in_units(count: float) -> str:
-    unit = 0
-    while count >= UNIT and unit < len(UNITS) - 1:
-        count, unit = count / UNIT, unit + 1
-    return f"{count:.3g} {UNITS[unit]}"
-
-
-class Bars:
-    """Progress on the error stream: a bar on a terminal, in a log a line now and then where it takes long."""
-
-    def __init__(self) -> None:
-        self._console = Console(stderr=True, soft_wrap=True)
-        self._bars = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=24),
-            TextColumn("{task.fields[note]}"),
-            TimeRemainingColumn(),
-            console=self._console,
-            transient=True,
-            disable=not self._console.is_terminal,
-        )
-        self._task = self._bars.add_task("", total=None, note="")
-        self._spoke = time.monotonic()
-
-    def __enter__(self) -> "Bars":
-        self._bars.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._bars.stop()
-
-    def tell(self, what: str, done: int, total: int) -> None:
-        """As `dump.Tell`."""
-        note = f"{in_units(done)} of {in_units(total)}" if total else in_units(done) if done else ""
-        self._bars.update(self._task, description=what, completed=done, total=total or None, note=note)
-        if not self._console.is_terminal and time.monotonic() - self._spoke >= SECONDS_BETWEEN_LINES:
-            self._spoke = time.monotonic()
-            self._console.print(f"{what} {note}".rstrip())
