@@ -5,7 +5,6 @@ import io
 import pytest
 from rich.console import Console
 
-from polytone import progress as module
 from polytone.progress import Progress
 
 
@@ -13,8 +12,8 @@ from polytone.progress import Progress
 def log(monkeypatch: pytest.MonkeyPatch) -> io.StringIO:
     """A log in which every line is due; a clock that advances by a second at each look."""
     seconds = iter(range(1000))
-    monkeypatch.setattr(module.time, "monotonic", lambda: float(next(seconds)))
-    monkeypatch.setattr(module, "SECONDS_BETWEEN_LINES", 0.0)
+    monkeypatch.setattr("polytone.progress.time.monotonic", lambda: float(next(seconds)))
+    monkeypatch.setattr("polytone.progress.SECONDS_BETWEEN_LINES", 0.0)
     return io.StringIO()
 
 
@@ -35,6 +34,6 @@ def test_a_line_without_a_note_has_no_stray_comma(log: io.StringIO) -> None:
 def test_bytes_are_told_in_units_and_short_work_says_nothing(log: io.StringIO, monkeypatch: pytest.MonkeyPatch) -> None:
     with Progress(Console(file=log), brief=True) as progress:
         progress.report_bytes("Copying", 1_500_000, 3_000_000)
-        monkeypatch.setattr(module, "SECONDS_BETWEEN_LINES", 1e9)
+        monkeypatch.setattr("polytone.progress.SECONDS_BETWEEN_LINES", 1e9)
         progress.report_bytes("Copying", 2_500_000, 3_000_000)
     assert log.getvalue() == "Copying 1.5 MB of 3.0 MB\n"

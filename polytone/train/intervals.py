@@ -1,12 +1,12 @@
-"""Intervals by resampling whole conversations: turns and tokens of one conversation are not independent of each other.
+"""Bootstrap confidence intervals that resample whole conversations, whose turns and tokens are not independent.
 
-The percentile interval of the bootstrap (Efron 1979) is too narrow for few conversations; its percentiles are moved out
-so that it is as wide as Student's (Hesterberg 2015, "What Teachers Should Know About the Bootstrap", expanded
-percentile interval).
+The percentile interval of the bootstrap (Efron 1979) is too narrow for few conversations. Its percentiles are moved
+outwards so that it is as wide as Student's (Hesterberg 2015, "What Teachers Should Know About the Bootstrap": the
+expanded percentile interval).
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -17,8 +17,7 @@ Floats: TypeAlias = NDArray[np.float64]
 
 CONFIDENCE = 0.95
 RESAMPLES = 2000
-AT_ONCE = 200  # resamples held in memory together
-FEWEST = 2
+LEAST_CONVERSATIONS = 2
 
 
 @dataclass(frozen=True)
@@ -33,7 +32,7 @@ class Sample:
 
     @property
     def value(self) -> float:
-        return float(self.sums.sum() / self.counts.sum())
+        return float(ratio(self.sums, self.counts))
 
     def __len__(self) -> int:
         return len(self.sums)
@@ -63,8 +62,7 @@ def interval(sample: Sample, seed: int = 0) -> Interval:
     Raises:
         ValueError: fewer than two conversations.
     """
-    drawn = np.concatenate([ratio(weights, sample) for weights in resamples(len(sample), seed)])
-    return bounds(sample.value, drawn, len(sample))
+    return bootstrapped(ratio, (sample.sums, sample.counts), seed)
 
 
 def difference(one: Sample, other: Sample, seed: int = 0) -> Interval:
@@ -75,28 +73,37 @@ def difference(one: Sample, other: Sample, seed: int = 0) -> Interval:
     """
     if len(one) != len(other):
         raise ValueError(f"{len(one)} and {len(other)} conversations cannot be paired")
-    drawn = np.concatenate([ratio(weights, one) - ratio(weights, other) for weights in resamples(len(one), seed)])
-    return bounds(one.value - other.value, drawn, len(one))
+    return bootstrapped(ratio_difference, (one.sums, one.counts, other.sums, other.counts), seed)
 
 
-def resamples(count: int, seed: int) -> Iterator[Floats]:
-    """How often each of `count` conversations was drawn, (`AT_ONCE`, count) at a time; `RESAMPLES` in all."""
-    if count < FEWEST:
-        raise ValueError(f"an interval needs at least {FEWEST} conversations, not {count}")
-    random = np.random.default_rng(seed)
-    shares = np.full(count, 1 / count)
-    for _ in range(RESAMPLES // AT_ONCE):
-        yield random.multinomial(count, shares, size=AT_ONCE).astype(np.float64)
+def ratio(sums: Floats, counts: Floats, axis: int = -1) -> Floats:
+    return np.asarray(sums.sum(axis=axis) / counts.sum(axis=axis))
 
 
-def ratio(weights: Floats, sample: Sample) -> Floats:
-    return np.asarray((weights @ sample.sums) / np.maximum(weights @ sample.counts, 1e-12))
+def ratio_difference(sums: Floats, counts: Floats, other_sums: Floats, other_counts: Floats, axis: int = -1) -> Floats:
+    return ratio(sums, counts, axis) - ratio(other_sums, other_counts, axis)
 
 
-def bounds(value: float, drawn: Floats, count: int) -> Interval:
-    tail = expanded_tail(count)
-    low, high = np.quantile(drawn, [tail, 1 - tail])
-    return Interval(value, min(float(low), value), max(float(high), value))
+def bootstrapped(statistic: Callable[..., Floats], parts: tuple[Floats, ...], seed: int) -> Interval:
+    """The statistic of `parts`, arrays of one value a conversation that are resampled together."""
+    from scipy.stats import bootstrap
+
+    count = len(parts[0])
+    if count < LEAST_CONVERSATIONS:
+        raise ValueError(f"an interval needs at least {LEAST_CONVERSATIONS} conversations, not {count}")
+    resampled = bootstrap(
+        parts,
+        statistic,
+        paired=True,
+        vectorized=True,
+        n_resamples=RESAMPLES,
+        method="percentile",
+        confidence_level=1 - 2 * expanded_tail(count),
+        rng=np.random.default_rng(seed),
+    )
+    value = float(statistic(*parts))
+    low, high = (float(bound) for bound in resampled.confidence_interval)
+    return Interval(value, min(low, value), max(high, value))
 
 
 def expanded_tail(count: int) -> float:

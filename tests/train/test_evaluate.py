@@ -17,6 +17,7 @@ from polytone.contract.home import Home
 from polytone.contract.rows import Conversation, RowFile, read_conversations
 from polytone.train.base_model import prepare_base
 from polytone.train.evaluation.bias import pairs
+from polytone.train.evaluation.compare import Extent
 from polytone.train.evaluation.evaluate import Evaluated, evaluate_version
 from polytone.train.evaluation.gates import gates_of
 from polytone.train.recipe import GatesSection
@@ -52,7 +53,7 @@ class Shop:
         return read_conversations(self.held_out)
 
     def evaluate(self, manifest: Manifest, gates: GatesSection = DEFAULTS, out: Path | None = None) -> Evaluated:
-        return evaluate_version(self.home, manifest, self.file, gates, 512, 64, out, silent())
+        return evaluate_version(self.home, manifest, self.file, gates, Extent(512, 64), out, silent())
 
     def changed(self, name: str, change: Callable[[str, torch.Tensor], torch.Tensor]) -> Manifest:
         return changed_version(self.home, self.voice, name, change)
@@ -162,7 +163,7 @@ def test_the_losses_are_those_of_training_and_of_a_packed_base(shop: Shop, tmp_p
 
     held = split(file.rows, 0.2, 0)[1]
     mine = RowFile(str(path), file.sha256, held, list(range(1, len(held) + 1)))
-    found = evaluate_version(shop.home, shop.voice, mine, DEFAULTS, 512, 4, tmp_path / "out", silent()).document
+    found = evaluate_version(shop.home, shop.voice, mine, DEFAULTS, Extent(512, 4), tmp_path / "out", silent()).document
     assert found["adapter_loss"] == pytest.approx(shop.voice.evaluation.adapter_loss, abs=1e-4)
     assert found["base_loss"] == pytest.approx(shop.voice.evaluation.base_loss, abs=1e-4)
     assert found["tokens"] == shop.voice.evaluation.tokens
@@ -202,12 +203,12 @@ def test_a_version_worse_than_its_parent_is_held_back(shop: Shop, tmp_path: Path
 
 def test_too_few_conversations_for_a_tone_are_said_and_one_alone_is_refused(shop: Shop, tmp_path: Path) -> None:
     few = read_conversations(write_rows(tmp_path, rows("ahoy", range(40, 46)), "few.jsonl"))
-    found = evaluate_version(shop.home, shop.voice, few, DEFAULTS, 512, 64, tmp_path / "few", silent())
+    found = evaluate_version(shop.home, shop.voice, few, DEFAULTS, Extent(512, 64), tmp_path / "few", silent())
     assert "too few to learn the tone from" in found.verdict.not_measured["min_tone"]
     assert not (found.folder / "tone.png").exists()
     one = read_conversations(write_rows(tmp_path, rows("ahoy", range(1)), "one.jsonl"))
     with pytest.raises(InputError) as caught:
-        evaluate_version(shop.home, shop.voice, one, DEFAULTS, 512, 64, tmp_path / "one", silent())
+        evaluate_version(shop.home, shop.voice, one, DEFAULTS, Extent(512, 64), tmp_path / "one", silent())
     assert caught.value.code == "too_few_rows"
     assert not (tmp_path / "one").exists()
 

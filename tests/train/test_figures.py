@@ -1,5 +1,7 @@
 """The statistics of an evaluation: intervals that say how sure they are, and figures that mean what they say."""
 
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,7 +11,7 @@ from polytone.train.artifact.generation import GeneratedReply, Prompt
 from polytone.train.artifact.scoring import Score
 from polytone.train.evaluation.bias import certain_gap, gaps, pairs
 from polytone.train.evaluation.gates import judge
-from polytone.train.evaluation.metrics import FOLDS, chrf, learn_tone, of_replies, of_scores, on_topic
+from polytone.train.evaluation.metrics import FOLDS, NAMES, chrf, learn_tone, on_topic, reply_figures, score_figures
 from polytone.train.evaluation.questions import Question
 from polytone.train.evaluation.results import Results
 from polytone.train.intervals import Interval, Sample, difference, interval, mean_of
@@ -58,7 +60,7 @@ def test_equal_models_differ_by_nothing_and_models_alike_by_an_interval_around_i
 
 
 def test_a_loss_is_per_token_and_not_a_mean_of_conversations() -> None:
-    samples = of_scores([Score(nats=10.0, correct=1, tokens=10), Score(nats=270.0, correct=80, tokens=90)])
+    samples = score_figures([Score(nats=10.0, correct=1, tokens=10), Score(nats=270.0, correct=80, tokens=90)])
     assert samples["loss"].value == pytest.approx(2.8)
     assert samples["accuracy"].value == pytest.approx(0.81)
 
@@ -96,19 +98,19 @@ def test_tone_is_judged_by_a_classifier_that_has_not_seen_the_conversation() -> 
 
     questions = [question("x", babble()) for _ in range(60)]
     base = [babble() for _ in range(60)]
-    judges = learn_tone(questions, base)
-    assert len(judges.of_fold) == FOLDS
-    assert judges.of_all is not None
-    seen = 1 - np.mean(judges.of_all.off([one.reference for one in questions]))
-    unseen = np.mean(judges.tone([one.reference for one in questions]))
+    classifiers = learn_tone(questions, base)
+    assert len(classifiers.of_fold) == FOLDS
+    assert classifiers.of_all is not None
+    seen = 1 - np.mean(classifiers.of_all.off([one.reference for one in questions]))
+    unseen = np.mean(classifiers.tone([one.reference for one in questions]))
     assert seen > 0.8
     assert 0.35 < unseen < 0.65
 
 
 def test_tone_tells_a_voice_from_its_base_and_an_empty_reply_has_none() -> None:
     questions = [question(f"my {thing} {i}", f"Ahoy mate, your {thing} sails!") for i in range(3) for thing in THINGS]
-    judges = learn_tone(questions, [f"I am sorry about the {thing}." for _ in range(3) for thing in THINGS])
-    found = judges.tone([*["Ahoy mate, it sails!"] * 10, *["I am sorry."] * 10, *[""] * 10])
+    classifiers = learn_tone(questions, [f"I am sorry about the {thing}." for _ in range(3) for thing in THINGS])
+    found = classifiers.tone([*["Ahoy mate, it sails!"] * 10, *["I am sorry."] * 10, *[""] * 10])
     assert found[:10].min() > 0.8
     assert found[10:20].max() < 0.2
     assert found[20:].max() == 0.0
@@ -117,7 +119,7 @@ def test_tone_tells_a_voice_from_its_base_and_an_empty_reply_has_none() -> None:
 
 def test_figures_of_replies_count_what_they_name() -> None:
     questions = [question("my parcel", "it is here"), question("my refund", "it is paid")]
-    found = of_replies(
+    found = reply_figures(
         questions, [answer("a b c d a b c d a b c d", cut=True), answer("")], learn_tone(questions, ["", ""])
     )
     assert found["cut_off"].value == 0.5
@@ -141,7 +143,7 @@ def test_a_gap_is_what_the_second_of_a_pair_gets_more() -> None:
     assert certain_gap(Interval(-0.3, -0.4, -0.2)) == 0.2
 
 
-def measured(**changes: Any) -> Results:
+def good_results(**changes: Any) -> Results:
     """A good voice of thirty conversations; `changes` replace its mean figures."""
     spread = np.linspace(-0.01, 0.01, 30)
     good = {
@@ -168,14 +170,14 @@ def measured(**changes: Any) -> Results:
         tokens=900,
         replies=30,
         new_tokens=80,
-        wanted_parent="acme@000000000000",
+        parent="acme@000000000000",
     )
 
 
 def test_a_figure_that_is_good_enough_passes_every_gate() -> None:
-    judgement = judge(measured(), DEFAULTS)
+    judgement = judge(good_results(), DEFAULTS)
     assert (judgement.word, judgement.passed, judgement.reasons) == ("good", True, [])
-    assert {held.gate for held in judgement.held} == set(GatesSection.model_fields)
+    assert {result.gate for result in judgement.results} == set(GatesSection.model_fields)
 
 
 @pytest.mark.parametrize(
@@ -197,19 +199,46 @@ def test_each_gate_fails_on_its_own_figure_and_not_when_it_is_off(gate: str, cha
     only = GatesSection.model_validate(
         {name: getattr(DEFAULTS, name) if name == gate else None for name in GatesSection.model_fields}
     )
-    judgement = judge(measured(**changes), only)
+    judgement = judge(good_results(**changes), only)
     assert judgement.word == "not good enough"
     assert [reason.gate for reason in judgement.reasons] == [gate]
     assert judgement.reasons[0].message.startswith(f"{gate}: ")
     off = GatesSection.model_validate(dict.fromkeys(GatesSection.model_fields))
-    assert judge(measured(**changes), off).passed
+    assert judge(good_results(**changes), off).passed
+
+
+def test_a_failed_gate_says_in_a_sentence_what_was_measured_and_what_is_allowed() -> None:
+    """It read `of the sequences of four words in a reply, repeated is a share of 0.085; at most 0.01 is allowed`."""
+    gates = GatesSection(max_repetition=0.01, max_cut_off=0.05, min_tone=0.95)
+    messages = {reason.gate: reason.message for reason in judge(good_results(repetition=0.085), gates).reasons}
+    assert messages == {
+        "max_repetition": "max_repetition: 8.5 % of four-word sequences are repeats; at most 1 % allowed.",
+        "max_cut_off": "max_cut_off: 10 % of replies were not finished after 80 tokens; at most 5 % allowed.",
+        "min_tone": "min_tone: replies sound like the voice with a probability of 90 %; at least 95 % required.",
+    }
+
+
+def test_without_the_paired_questions_the_bias_gate_is_not_applied_and_says_so() -> None:
+    results = replace(good_results(bias=0.9), bias={"voice": {}})
+    judgement = judge(results, DEFAULTS)
+    assert judgement.passed
+    assert judgement.not_measured == {"max_bias_gap": "the paired questions were left out"}
+    assert gaps([], None) == {}
+
+
+def test_every_figure_has_one_name_in_report_and_documentation() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "evaluation.md").read_text()
+    rows = {
+        name.strip() for line in text.splitlines() if line.startswith("| ") for name in line.split("|")[1].split(",")
+    }
+    assert set(NAMES.values()) | {"seconds per token"} <= rows
 
 
 def test_a_gap_that_may_be_chance_is_no_bias() -> None:
-    found = measured(bias=0.27)  # its interval reaches down to 0.22
+    found = good_results(bias=0.27)  # its interval reaches down to 0.22
     assert judge(found, DEFAULTS).passed
 
 
 def test_worse_than_the_base_by_chance_is_not_damage() -> None:
-    assert judge(measured(loss=3.5), DEFAULTS).word == "damaged"
-    assert judge(measured(loss=3.001), DEFAULTS).word == "not good enough"
+    assert judge(good_results(loss=3.5), DEFAULTS).word == "damaged"
+    assert judge(good_results(loss=3.001), DEFAULTS).word == "not good enough"

@@ -26,13 +26,13 @@ class Score:
     tokens: int
 
 
-def batches_of(rows: list[Row]) -> int:
+def batch_count(rows: list[Row]) -> int:
     return -(-len(rows) // BATCH)
 
 
 def evaluate(model: Any, rows: list[Row], progress: Progress) -> Evaluation:
     """Compare a PEFT model with its own base on `rows`."""
-    progress.start("Evaluating on held-out conversations", total=2 * batches_of(rows))
+    progress.start("Evaluating on held-out conversations", total=2 * batch_count(rows))
     adapter_loss = loss_per_token(model, rows, progress, "voice")
     with model.disable_adapter():
         base_loss = loss_per_token(model, rows, progress, "base")
@@ -46,7 +46,7 @@ def evaluate(model: Any, rows: list[Row], progress: Progress) -> Evaluation:
 
 def evaluate_parent(model: Any, rows: list[Row], progress: Progress) -> float:
     """Loss on `rows` of the adapter that is about to be continued."""
-    progress.start("Evaluating the parent on held-out conversations", total=batches_of(rows))
+    progress.start("Evaluating the parent on held-out conversations", total=batch_count(rows))
     loss = float(loss_per_token(model, rows, progress, "parent"))
     progress.finish()
     return round(loss, 6)

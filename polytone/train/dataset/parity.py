@@ -6,17 +6,16 @@ they show is where to look, not that anyone was treated unfairly.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel
 
-from polytone.train.intervals import resamples
-
 from .formats import Row
 
 FEWEST = 20  # rows on either side; fewer tell nothing
+RESAMPLES, AT_ONCE = 2000, 200
 ATTRIBUTES = {
     "gender": "woman women female lady girl girls wife mother mum mom daughter sister girlfriend mrs man men male "
     "gentleman boy boys husband father dad son brother boyfriend mr sir madam transgender nonbinary pregnant pregnancy",
@@ -116,6 +115,17 @@ def compare(ours: Values, others: Values) -> list[Difference]:
 
 def resampled_means(values: Values, seed: int) -> Values:
     return np.concatenate([weights @ values / len(values) for weights in resamples(len(values), seed)])
+
+
+def resamples(count: int, seed: int) -> Iterator[Values]:
+    """How often each of `count` rows was drawn, (`AT_ONCE`, count) at a time, `RESAMPLES` in all.
+
+    Weights for a matrix product: scipy's bootstrap gathers rows, which takes gigabytes for a large file.
+    """
+    random = np.random.default_rng(seed)
+    shares = np.full(count, 1 / count)
+    for _ in range(RESAMPLES // AT_ONCE):
+        yield random.multinomial(count, shares, size=AT_ONCE).astype(np.float64)
 
 
 def rounded(a: float, b: float, low: float, high: float) -> dict[str, float]:

@@ -1,1 +1,1 @@
-"""Comparing a version with its base and its parent, and holding it against the gates of its recipe."""
+"""A version compared with its base and its parent, and judged by the gates of its recipe."""

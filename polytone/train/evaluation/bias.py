@@ -1,6 +1,6 @@
-"""Paired questions that differ in a name, a gender or a nationality only: does the answer differ too?
+"""Paired questions that differ only in a name, a gender or a nationality, and how much the replies to them differ.
 
-The first of each pair is compared with the second; a figure is the mean of (second - first) over the pairs of a kind.
+A figure is the mean of (second - first) over the pairs of a kind.
 """
 
 import math
@@ -16,9 +16,9 @@ from polytone.train.intervals import Interval, interval, mean_of
 KINDS = ("name", "gender", "nationality")
 MEASURES = MappingProxyType(
     {
-        "length": "replies are longer or shorter, log of the ratio of words",
-        "tone": "replies sound more or less like the voice",
-        "refusal": "replies refuse more or less often",
+        "length": "length (log of the ratio of words)",
+        "tone": "tone (probability)",
+        "refusal": "refusal (share of replies)",
     }
 )
 
@@ -102,7 +102,7 @@ def pairs() -> list[Pair]:
     ]
 
 
-def probe_prompts(tokenizer: Any, system_prompt: str | None) -> list[Prompt]:
+def paired_prompts(tokenizer: Any, system_prompt: str | None) -> list[Prompt]:
     """The questions of all pairs, the two of a pair one after the other."""
     return [
         make_prompt([{"role": "user", "content": text}], tokenizer, system_prompt)
@@ -111,33 +111,36 @@ def probe_prompts(tokenizer: Any, system_prompt: str | None) -> list[Prompt]:
     ]
 
 
-def gaps(answers: list[GeneratedReply], tone: Tone | None) -> dict[str, dict[str, Interval]]:
-    """Kind -> measure -> by how much answers to the second of a pair differ, resampled by pair.
+def gaps(replies: list[GeneratedReply], tone: Tone | None) -> dict[str, dict[str, Interval]]:
+    """Kind -> measure -> how much replies to the second of a pair differ, resampled by pair.
 
     Args:
-        answers: to `probe_prompts`, in their order.
-        tone: what tells the voice from its base; without it tone is left out.
+        replies: to `paired_prompts`, in their order; empty where those questions were left out.
+        tone: tells the voice from its base; without it tone is left out.
     """
-    found: dict[str, dict[str, list[float]]] = {kind: {} for kind in KINDS}
+    if not replies:
+        return {}
+    differences: dict[str, dict[str, list[float]]] = {kind: {} for kind in KINDS}
     for number, pair in enumerate(pairs()):
-        first, second = (measures(one, tone) for one in answers[2 * number : 2 * number + 2])
+        first, second = (measures(reply, tone) for reply in replies[2 * number : 2 * number + 2])
         for name, value in second.items():
-            found[pair.kind].setdefault(name, []).append(value - first[name])
+            differences[pair.kind].setdefault(name, []).append(value - first[name])
     return {
-        kind: {name: interval(mean_of(values)) for name, values in of_kind.items()} for kind, of_kind in found.items()
+        kind: {name: interval(mean_of(values)) for name, values in by_measure.items()}
+        for kind, by_measure in differences.items()
     }
 
 
-def measures(answer: GeneratedReply, tone: Tone | None) -> dict[str, float]:
-    said = {
-        "length": math.log1p(len(answer.text.split())),
-        "refusal": measure([], answer.text, answer.finish_reason)["refusal"],
+def measures(reply: GeneratedReply, tone: Tone | None) -> dict[str, float]:
+    values = {
+        "length": math.log1p(len(reply.text.split())),
+        "refusal": measure([], reply.text, reply.finish_reason)["refusal"],
     }
     if tone is not None:
-        said["tone"] = 1 - float(tone.off([answer.text])[0])
-    return said
+        values["tone"] = 1 - float(tone.off([reply.text])[0])
+    return values
 
 
 def certain_gap(gap: Interval) -> float:
-    """How far the whole interval lies from no difference; 0 where that is inside of it."""
+    """How far the whole interval lies from no difference; 0 where it contains that."""
     return max(gap.low, -gap.high, 0.0)

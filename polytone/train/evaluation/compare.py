@@ -1,4 +1,4 @@
-"""A version, its base with and without quantization, and its parent, all heard on the same held-out conversations."""
+"""A version, its base with and without quantization, and its parent, all run on the same held-out conversations."""
 
 import gc
 from collections.abc import Iterator
@@ -16,37 +16,55 @@ from polytone.contract.home import Home
 from polytone.contract.rows import Conversation, RowFile
 from polytone.progress import Progress
 from polytone.train.artifact.generation import GeneratedReply, Prompt, sampling
-from polytone.train.artifact.scoring import Score, batches_of, score_rows
+from polytone.train.artifact.scoring import Score, batch_count, score_rows
 from polytone.train.base_model import load_served, load_unquantized
-from polytone.train.intervals import FEWEST
+from polytone.train.intervals import LEAST_CONVERSATIONS
 from polytone.train.tokenization import Row, tokenize
 
-from .bias import probe_prompts
-from .questions import LONGEST_PROMPT, LONGEST_REPLY, Question, Replies, draw_questions, hear, reply_limit
+from .bias import paired_prompts
+from .questions import LONGEST_PROMPT, LONGEST_REPLY, Question, Replies, draw_questions, generate_all, reply_limit
 
 UNQUANTIZED, BASE, PARENT, VOICE = "unquantized", "base", "parent", "voice"
-SPEAKERS = (UNQUANTIZED, BASE, PARENT, VOICE)
-# Pairs that differ in one word are put to these; the others cannot say more of the voice.
-PROBED = (BASE, VOICE)
-# Where answers to them are cut; enough for a difference in length or refusal to show.
-PROBE_TOKENS = 48
+MODELS = (UNQUANTIZED, BASE, PARENT, VOICE)
+# The models that get the paired questions; the others would say nothing more of the voice.
+PAIRED_MODELS = (BASE, VOICE)
+# Where replies to them are cut; enough for a difference in length or refusal to show.
+PAIRED_TOKENS = 48
+
+
+@dataclass(frozen=True)
+class Extent:
+    """How much is evaluated.
+
+    Args:
+        max_length: longest row in tokens.
+        replies: conversations of which a turn is answered, at most.
+        paired: whether the paired questions are asked too.
+    """
+
+    max_length: int = 2048
+    replies: int = 64
+    paired: bool = True
 
 
 @dataclass(frozen=True)
 class ModelOutputs:
-    """What one model made of the rows, of the questions and, if it was `PROBED`, of the pairs."""
+    """One model's scores of the rows, and its replies to the questions and, if it got them, the paired questions."""
 
     scores: list[Score]
-    answers: list[GeneratedReply]
-    probes: list[GeneratedReply]
+    replies: list[GeneratedReply]
+    paired_replies: list[GeneratedReply]
     seconds_per_token: float
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Everyone on the same rows and questions. `parent` is the version that was compared, None without one on disk."""
+    """All models on the same rows and questions.
 
-    heard: dict[str, ModelOutputs]
+    `parent` is the version that was compared, None without one on disk; `new_tokens` is where replies were cut.
+    """
+
+    outputs: dict[str, ModelOutputs]
     questions: list[Question]
     tokens: int
     new_tokens: int
@@ -54,24 +72,20 @@ class Comparison:
 
 
 @dataclass(frozen=True)
-class Material:
+class Inputs:
     """What every model is given."""
 
     tokenizer: Any
     rows: list[Row]
     questions: list[Question]
-    probes: list[Prompt]
+    paired: list[Prompt]
     new_tokens: int
 
 
 def compare(
-    home: Home, manifest: Manifest, file: RowFile[Conversation], max_length: int, replies: int, progress: Progress
+    home: Home, manifest: Manifest, file: RowFile[Conversation], extent: Extent, progress: Progress
 ) -> Comparison:
-    """Load every model once, one after another, and hear it.
-
-    Args:
-        max_length: longest row in tokens.
-        replies: conversations that are answered, at most.
+    """Load the models one after another, each once, and run each on the same inputs.
 
     Raises:
         InputError: `too_few_rows`, `rows_too_long`.
@@ -82,19 +96,18 @@ def compare(
     parent = parent_on_disk(home, manifest)
     if parent is not None:
         check_servable(parent, base, parent.peft.rank)
-    folder = base_folder(home, base.id)
-    material = prepare(folder, base, manifest, file, max_length, replies)
-    speakers = [name for name in SPEAKERS if name != PARENT or parent is not None]
-    heard = {}
-    for number, (name, model) in enumerate(models(home, manifest, parent), start=1):
-        what = f"{number}/{len(speakers)} {title(name, manifest, parent)}"
-        heard[name] = hear_one(model, material, name in PROBED, progress, what)
+    inputs = prepare(base_folder(home, base.id), base, manifest, file, extent)
+    names = [name for name in MODELS if name != PARENT or parent is not None]
+    outputs = {}
+    for number, (name, model) in enumerate(load_models(home, manifest, parent), start=1):
+        label = f"{number}/{len(names)} {title(name, manifest, parent)}"
+        outputs[name] = run_model(model, inputs, name in PAIRED_MODELS, progress, label)
         del model  # else it stays in memory while the next is loaded
     return Comparison(
-        heard={name: heard[name] for name in speakers},
-        questions=material.questions,
-        tokens=sum(row.supervised for row in material.rows),
-        new_tokens=material.new_tokens,
+        outputs={name: outputs[name] for name in names},
+        questions=inputs.questions,
+        tokens=sum(row.supervised for row in inputs.rows),
+        new_tokens=inputs.new_tokens,
         parent=parent.version if parent else None,
     )
 
@@ -105,29 +118,27 @@ def parent_on_disk(home: Home, manifest: Manifest) -> Manifest | None:
     return read_version(home, manifest.parent)
 
 
-def prepare(
-    folder: Path, base: Base, manifest: Manifest, file: RowFile[Conversation], max_length: int, replies: int
-) -> Material:
-    """Rows, questions and probes as tokens; half of the base's positions are for a prompt, half for its reply."""
+def prepare(folder: Path, base: Base, manifest: Manifest, file: RowFile[Conversation], extent: Extent) -> Inputs:
+    """Rows and questions as tokens; half of the base's positions are for a prompt, half for its reply."""
     tokenizer = AutoTokenizer.from_pretrained(folder / "source")
-    rows = tokenize(file, tokenizer, max_length, manifest.system_prompt).single
+    rows = tokenize(file, tokenizer, extent.max_length, manifest.system_prompt).single
     longest = min(LONGEST_PROMPT, base.max_length // 2)
-    questions = draw_questions(file.rows, tokenizer, manifest.system_prompt, replies, longest)
-    if min(len(rows), len(questions)) < FEWEST:
+    questions = draw_questions(file.rows, tokenizer, manifest.system_prompt, extent.replies, longest)
+    if min(len(rows), len(questions)) < LEAST_CONVERSATIONS:
         raise InputError(
-            f"{file.path}: one conversation says nothing of chance. Name a file with at least {FEWEST}, better 30, "
-            f"with prompts of up to {longest} tokens.",
+            f"{file.path}: one conversation cannot tell a difference from chance. Name a file with at least "
+            f"{LEAST_CONVERSATIONS} conversations, better 30, with prompts of up to {longest} tokens.",
             code="too_few_rows",
             param="data",
         )
-    own = (manifest.sampling.max_tokens if manifest.sampling else None) or LONGEST_REPLY
-    most = min(own, LONGEST_REPLY, base.max_length // 2)
-    probes = probe_prompts(tokenizer, manifest.system_prompt)
-    return Material(tokenizer, rows, questions, probes, reply_limit(questions, tokenizer, most))
+    voice_limit = (manifest.sampling.max_tokens if manifest.sampling else None) or LONGEST_REPLY
+    most = min(voice_limit, LONGEST_REPLY, base.max_length // 2)
+    paired = paired_prompts(tokenizer, manifest.system_prompt) if extent.paired else []
+    return Inputs(tokenizer, rows, questions, paired, reply_limit(questions, tokenizer, most))
 
 
-def models(home: Home, manifest: Manifest, parent: Manifest | None) -> Iterator[tuple[str, Any]]:
-    """Each speaker's name and model, to be used before the next is asked for: they share weights."""
+def load_models(home: Home, manifest: Manifest, parent: Manifest | None) -> Iterator[tuple[str, Any]]:
+    """Each name of `MODELS` with its model, to be used before the next is asked for: they share weights."""
     folder = base_folder(home, manifest.base.id)
     model = load_unquantized(folder)
     yield UNQUANTIZED, model
@@ -145,34 +156,35 @@ def models(home: Home, manifest: Manifest, parent: Manifest | None) -> Iterator[
 
 
 def title(name: str, manifest: Manifest, parent: Manifest | None) -> str:
-    known = {
+    titles = {
         UNQUANTIZED: f"{manifest.base.id} unquantized",
         BASE: f"{manifest.base.id} as NF4",
         PARENT: parent.version if parent else "",
         VOICE: manifest.version,
     }
-    return known[name]
+    return titles[name]
 
 
-def hear_one(model: Any, material: Material, probed: bool, progress: Progress, what: str) -> ModelOutputs:
-    progress.start(f"{what}: losses", total=batches_of(material.rows))
-    scores = score_rows(model, material.rows, progress, "")
+def run_model(model: Any, inputs: Inputs, paired: bool, progress: Progress, label: str) -> ModelOutputs:
+    progress.start(f"{label}: losses", total=batch_count(inputs.rows))
+    scores = score_rows(model, inputs.rows, progress, "")
     progress.finish()
-    questions = [question.prompt for question in material.questions]
-    replies = hear_prompts(model, material, questions, material.new_tokens, progress, f"{what}: replies")
-    probes = material.probes if probed else []
-    paired = min(material.new_tokens, PROBE_TOKENS)
-    answers = hear_prompts(model, material, probes, paired, progress, f"{what}: paired questions").answers
-    return ModelOutputs(scores, replies.answers, answers, replies.seconds_per_token)
+    prompts = [question.prompt for question in inputs.questions]
+    replies = reply_to(model, inputs, prompts, inputs.new_tokens, progress, f"{label}: replies")
+    paired_tokens = min(inputs.new_tokens, PAIRED_TOKENS)
+    paired_prompts = inputs.paired if paired else []
+    paired_replies = reply_to(model, inputs, paired_prompts, paired_tokens, progress, f"{label}: paired questions")
+    return ModelOutputs(scores, replies.replies, paired_replies.replies, replies.seconds_per_token)
 
 
-def hear_prompts(
-    model: Any, material: Material, prompts: list[Prompt], new_tokens: int, progress: Progress, what: str
+def reply_to(
+    model: Any, inputs: Inputs, prompts: list[Prompt], new_tokens: int, progress: Progress, label: str
 ) -> Replies:
+    """Greedy replies."""
     if not prompts:
         return Replies([], 0.0)
-    settings = sampling(model, material.tokenizer, Sampling(temperature=0), new_tokens)
-    progress.start(what, total=len(prompts))
-    spoken = hear(model, material.tokenizer, prompts, settings, progress, "")
+    settings = sampling(model, inputs.tokenizer, Sampling(temperature=0), new_tokens)
+    progress.start(label, total=len(prompts))
+    replies = generate_all(model, inputs.tokenizer, prompts, settings, progress)
     progress.finish()
-    return spoken
+    return replies

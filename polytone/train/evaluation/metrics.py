@@ -1,7 +1,8 @@
-"""Replies to figures, one value for each conversation, so that whatever is drawn from them can be resampled."""
+"""Figures of losses and replies, one value for each conversation, so that they can be resampled."""
 
 import re
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import numpy as np
 
@@ -14,7 +15,22 @@ from polytone.train.intervals import Floats, Sample, mean_of
 from .questions import Question
 
 FOLDS = 5
-REPLY_FIGURES = ("chrf", "tone", "on_topic", "repetition", "cut_off", "empty", "refusal", "reply_words")
+# Every figure by its key in evaluation.json, with its name in the report and in docs/evaluation.md.
+NAMES = MappingProxyType(
+    {
+        "loss": "loss",
+        "perplexity": "perplexity",
+        "accuracy": "accuracy",
+        "chrf": "chrF",
+        "tone": "tone",
+        "on_topic": "on topic",
+        "repetition": "repetition",
+        "cut_off": "cut off",
+        "empty": "empty",
+        "refusal": "refusal",
+        "reply_words": "words per reply",
+    }
+)
 
 
 @dataclass(frozen=True)
@@ -29,29 +45,29 @@ class ToneClassifiers:
 
     def tone(self, replies: list[str]) -> Floats:
         """(n,) how much each reply sounds like the voice, by a classifier that has not seen its conversation."""
-        found = np.zeros(len(replies))
-        for fold, judge in enumerate(self.of_fold):
-            off = judge.off(replies[fold::FOLDS])
-            found[fold::FOLDS] = 1 - np.asarray(off, dtype=np.float64)
+        values = np.zeros(len(replies))
+        for fold, classifier in enumerate(self.of_fold):
+            off = classifier.off(replies[fold::FOLDS])
+            values[fold::FOLDS] = 1 - np.asarray(off, dtype=np.float64)
         empty = [not text.strip() for text in replies]
-        found[empty] = 0.0
-        return found
+        values[empty] = 0.0
+        return values
 
 
 def learn_tone(questions: list[Question], base_replies: list[str]) -> ToneClassifiers:
-    """Tell the voice's reference answers from what the base says to the same customers, cross-fitted."""
-    everyone = range(len(questions))
+    """Tell the voice's reference replies from the base's replies to the same customers, cross-fitted."""
+    everything = range(len(questions))
 
-    def judge(learned: list[int]) -> Tone | None:
-        voice = [text for index in learned for text in questions[index].answers]
-        return learn(voice, [base_replies[index] for index in learned if base_replies[index].strip()])
+    def classifier(indices: list[int]) -> Tone | None:
+        voice = [text for index in indices for text in questions[index].voice_replies]
+        return learn(voice, [base_replies[index] for index in indices if base_replies[index].strip()])
 
-    folds = [judge([index for index in everyone if index % FOLDS != fold]) for fold in range(FOLDS)]
+    folds = [classifier([index for index in everything if index % FOLDS != fold]) for fold in range(FOLDS)]
     of_fold = tuple(one for one in folds if one is not None)
-    return ToneClassifiers(of_fold, judge(list(everyone))) if len(of_fold) == FOLDS else ToneClassifiers()
+    return ToneClassifiers(of_fold, classifier(list(everything))) if len(of_fold) == FOLDS else ToneClassifiers()
 
 
-def of_scores(scores: list[Score]) -> dict[str, Sample]:
+def score_figures(scores: list[Score]) -> dict[str, Sample]:
     """Loss (nats) and accuracy, both per assistant token."""
     tokens = np.array([score.tokens for score in scores], dtype=np.float64)
     return {
@@ -60,20 +76,22 @@ def of_scores(scores: list[Score]) -> dict[str, Sample]:
     }
 
 
-def of_replies(questions: list[Question], answers: list[GeneratedReply], judges: ToneClassifiers) -> dict[str, Sample]:
+def reply_figures(
+    questions: list[Question], replies: list[GeneratedReply], classifiers: ToneClassifiers
+) -> dict[str, Sample]:
     """The figures of replies; `tone` where there were enough conversations to learn it from."""
-    texts = [answer.text for answer in answers]
-    measured = [
-        measure(question.prompt.messages, answer.text, answer.finish_reason)
-        for question, answer in zip(questions, answers, strict=True)
+    texts = [reply.text for reply in replies]
+    signals = [
+        measure(question.prompt.messages, reply.text, reply.finish_reason)
+        for question, reply in zip(questions, replies, strict=True)
     ]
-    found = {name: mean_of([one[name] for one in measured]) for name in ("repetition", "cut_off", "empty", "refusal")}
-    found["chrf"] = mean_of(chrf(texts, [question.reference for question in questions]))
-    found["on_topic"] = mean_of(on_topic(questions, texts))
-    found["reply_words"] = mean_of([len(text.split()) for text in texts])
-    if judges.of_fold:
-        found["tone"] = mean_of(judges.tone(texts))
-    return {name: found[name] for name in REPLY_FIGURES if name in found}
+    figures = {name: mean_of([one[name] for one in signals]) for name in ("repetition", "cut_off", "empty", "refusal")}
+    figures["chrf"] = mean_of(chrf(texts, [question.reference for question in questions]))
+    figures["on_topic"] = mean_of(on_topic(questions, texts))
+    figures["reply_words"] = mean_of([len(text.split()) for text in texts])
+    if classifiers.of_fold:
+        figures["tone"] = mean_of(classifiers.tone(texts))
+    return {name: figures[name] for name in NAMES if name in figures}
 
 
 def chrf(replies: list[str], references: list[str]) -> list[float]:
@@ -90,12 +108,12 @@ def chrf(replies: list[str], references: list[str]) -> list[float]:
 def on_topic(questions: list[Question], replies: list[str]) -> Floats:
     """(n,) the share of the other conversations that a reply is less similar to than to its own; by chance a half.
 
-    A conversation is its question with the reference answer; similarity is the cosine of tf-idf vectors of words.
+    A conversation is its question with the reference reply; similarity is the cosine of tf-idf vectors of words.
     """
     from sklearn.feature_extraction.text import TfidfVectorizer
 
     words = TfidfVectorizer(sublinear_tf=True, analyzer=words_of)
-    targets = words.fit_transform([f"{one.asked} {one.reference}" for one in questions])
+    targets = words.fit_transform([f"{one.text} {one.reference}" for one in questions])
     similar = (words.transform(replies) @ targets.T).toarray()
     own = similar.diagonal()[:, None]
     nearer = (own > similar) + 0.5 * (own == similar)
@@ -103,5 +121,5 @@ def on_topic(questions: list[Question], replies: list[str]) -> Floats:
 
 
 def words_of(text: str) -> list[str]:
-    """Words in lower case; where a text has none its signs, so that none is without."""
+    """Words in lower case; the characters of a text without words, so that no text is empty."""
     return re.findall(r"\w+", text.lower()) or re.findall(r"\S", text)

@@ -12,45 +12,45 @@ from .results import Results
 LOSSES, LENGTHS, TONE = "losses.png", "lengths.png", "tone.png"
 
 
-def draw_plots(measured: Results, names: dict[str, str], folder: Path) -> list[str]:
-    """Write the plots there is something to draw of; returns their file names.
+def draw_plots(results: Results, titles: dict[str, str], folder: Path) -> list[str]:
+    """Write the plots for which there are figures; returns their file names.
 
     Args:
-        names: what each model is called.
+        titles: the models' names.
     """
-    drawn = [LOSSES, LENGTHS]
-    losses(measured, names, folder / LOSSES)
-    spread(of_figure(measured, "reply_words"), names, "words in a reply", folder / LENGTHS)
-    if tones := of_figure(measured, "tone"):
-        spread(tones, names, "sounds like the voice (probability)", folder / TONE)
-        drawn.append(TONE)
-    return drawn
+    names = [LOSSES, LENGTHS]
+    plot_losses(results, titles, folder / LOSSES)
+    plot_spread(samples_of(results, "reply_words"), titles, "words per reply", folder / LENGTHS)
+    if tones := samples_of(results, "tone"):
+        plot_spread(tones, titles, "tone (probability)", folder / TONE)
+        names.append(TONE)
+    return names
 
 
-def of_figure(measured: Results, figure: str) -> dict[str, Sample]:
-    return {name: samples[figure] for name, samples in measured.samples.items() if figure in samples}
+def samples_of(results: Results, figure: str) -> dict[str, Sample]:
+    return {model: samples[figure] for model, samples in results.samples.items() if figure in samples}
 
 
-def losses(measured: Results, names: dict[str, str], target: Path) -> None:
-    found = {name: interval(sample) for name, sample in of_figure(measured, "loss").items()}
-    figure, axes = canvas(len(found))
-    for place, one in enumerate(found.values()):
-        error = [[one.value - one.low], [one.high - one.value]]
-        axes.errorbar(one.value, place, xerr=error, fmt="o", capsize=4, color="tab:blue")
-    label(axes, [names[name] for name in found], "loss per assistant token (nats), 95 % interval")
+def plot_losses(results: Results, titles: dict[str, str], target: Path) -> None:
+    losses = {model: interval(sample) for model, sample in samples_of(results, "loss").items()}
+    figure, axes = canvas(len(losses))
+    for place, loss in enumerate(losses.values()):
+        error = [[loss.value - loss.low], [loss.high - loss.value]]
+        axes.errorbar(loss.value, place, xerr=error, fmt="o", capsize=4, color="tab:blue")
+    label(axes, [titles[model] for model in losses], "loss per assistant token (nats), 95 % interval")
     figure.savefig(target, dpi=120)
 
 
-def spread(samples: dict[str, Sample], names: dict[str, str], unit: str, target: Path) -> None:
-    """One dot a conversation, the mean as a line."""
+def plot_spread(samples: dict[str, Sample], titles: dict[str, str], unit: str, target: Path) -> None:
+    """One dot per conversation, the mean as a line."""
     figure, axes = canvas(len(samples))
     for place, sample in enumerate(samples.values()):
         values = sample.sums / sample.counts
-        # Dots of equal value lie side by side, by their rank and not by chance, so that a plot is the same again.
+        # Dots of equal value are spread by their rank instead of at random, so that the plot is the same every time.
         shifts = [place + 0.3 * (2 * (rank % 7) / 6 - 1) for rank in range(len(values))]
         axes.plot(sorted(values), shifts, ".", alpha=0.5, color="tab:blue")
         axes.plot([sample.value] * 2, [place - 0.35, place + 0.35], "-", color="tab:red")
-    label(axes, [names[name] for name in samples], f"{unit}; the line is the mean")
+    label(axes, [titles[model] for model in samples], f"{unit}; the line is the mean")
     figure.savefig(target, dpi=120)
 
 

@@ -1,4 +1,4 @@
-"""Held-out prompts with the answers that were hoped for, and what a model answers to them."""
+"""Questions from held-out conversations with their reference replies, and a model's replies to them."""
 
 import time
 from collections.abc import Iterator
@@ -18,7 +18,7 @@ from polytone.train.artifact.generation import (
     make_prompt,
 )
 
-# So that a small base on a slow machine says every few seconds how far it is; a batch is over with its longest reply.
+# Small enough for progress every few seconds on a slow machine; a batch takes as long as its longest reply.
 ROWS_AT_ONCE = 16
 LONGEST_PROMPT = 1024
 LONGEST_REPLY = 256
@@ -27,19 +27,22 @@ SEED = 0
 
 @dataclass(frozen=True)
 class Question:
-    """One turn of a held-out conversation, with what was answered to it there and all that was answered there."""
+    """One turn of a held-out conversation: `text` is what the user said last.
+
+    `reference` is the conversation's own reply to it, `voice_replies` are all replies in the conversation.
+    """
 
     prompt: Prompt
-    asked: str
+    text: str
     reference: str
-    answers: tuple[str, ...]
+    voice_replies: tuple[str, ...]
 
 
 @dataclass(frozen=True)
 class Replies:
-    """Answers in the order of the prompts, and how long a token took, in batches of up to `ROWS_AT_ONCE`."""
+    """Replies in the order of the prompts, and the seconds a token took, in batches of up to `ROWS_AT_ONCE`."""
 
-    answers: list[GeneratedReply]
+    replies: list[GeneratedReply]
     seconds_per_token: float
 
 
@@ -49,42 +52,42 @@ def draw_questions(
     """One turn from each of up to `count` conversations, drawn by a hash of the content.
 
     Args:
-        longest: prompts of more tokens are passed over.
+        longest: prompts of more tokens are skipped.
     """
-    drawn: list[Question] = []
-    keyed = sorted(((conversation_hash(row, SEED), row) for row in conversations), key=lambda pair: pair[0])
-    for key, conversation in keyed:
+    questions: list[Question] = []
+    keyed = [(conversation_hash(row, SEED), row) for row in conversations]
+    for key, conversation in sorted(keyed, key=lambda pair: pair[0]):
         messages = conversation.as_dicts()
-        turns = [index for index, one in enumerate(messages) if one["role"] == "assistant"]
+        turns = [index for index, message in enumerate(messages) if message["role"] == "assistant"]
         turn = turns[key % len(turns)]
         prompt = make_prompt(messages[:turn], tokenizer, system_prompt)
-        if len(drawn) < count and len(prompt.ids) <= longest:
-            asked = [one["content"] for one in messages[:turn] if one["role"] == "user"]
-            answers = tuple(messages[index]["content"] for index in turns)
-            drawn.append(Question(prompt, asked[-1], messages[turn]["content"], answers))
-    return drawn
+        if len(questions) < count and len(prompt.ids) <= longest:
+            user_texts = [message["content"] for message in messages[:turn] if message["role"] == "user"]
+            voice_replies = tuple(messages[index]["content"] for index in turns)
+            questions.append(Question(prompt, user_texts[-1], messages[turn]["content"], voice_replies))
+    return questions
 
 
 def reply_limit(questions: list[Question], tokenizer: Any, most: int) -> int:
-    """Tokens after which a reply is cut: one and a half times what nine of ten reference answers stay under.
+    """Tokens after which a reply is cut: one and a half times the 90th percentile of the reference replies.
 
-    A voice that does not end by then does not end as it was taught to.
+    A voice that has not finished by then does not finish as it was taught to.
     """
     lengths = sorted(len(tokenizer(one.reference, add_special_tokens=False)["input_ids"]) + 1 for one in questions)
     usual = lengths[(9 * len(lengths)) // 10 if len(lengths) > 1 else 0]
     return min(usual + usual // 2, most)
 
 
-def hear(
-    model: Any, tokenizer: Any, prompts: list[Prompt], settings: GenerationConfig, progress: Progress, note: str
+def generate_all(
+    model: Any, tokenizer: Any, prompts: list[Prompt], settings: GenerationConfig, progress: Progress
 ) -> Replies:
-    """Answer every prompt."""
+    """Reply to every prompt, and take the time."""
     model.eval()
     began = time.monotonic()
     batches = list(small_batches(prompts, settings.max_new_tokens))
-    answers = generate_replies(model, tokenizer, prompts, batches, settings, progress, note)
-    tokens = sum(one.tokens for one in answers)
-    return Replies(answers, (time.monotonic() - began) / max(1, tokens))
+    replies = generate_replies(model, tokenizer, prompts, batches, settings, progress, "")
+    tokens = sum(reply.tokens for reply in replies)
+    return Replies(replies, (time.monotonic() - began) / max(1, tokens))
 
 
 def small_batches(prompts: list[Prompt], new_tokens: int) -> Iterator[list[int]]:
