@@ -20,7 +20,7 @@ from .output import tell
 from .state import actor, describe_versions, open_state, open_store, read_here, resolve
 
 if TYPE_CHECKING:
-    from polytone.serve.adapters.registry import Rollout
+    from polytone.serve.adapters.rollout import Rollout
 
 adapters_commands = typer.Typer(
     help="Publish, promote and retire versions of voices. POLYTONE_ADAPTER_STORE names where servers get their files.",
@@ -135,7 +135,7 @@ def canary(
             code="rollout_invalid",
         )
     from polytone.serve.adapters.promotion_gates import Gates, evaluations_of
-    from polytone.serve.adapters.registry import Part
+    from polytone.serve.adapters.rollout import Part
 
     from .wait import wait_until_routed
 

@@ -49,7 +49,7 @@ def read_here(settings: Settings, store: "AdapterStore | None", version: str) ->
     """As `read_version`, of one that this home lacks after it was fetched from the store."""
     home = settings.paths()
     if store is not None and not (home.adapter_folder(version) / MANIFEST).is_file():
-        from polytone.serve.adapters.store import fetch_version
+        from polytone.serve.adapters.fetch import fetch_version
 
         fetch_version(store, version, home, load_base(home, settings.base), settings.max_lora_rank)
     return read_version(home, version)

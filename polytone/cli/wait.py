@@ -4,8 +4,8 @@ import time
 from collections.abc import Callable
 
 from polytone.contract.errors import CheckError
-from polytone.serve.adapters.registry import Rollout
 from polytone.serve.adapters.replicas import Replicas
+from polytone.serve.adapters.rollout import Rollout
 
 ANSWERING = ("ready", "published")
 

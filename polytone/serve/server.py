@@ -14,10 +14,11 @@ from polytone.contract.errors import InputError
 from polytone.contract.files import remove_leftovers
 from polytone.contract.version_id import voice_of
 
+from .adapters.fetch import Fetcher
 from .adapters.manager import AdapterLimits, AdapterManager
 from .adapters.registry import Registry
 from .adapters.replicas import Replicas
-from .adapters.store import Fetcher, store_of
+from .adapters.store import store_of
 from .api.app import create_app
 from .api.ui_mount import PAGE_PATH, DeferredUi
 from .auth.keys import Keyring, KeyStore

@@ -15,7 +15,8 @@ import psutil
 import pytest
 from sqlalchemy import select
 
-from polytone.serve.adapters.registry import Part, Registry
+from polytone.serve.adapters.registry import Registry
+from polytone.serve.adapters.rollout import Part
 from polytone.serve.auth.keys import KeyStore, Kind
 from polytone.serve.database.session import reading
 from polytone.serve.database.tables import AnswerRow, FeedbackRow

@@ -14,10 +14,11 @@ from fastapi import FastAPI
 
 from polytone.contract.base import Base
 from polytone.contract.home import Home
+from polytone.serve.adapters.fetch import Fetcher
 from polytone.serve.adapters.manager import AdapterLimits, AdapterManager
 from polytone.serve.adapters.registry import Registry
 from polytone.serve.adapters.replicas import Replicas
-from polytone.serve.adapters.store import AdapterStore, Fetcher
+from polytone.serve.adapters.store import AdapterStore
 from polytone.serve.api.app import create_app
 from polytone.serve.auth.keys import Keyring, KeyStore, Kind
 from polytone.serve.auth.rate_limits import Admission

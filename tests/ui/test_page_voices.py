@@ -8,7 +8,7 @@ from playwright.async_api import Locator, Page, expect
 
 from polytone.contract.adapter import Data, DataSource
 from polytone.contract.export import ExportReference
-from polytone.serve.adapters.registry import Part
+from polytone.serve.adapters.rollout import Part
 from polytone.serve.auth.keys import Kind
 from tests.serve.adapters.test_upload import Workshop, config, packed
 from tests.serve.api.test_promotion import EMPTY, REPEATS, judged

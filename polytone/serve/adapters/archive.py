@@ -1,10 +1,28 @@
 """A version folder as the tar.gz that another server takes."""
 
+import gzip
+import io
 import tarfile
-from pathlib import Path
+import zlib
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+from typing import IO, Self
 
-from polytone.contract.adapter import read_version
+from polytone.contract.adapter import FILES, OPTIONAL, read_version
+from polytone.contract.errors import CheckError
 from polytone.contract.home import Home
+
+CHUNK = 1 << 20
+MAX_MEMBERS = 32
+MAX_HEADER_BYTES = 1 << 16
+TAR_BLOCKS = 1 << 20
+EXTENDED = (
+    tarfile.XHDTYPE,
+    tarfile.XGLTYPE,
+    tarfile.SOLARIS_XHDTYPE,
+    tarfile.GNUTYPE_LONGNAME,
+    tarfile.GNUTYPE_LONGLINK,
+)
 
 
 def pack_version(home: Home, version: str, target: Path) -> None:
@@ -22,3 +40,93 @@ def anonymous(member: tarfile.TarInfo) -> tarfile.TarInfo:
     member.mtime = 0
     member.mode = 0o644
     return member
+
+
+def unpack(archive: Path, folder: Path, limit: int) -> Iterator[CheckError]:
+    """Copy the known files out; stops at the first thing an honest archive would not have."""
+    left, seen = limit, set[str]()
+    try:
+        with (
+            gzip.open(archive) as inside,
+            Counted(inside, limit) as counted,
+            tarfile.open(fileobj=counted, mode="r|", tarinfo=ShortHeader) as tar,
+        ):
+            for count, member in enumerate(tar, start=1):
+                path = PurePosixPath(member.name)
+                if member.isdir() and ".." not in path.parts and not path.is_absolute():
+                    continue
+                if problem := refusal(member, path, count, seen, left):
+                    yield problem
+                    return
+                seen.add(path.name)
+                source = tar.extractfile(member)
+                if source is None:
+                    yield bad(f"{member.name} has no content")
+                    return
+                left -= copy(source, folder / path.name)
+            while counted.read(CHUNK):
+                pass  # to the end, where gzip's checksum stands
+    except (tarfile.TarError, zlib.error, EOFError, OSError, ValueError, OverflowError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
+        yield bad(f"it is not a whole tar.gz archive ({error})")
+
+
+class Counted(io.RawIOBase):
+    """A stream that ends the reading after `limit` bytes and some for tar's own blocks, whatever they belong to."""
+
+    def __init__(self, source: gzip.GzipFile, limit: int) -> None:
+        super().__init__()
+        self._source = source
+        self._left = limit + TAR_BLOCKS
+
+    def read(self, size: int = -1) -> bytes:
+        content = self._source.read(size)
+        self._left -= len(content)
+        if self._left < 0:
+            raise tarfile.ReadError("it unpacks to more than this server takes")
+        return content
+
+
+class ShortHeader(tarfile.TarInfo):
+    """Extended headers are read into memory whole; an honest one is short."""
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
+        info = super().frombuf(buf, encoding, errors)
+        if info.type in EXTENDED and info.size > MAX_HEADER_BYTES:
+            raise tarfile.ReadError("a header is longer than any name")
+        return info
+
+
+def refusal(member: tarfile.TarInfo, path: PurePosixPath, count: int, seen: set[str], left: int) -> CheckError | None:
+    if count > MAX_MEMBERS:
+        return bad(f"it has more than {MAX_MEMBERS} members")
+    if not member.isreg():
+        return bad(f"{member.name!r} is not a regular file (links and devices are refused)")
+    if path.is_absolute() or ".." in path.parts or len(path.parts) > 2:
+        return bad(f"{member.name!r} points outside the adapter's folder")
+    if path.name not in FILES | OPTIONAL or path.name in seen:
+        return CheckError(
+            f"archive: has unexpected {path.name!r}. An adapter has exactly {', '.join(sorted(FILES))}, each once, "
+            f"and may have {', '.join(sorted(OPTIONAL))}.",
+            code="files_unexpected",
+        )
+    if member.size > left:
+        return CheckError(
+            "archive: unpacks to more than this server takes (POLYTONE_MAX_UPLOAD_BYTES).", code="archive_too_large"
+        )
+    return None
+
+
+def copy(source: IO[bytes], target: Path) -> int:
+    size = 0
+    with target.open("wb") as file:
+        while chunk := source.read(CHUNK):
+            size += len(chunk)
+            file.write(chunk)
+    return size
+
+
+def bad(what: str) -> CheckError:
+    return CheckError(f"archive: {what}. Make it with: polytone adapters pack VERSION", code="archive_invalid")

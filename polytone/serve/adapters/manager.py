@@ -22,10 +22,10 @@ from polytone.serve.engine.base import Engine
 from polytone.serve.metrics import Metrics
 
 from .batch_slots import BatchSlots
+from .fetch import Fetcher
 from .fingerprint import verify
-from .registry import Desired, Rollout
-from .rollout import choose
-from .store import Fetcher
+from .registry import Desired
+from .rollout import Rollout, choose
 
 log = logging.getLogger(__name__)
 

@@ -13,44 +13,15 @@ from sqlalchemy import func, select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
-from polytone.contract.errors import CheckError, ConflictError, InputError, NotFoundError
-from polytone.contract.names import check_name
+from polytone.contract.errors import CheckError, ConflictError, NotFoundError
 from polytone.contract.version_id import VersionId
 from polytone.serve.database.session import Database, one_at_a_time, reading, writing
 from polytone.serve.database.tables import AuditRow, RolloutRow, VersionRow
 
 from .promotion_gates import Gates
+from .rollout import Part, Rollout, check_parts
 
 PUBLISHED, RETIRED = "published", "retired"
-MAX_PARTS = 16
-MAX_WEIGHT = 1_000_000
-
-
-@dataclass(frozen=True)
-class Part:
-    """One version of a rollout and its share, relative to the other weights."""
-
-    version: str
-    weight: int
-
-
-@dataclass(frozen=True)
-class Rollout:
-    """Who answers for a voice; `generation` grows by one with every change, `previous` is the one to roll back to."""
-
-    generation: int
-    parts: tuple[Part, ...]
-    previous: int | None = field(default=None, compare=False)
-
-    @property
-    def versions(self) -> frozenset[str]:
-        return frozenset(part.version for part in self.parts)
-
-    def as_json(self) -> dict[str, Any]:
-        return {
-            "generation": self.generation,
-            "versions": [{"version": part.version, "weight": part.weight} for part in self.parts],
-        }
 
 
 @dataclass(frozen=True)
@@ -260,30 +231,6 @@ class Registry:
             row.state = RETIRED
             note(session, actor, "retire", version, PUBLISHED, RETIRED)
             return True
-
-
-def check_parts(voice: str, parts: list[Part]) -> None:
-    check_name(voice, "voice")
-    if not 1 <= len(parts) <= MAX_PARTS or len({part.version for part in parts}) != len(parts):
-        raise InputError(
-            f"versions: a rollout names 1 to {MAX_PARTS} different versions.", code="rollout_invalid", param="versions"
-        )
-    for part in parts:
-        other = VersionId.parse(part.version).voice
-        if other != voice:
-            raise InputError(
-                f"{part.version} is a version of {other}, not of {voice}.",
-                code="alias_mismatch",
-                param="versions",
-            )
-        if not 0 <= part.weight <= MAX_WEIGHT:
-            raise InputError(
-                f"{part.version}: the weight must be a whole number from 0 to {MAX_WEIGHT}, not {part.weight}.",
-                code="rollout_invalid",
-                param="versions",
-            )
-    if not sum(part.weight for part in parts):
-        raise InputError("versions: at least one weight must be above 0.", code="rollout_invalid", param="versions")
 
 
 def growing(current: RolloutRow | None, parts: list[Part]) -> list[str]:

@@ -14,9 +14,9 @@ from polytone.contract.base import base_folder, module_shapes
 from polytone.contract.errors import NotFoundError
 from polytone.contract.names import check_name
 from polytone.contract.version_id import VersionId, voice_of
+from polytone.serve.adapters.fetch import apart
 from polytone.serve.adapters.promotion_gates import Gates, evaluations_of
-from polytone.serve.adapters.registry import Part
-from polytone.serve.adapters.store import apart
+from polytone.serve.adapters.rollout import Part
 from polytone.serve.adapters.upload import receive_version
 from polytone.serve.auth.keys import Kind
 from polytone.serve.database.session import now

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends
 
 from polytone.contract.errors import NotFoundError
-from polytone.serve.adapters.registry import Rollout
+from polytone.serve.adapters.rollout import Rollout
 from polytone.serve.auth.keys import Key
 from polytone.serve.services import Services
 

@@ -24,6 +24,7 @@ from polytone.contract.rows import describe
 
 from .base import Body, EngineError
 from .cpu import plugin as cpu_lora
+from .processes import end_children
 
 # glibc's: every step needs the same few buffers, and memory given back is faulted in again page by page.
 # GNU OpenMP's: a thread that waits for its team gives its core away early; by default it holds up whoever needs it.
@@ -310,26 +311,3 @@ def build_client(arguments: list[str], count_tokens: Callable[[int], None]) -> t
     parsed = make_arg_parser(FlexibleArgumentParser()).parse_args(arguments)
     engine = AsyncLLM.from_engine_args(AsyncEngineArgs.from_cli_args(parsed), stat_loggers=[Progress])
     return engine, parsed
-
-
-def end_children(patience: float = 5.0) -> None:
-    """End what this process started and has not ended: terminate, wait, kill."""
-    children = engine_processes()
-    for child in children:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            child.terminate()
-    _, alive = psutil.wait_procs(children, timeout=patience)
-    for child in alive:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            child.kill()
-    psutil.wait_procs(alive, timeout=patience)
-
-
-def engine_processes() -> list[psutil.Process]:
-    """The engine's core and workers. Python's own resource tracker is a child too; it ends with this process."""
-    found = []
-    for child in psutil.Process().children(recursive=True):
-        with contextlib.suppress(psutil.NoSuchProcess):
-            if not any("resource_tracker" in word for word in child.cmdline()):
-                found.append(child)
-    return found

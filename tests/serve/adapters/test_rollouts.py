@@ -16,8 +16,8 @@ from sqlalchemy.orm import Session
 from polytone.contract.errors import CheckError, ConflictError, InputError, NotFoundError, PolytoneError
 from polytone.contract.home import Home
 from polytone.contract.version_id import VersionId
-from polytone.serve.adapters.registry import Desired, Part, Registry, Rollout, latest_rollouts
-from polytone.serve.adapters.rollout import choose
+from polytone.serve.adapters.registry import Desired, Registry, latest_rollouts
+from polytone.serve.adapters.rollout import Part, Rollout, choose
 from polytone.serve.database.session import open_database
 from polytone.serve.database.tables import RolloutRow
 from tests.support.serving import Server, database_url, eventually, serving

@@ -36,7 +36,8 @@ from polytone.contract.home import Home
 from polytone.contract.version_id import VersionId, voice_of
 from polytone.serve.adapters import manager as voices
 from polytone.serve.adapters.archive import pack_version
-from polytone.serve.adapters.store import AdapterStore, Fetcher, apart, fetch_version, same_files, store_of
+from polytone.serve.adapters.fetch import Fetcher, apart, fetch_version, same_files
+from polytone.serve.adapters.store import AdapterStore, store_of
 from polytone.serve.metrics import Metrics
 from polytone.serve.server import build_services
 from polytone.serve.settings import Settings
@@ -466,7 +467,7 @@ async def test_a_store_that_never_answers_is_away_after_a_while(
     store = AdapterStore(f"troubled://{shelf}", LIMIT)
     (version,) = trainer.put(store, "acme")
     monkeypatch.setattr(TroubledFiles, "stuck", WEIGHTS)
-    monkeypatch.setattr("polytone.serve.adapters.store.FETCH_SECONDS", 0.05)
+    monkeypatch.setattr("polytone.serve.adapters.fetch.FETCH_SECONDS", 0.05)
     home, metrics = Home(tmp_path / "b"), Metrics()
     fetcher = Fetcher(store, home, make_base(home), 16, metrics)
     for _ in range(MANY):  # each gives its place to the next

@@ -11,8 +11,8 @@ from polytone.cli.wait import wait_until_routed
 from polytone.contract.adapter import Fingerprint, Sampling
 from polytone.contract.errors import CheckError, InputError, NotFoundError
 from polytone.contract.home import Home
-from polytone.serve.adapters.registry import Part, Rollout
 from polytone.serve.adapters.replicas import Replicas
+from polytone.serve.adapters.rollout import Part, Rollout
 from polytone.serve.database.session import open_database
 from tests.support.adapters import make_version
 from tests.support.serving import HELLO, Server, database_url, eventually, serving

@@ -12,7 +12,8 @@ from polytone.contract.errors import CheckError, StorageError
 from polytone.contract.evaluation import EvaluatedOn, FailedGate, GateVerdict, read_verdict, verdict_path, write_verdict
 from polytone.contract.home import Home
 from polytone.serve.adapters.promotion_gates import Gates
-from polytone.serve.adapters.registry import Part, Registry
+from polytone.serve.adapters.registry import Registry
+from polytone.serve.adapters.rollout import Part
 from polytone.serve.database.session import open_database
 from tests.support.adapters import make_base, make_version
 from tests.support.processes import polytone

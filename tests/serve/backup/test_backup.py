@@ -18,8 +18,9 @@ from polytone.contract.base import load_base
 from polytone.contract.errors import PolytoneError
 from polytone.contract.evaluation import EvaluatedOn, FailedGate, GateVerdict, read_verdict, write_verdict
 from polytone.contract.home import Home
-from polytone.serve.adapters.registry import Part, Registry
+from polytone.serve.adapters.registry import Registry
 from polytone.serve.adapters.replicas import Replicas
+from polytone.serve.adapters.rollout import Part
 from polytone.serve.adapters.store import AdapterStore
 from polytone.serve.auth.keys import KeyStore, Kind
 from polytone.serve.backup.checking import check_backup

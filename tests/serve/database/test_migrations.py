@@ -17,7 +17,8 @@ from sqlalchemy import Engine, Integer, MetaData, Table, insert, select
 from sqlalchemy.types import JSON, Boolean, DateTime, Float, LargeBinary, TypeEngine
 
 from polytone.contract.home import Home
-from polytone.serve.adapters.registry import Part, Registry, Rollout
+from polytone.serve.adapters.registry import Registry
+from polytone.serve.adapters.rollout import Part, Rollout
 from polytone.serve.auth.keys import KeyStore
 from polytone.serve.database.session import MIGRATIONS, migrate, new_database, open_database
 from polytone.serve.database.tables import Table as Model

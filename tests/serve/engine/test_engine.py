@@ -13,7 +13,8 @@ import pytest_asyncio
 from polytone.contract.base import base_folder
 from polytone.serve.adapters.fingerprint import verify
 from polytone.serve.engine.base import Body, Engine, EngineError
-from polytone.serve.engine.vllm import VllmEngine, VllmOptions, engine_processes
+from polytone.serve.engine.processes import engine_processes
+from polytone.serve.engine.vllm import VllmEngine, VllmOptions
 from tests.support.fake_engine import FakeEngine
 from tests.support.tiny_home import TinyHome
 
