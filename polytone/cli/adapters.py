@@ -6,21 +6,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from polytone.contract.adapter import check_servable
 from polytone.contract.base import load_base
 from polytone.contract.errors import InputError
 from polytone.contract.version_id import voice_of
-from polytone.serve.settings import read_settings
+from polytone.serve.settings import read_home, read_settings
 
-from .options import ForceOption, HomeOption, JsonOption, VersionArgument, WaitOption
-from .output import tell
+from .options import DEFAULT_URL, ForceOption, HomeOption, JsonOption, UrlOption, VersionArgument, WaitOption
+from .output import print_change, print_table
 from .state import actor, describe_versions, open_state, open_store, read_here, resolve
 
 if TYPE_CHECKING:
-    from polytone.serve.adapters.rollout import Rollout
+    from polytone.serve.adapters.rollout import Part, Rollout
 
 adapters_commands = typer.Typer(
     help="Publish, promote and retire versions of voices. POLYTONE_ADAPTER_STORE names where servers get their files.",
@@ -30,20 +29,21 @@ adapters_commands = typer.Typer(
 
 @adapters_commands.command("list")
 def list_adapters(home: HomeOption = None, as_json: JsonOption = False) -> None:
-    """List every version on disk and in the registry, with its state."""
+    """List every version on disk and in the registry, its share of its voice, and its state on each running server."""
     settings = read_settings(home=home)
     store = open_store(settings)
     rows = describe_versions(settings, open_state(settings))
     if as_json:
         print(json.dumps({"versions": rows, "store": str(store) if store is not None else None}))
         return
-    table = Table("voice", "version", "share", "wanted", "on replicas", box=None)
+    table = Table("version", "share", "state", "on servers", box=None)
     for row in rows:
         states = ", ".join(f"{one['state']}{': ' + one['reason'] if one['reason'] else ''}" for one in row["replicas"])
-        table.add_row(
-            row["name"], row["version"], f"{row['share']:.0%}" if row["share"] else "", row["wanted"], states or "-"
-        )
-    Console(soft_wrap=True).print(table if rows else "No version yet. Train one: polytone train RECIPE")
+        table.add_row(row["version"], f"{row['share']:.0%}" if row["share"] else "", row["wanted"], states or "-")
+    if rows:
+        print_table(table)
+    else:
+        print(f"No version yet in {settings.paths().root}. Train one: polytone train RECIPE")
     if store is not None:
         print(f"Servers fetch versions from {store} (POLYTONE_ADAPTER_STORE).")
 
@@ -63,8 +63,13 @@ def show(version: VersionArgument, home: HomeOption = None) -> None:
 def publish(
     version: VersionArgument, home: HomeOption = None, wait: WaitOption = 60, as_json: JsonOption = False
 ) -> None:
-    """Check a version and ask every server to load it. It answers under its own id at once, under the voice's name
-    after `promote`. With POLYTONE_ADAPTER_STORE its files are written there first, for servers to fetch."""
+    """Check a version and have every server load it.
+
+    It answers under its own id at once, and under its voice's name after `promote`. With POLYTONE_ADAPTER_STORE its
+    files are written there first, where servers fetch them.
+
+    Example: polytone adapters publish acme@3f2a91c0de12
+    """
     from .wait import wait_until_ready
 
     settings = read_settings(home=home)
@@ -73,10 +78,10 @@ def publish(
     check_servable(manifest, load_base(settings.paths(), settings.base), settings.max_lora_rank)
     if store is not None:
         store.put(settings.paths().adapter_folder(version), version)
-    state = open_state(settings)
+    state = open_state(settings, create=True)
     state.registry.publish(version, actor())
-    said = wait_until_ready(state.replicas, version, wait)
-    tell({"version": version, "state": said}, f"{version} is published", as_json)
+    reached = wait_until_ready(state.replicas, version, wait)
+    print_change({"version": version, "state": reached}, f"{version} is published.", as_json)
 
 
 @adapters_commands.command("promote")
@@ -87,69 +92,83 @@ def promote(
     wait: WaitOption = 60,
     as_json: JsonOption = False,
 ) -> None:
-    """Let a published version answer for its voice. Servers switch once it is loaded and proven.
+    """Let a published version answer for its voice, alone. Servers switch once they have loaded and verified it.
 
     A version whose evaluation failed its gates is refused with every reason, unless you --force it.
+
+    Example: polytone adapters promote acme@3f2a91c0de12
     """
-    settings = read_settings(home=home)
-    state = open_state(settings)
-    from polytone.serve.adapters.promotion_gates import Gates, evaluations_of
-
-    from .wait import wait_until_routed
-
-    voice = voice_of(version)
-    before = state.registry.desired().rollouts.get(voice)
-    gates = Gates(settings.paths(), force)
-    rollout = state.registry.promote(voice, version, actor(), before.generation if before else None, gates)
-    known = evaluations_of(settings.paths(), rollout.versions)
-    said = wait_until_routed(state.replicas, voice, rollout, wait)
-    tell(
-        {"voice": voice, **rollout.as_json(), "before": before.as_json() if before else None, "state": said, **known},
-        f"{voice} is answered by {version}" + (f" (before: {in_words(before)})" if before else ""),
-        as_json,
-    )
-    warn(known, as_json)
+    roll_out(version, None, force, home, wait, as_json)
 
 
 @adapters_commands.command("canary")
 def canary(
     version: VersionArgument,
-    percent: Annotated[int, typer.Argument(min=1, max=99, help="Share of the conversations it answers.")],
+    percent: Annotated[int, typer.Argument(min=1, max=99, help="Percentage of the conversations it answers.")],
     force: ForceOption = False,
     home: HomeOption = None,
     wait: WaitOption = 60,
     as_json: JsonOption = False,
 ) -> None:
-    """Let a published version answer a share of its voice's conversations; a conversation stays with its version.
+    """Let a published version answer a share of its voice's conversations; each conversation stays with its version.
 
-    A version whose evaluation failed its gates is refused with every reason, unless you --force it.
+    The version that answers now keeps the rest, so a voice's first version is promoted instead. A version whose
+    evaluation failed its gates is refused with every reason, unless you --force it.
+
+    Example, for a tenth of the conversations: polytone adapters canary acme@3f2a91c0de12 10
     """
+    roll_out(version, percent, force, home, wait, as_json)
+
+
+def roll_out(version: str, percent: int | None, force: bool, home: Path | None, wait: float, as_json: bool) -> None:
+    """Let `version` answer `percent` of its voice's conversations, or all of them, and wait for the servers."""
     settings = read_settings(home=home)
     state = open_state(settings)
-    voice = voice_of(version)
-    before = state.registry.desired().rollouts.get(voice)
-    stable = [part.version for part in before.parts if part.version != version] if before else []
-    if before is None or not stable:
-        raise InputError(
-            f"{voice} has no version to share with. Promote one first: polytone adapters promote {version}",
-            code="rollout_invalid",
-        )
     from polytone.serve.adapters.promotion_gates import Gates, evaluations_of
-    from polytone.serve.adapters.rollout import Part
 
     from .wait import wait_until_routed
 
+    voice = voice_of(version)
+    before = state.registry.desired().rollouts.get(voice)
     gates = Gates(settings.paths(), force)
-    parts = [Part(stable[0], 100 - percent), Part(version, percent)]
-    rollout = state.registry.roll_out(voice, parts, actor(), before.generation, action="canary", gates=gates)
-    known = evaluations_of(settings.paths(), rollout.versions)
-    said = wait_until_routed(state.replicas, voice, rollout, wait)
-    tell(
-        {"voice": voice, **rollout.as_json(), "before": before.as_json(), "state": said, **known},
-        f"{voice} is answered by {in_words(rollout)}",
+    generation = before.generation if before else None
+    if percent is None:
+        rollout = state.registry.promote(voice, version, actor(), generation, gates)
+    else:
+        parts = canary_parts(version, percent, before)
+        rollout = state.registry.roll_out(voice, parts, actor(), generation, action="canary", gates=gates)
+    evaluations = evaluations_of(settings.paths(), rollout.versions)
+    reached = wait_until_routed(state.replicas, voice, rollout, wait)
+    was = f" (was {in_words(before)})" if before and before.generation != rollout.generation else ""
+    print_change(
+        {
+            "voice": voice,
+            **rollout.as_json(),
+            "before": before.as_json() if before else None,
+            "state": reached,
+            **evaluations,
+        },
+        f"{voice} is answered by {in_words(rollout)}{was}.",
         as_json,
     )
-    warn(known, as_json)
+    if not as_json:
+        if percent is not None:
+            print("A conversation is recognized by the header x-conversation-id, else by `user`, else by its API key.")
+        print_evaluation_warnings(evaluations)
+
+
+def canary_parts(version: str, percent: int, before: "Rollout | None") -> "list[Part]":
+    """The version with its share, and the one that answered before with the rest."""
+    from polytone.serve.adapters.rollout import Part
+
+    others = [part for part in before.parts if part.version != version] if before else []
+    if not others:
+        raise InputError(
+            f"{voice_of(version)} has no other version to share its conversations with: a canary is for a voice's "
+            f"second version on. Promote this one: polytone adapters promote {version}",
+            code="rollout_invalid",
+        )
+    return [Part(others[0].version, 100 - percent), Part(version, percent)]
 
 
 @adapters_commands.command("rollback")
@@ -159,15 +178,23 @@ def rollback(
     wait: WaitOption = 60,
     as_json: JsonOption = False,
 ) -> None:
-    """Go back to the rollout before the last; again goes back further."""
+    """Go back to what answered for a voice before; again goes back further.
+
+    Example: polytone adapters rollback acme
+    """
     from .wait import wait_until_routed
 
     state = open_state(read_settings(home=home))
     before = state.registry.desired().rollouts.get(voice)
     rollout = state.registry.roll_back(voice, actor(), before.generation if before else None)
-    said = wait_until_routed(state.replicas, voice, rollout, wait)
-    who = in_words(rollout) if rollout.parts else "nobody"
-    tell({"voice": voice, **rollout.as_json(), "state": said}, f"{voice} is answered by {who}", as_json)
+    reached = wait_until_routed(state.replicas, voice, rollout, wait)
+    print_change(
+        {"voice": voice, **rollout.as_json(), "state": reached},
+        f"{voice} is answered by {in_words(rollout)} again (was {in_words(before)}).",
+        as_json,
+    )
+    if len(rollout.parts) > 1 and not as_json:
+        print(f"Several versions share its conversations. To go back further: polytone adapters rollback {voice}")
 
 
 @adapters_commands.command("retire")
@@ -176,12 +203,13 @@ def retire(
     home: HomeOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Stop routing to a version, let its answers end, and free its memory. Its files stay."""
+    """Stop routing to a version, let its answers finish, and free its memory. Its files stay."""
     registry = open_state(read_settings(home=home)).registry
     versions = [version] if "@" in version else registry.remove_voice(version, actor())
     for one in versions:
         registry.retire(one, actor())
-    tell({"versions": versions, "state": "retired"}, f"{', '.join(versions)} is retired", as_json)
+    are = "is" if len(versions) == 1 else "are"
+    print_change({"versions": versions, "state": "retired"}, f"{', '.join(versions)} {are} retired.", as_json)
 
 
 @adapters_commands.command("pack")
@@ -194,54 +222,61 @@ def pack(
     from polytone.serve.adapters.archive import pack_version
 
     target = output or Path(f"{version.replace('@', '-')}.tar.gz")
-    pack_version(read_settings(home=home).paths(), version, target)
+    pack_version(read_home(home), version, target)
     print(target)
 
 
 @adapters_commands.command("push")
 def push(
     version: VersionArgument,
-    url: Annotated[str, typer.Option(help="Address of the server.")] = "http://127.0.0.1:8000",
+    url: UrlOption = DEFAULT_URL,
     key: Annotated[str | None, typer.Option(envvar="POLYTONE_KEY", help="An admin key of that server.")] = None,
     home: HomeOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Upload a version to a server elsewhere, which checks and publishes it."""
+    """Upload a version to a server on another machine, which checks and publishes it.
+
+    Example: polytone adapters push acme@3f2a91c0de12 --url https://polytone.example
+    """
     from .push import push_version
 
-    answer = push_version(read_settings(home=home).paths(), version, url, key)
-    tell({**answer, "state": "published"}, f"{answer['version']} is published at {url}", as_json)
+    answer = push_version(read_home(home), version, url, key)
+    print_change({**answer, "state": "published"}, f"{answer['version']} is published at {url}.", as_json)
 
 
 @adapters_commands.command("audit")
 def audit(
-    target: Annotated[str | None, typer.Argument(help="A voice, version or key; all of them by default.")] = None,
-    limit: Annotated[int, typer.Option(min=1, max=1000, help="Newest entries to show.")] = 50,
+    target: Annotated[str | None, typer.Argument(help="A voice, version or key; by default all of them.")] = None,
+    limit: Annotated[int, typer.Option(min=1, max=1000, help="Number of entries to show.")] = 50,
     home: HomeOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Show who changed what, newest first."""
-    entries = open_state(read_settings(home=home)).registry.audit(limit, target)
+    settings = read_settings(home=home)
+    entries = open_state(settings).registry.audit(limit, target)
     if as_json:
         print(json.dumps({"entries": [{**vars(entry), "at": entry.at.isoformat()} for entry in entries]}))
         return
-    table = Table("when", "who", "what", "of", "from", "to", box=None)
+    table = Table("when", "what", "of", "from", "to", "by", box=None)
     for entry in entries:
         when = f"{entry.at:%Y-%m-%d %H:%M:%S}"
-        table.add_row(when, entry.actor, entry.action, entry.target, brief(entry.before), brief(entry.after))
-    Console(soft_wrap=True).print(table)
+        table.add_row(when, entry.action, entry.target, brief(entry.before), brief(entry.after), entry.actor)
+    if entries:
+        print_table(table)
+    else:
+        print(f"Nothing{f' of {target}' if target else ''} has been changed yet in {settings.paths().root}.")
 
 
-def in_words(rollout: "Rollout") -> str:
-    parts = rollout.parts
-    if len(parts) == 1:
-        return parts[0].version
+def in_words(rollout: "Rollout | None") -> str:
+    parts = rollout.parts if rollout else ()
+    if len(parts) <= 1:
+        return parts[0].version if parts else "nobody"
     total = sum(part.weight for part in parts)
     return ", ".join(f"{part.version} ({100 * part.weight / total:g} %)" for part in parts)
 
 
 def brief(value: Any) -> str:
-    """A change's before or after in a table."""
+    """The state before or after a change, for a table."""
     if isinstance(value, dict) and "versions" in value:
         forced = [f"{one} failed {', '.join(gates)}" for one, gates in value.get("failed_gates", {}).items()]
         who = ", ".join(f"{part['version']} ({part['weight']})" for part in value["versions"]) or "nobody"
@@ -249,11 +284,9 @@ def brief(value: Any) -> str:
     return "" if value is None else str(value.get("kind", "")) if isinstance(value, dict) else str(value)
 
 
-def warn(known: dict[str, Any], as_json: bool) -> None:
-    """Say what is known against the versions that answer now, and of which nothing is known."""
-    if as_json:
-        return
-    for version, gates in known["failed_gates"].items():
+def print_evaluation_warnings(evaluations: dict[str, Any]) -> None:
+    """Name the versions that answer now and failed their evaluation, or have none."""
+    for version, gates in evaluations["failed_gates"].items():
         print(f"{version} did not pass its evaluation ({', '.join(gates)}).")
-    for version in known["not_evaluated"]:
+    for version in evaluations["not_evaluated"]:
         print(f"{version} was never evaluated on this machine: polytone evaluate {version} --data HELD_OUT.jsonl")

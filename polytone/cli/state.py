@@ -2,6 +2,7 @@
 
 import getpass
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from polytone.contract.adapter import MANIFEST, Manifest, list_versions, read_version
@@ -11,11 +12,18 @@ from polytone.contract.home import Home
 from polytone.contract.version_id import voice_of
 from polytone.serve.settings import Settings
 
+from .output import did_you_mean
+
 if TYPE_CHECKING:
+    from sqlalchemy import Engine
+
     from polytone.serve.adapters.registry import Registry
     from polytone.serve.adapters.replicas import Replicas
     from polytone.serve.adapters.store import AdapterStore
     from polytone.serve.auth.keys import KeyStore
+
+
+SQLITE = "sqlite:///"
 
 
 @dataclass(frozen=True)
@@ -27,14 +35,28 @@ class Stores:
     keys: "KeyStore"
 
 
-def open_state(settings: Settings) -> Stores:
+def open_state(settings: Settings, create: bool = False) -> Stores:
+    """The stores of `open_database`."""
     from polytone.serve.adapters.registry import Registry
     from polytone.serve.adapters.replicas import Replicas
     from polytone.serve.auth.keys import KeyStore
-    from polytone.serve.database.session import open_database
 
-    database = open_database(settings.database())
+    database = open_database(settings, create)
     return Stores(Registry(database), Replicas(database), KeyStore(database))
+
+
+def open_database(settings: Settings, create: bool = False) -> "Engine":
+    """The database; unless it is to be created, an empty one in memory where there is none.
+
+    So a command that only reads, or changes what must exist already, makes no folder and no file.
+    """
+    from polytone.serve.database import session
+
+    url = settings.database()
+    file = Path(url.removeprefix(SQLITE))
+    if url.startswith(SQLITE) and not create and not file.exists():
+        url = f"{SQLITE}:memory:"
+    return session.open_database(url)
 
 
 def open_store(settings: Settings) -> "AdapterStore | None":
@@ -66,9 +88,13 @@ def resolve(settings: Settings, version: str) -> str:
     """A version id as it is; a voice's name as the version that answers for it."""
     if "@" in version:
         return version
-    rollout = open_state(settings).registry.desired().rollouts.get(version)
+    rollouts = open_state(settings).registry.desired().rollouts
+    rollout = rollouts.get(version)
     if rollout is None:
-        raise InputError(f"{version!r} is neither a version id nor a promoted voice.", code="version_not_found")
+        raise InputError(
+            f"{version!r} is neither a version id nor a promoted voice.{did_you_mean(version, rollouts)}",
+            code="version_not_found",
+        )
     return max(rollout.parts, key=lambda part: part.weight).version
 
 
@@ -107,5 +133,9 @@ def newest_version(home: Home, version: str) -> str:
         return version
     versions = [one for one in list_versions(home) if voice_of(one) == version]
     if not versions:
-        raise InputError(f"No version of {version!r} is on disk under {home.adapters}.", code="version_not_found")
+        known = {voice_of(one) for one in list_versions(home)}
+        raise InputError(
+            f"No version of {version!r} is on disk under {home.adapters}.{did_you_mean(version, known)}",
+            code="version_not_found",
+        )
     return versions[-1]

@@ -60,7 +60,9 @@ def load_base(home: Home, base_id: str) -> Base:
     if not path.is_file():
         known = ", ".join(list_bases(home)) or "none"
         raise NotFoundError(
-            f"There is no prepared base {base_id!r} under {home.bases} (there: {known}). Run: polytone base prepare",
+            f"There is no prepared base {base_id!r} under {home.bases} (there: {known}). Prepare it: "
+            f"polytone base prepare {base_id}, or under this name from a folder or the hub: "
+            f"polytone base prepare MODEL --id {base_id}",
             code="base_not_found",
             param="base",
         )
