@@ -3,6 +3,7 @@
 import csv
 import importlib.util
 import json
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -326,6 +327,27 @@ def test_personal_data_is_masked(text: str, mask: str) -> None:
 )
 def test_other_numbers_are_not_personal(text: str) -> None:
     assert find_personal(text) == []
+
+
+@pytest.mark.parametrize("text", ["@" + "a" * 20_000, "a" * 20_000 + "@", "x@" + "a." * 10_000, "1 " * 10_000])
+def test_the_time_to_look_grows_with_the_text_only(text: str) -> None:
+    """The pattern of an address once tried every pair of start and end: 20,000 letters took four seconds."""
+    began = time.process_time()
+    assert find_personal(f"{text} ann.lee@example.com")[-1].what == "email"
+    assert time.process_time() - began < 1
+
+
+@pytest.mark.parametrize(
+    ("text", "mask"),
+    [
+        ("Call 555-0132 after six", "Call [PHONE] after six"),
+        ("Call me before 12.11.2024", "Call me before 12.11.2024"),
+        ("Call me, it costs 1,234,567.89", "Call me, it costs 1,234,567.89"),
+        ("0049 30 1234567 is mine", "[PHONE] is mine"),
+    ],
+)
+def test_a_word_such_as_call_makes_a_number_a_phone_number(text: str, mask: str) -> None:
+    assert masked(text, find_personal(text)) == mask
 
 
 def test_the_report_does_not_repeat_personal_data(tmp_path: Path) -> None:

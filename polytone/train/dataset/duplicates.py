@@ -7,14 +7,14 @@ from itertools import pairwise
 
 from polytone.contract.rows import Conversation
 
-from .overlap import Texts, common_words, number_words, similarity
-from .templates import Kinship
+from .overlap import EncodedRows, common_words, encode_rows, similarity
+from .templates import Templates
 
 # At most a fifth of the words may differ: 15 % edited words, rounded up in short turns.
 SIMILAR = 0.8
-SHORTEST = 7  # words; in less, one word more or less is another thing to say
-COMMON = 400  # shingles in more rows than this tell little about who copied whom
-ENOUGH = 16  # shingles that a row keeps at least
+SHORTEST = 7  # words; in fewer, one word more or less changes what is said
+MOST_ROWS = 400  # shingles in more rows than this say little about who copied whom
+FEWEST_SHINGLES = 16  # kept of every row
 BANDS, BAND_ROWS = 128, 3
 
 Shingle = tuple[int, ...]
@@ -32,35 +32,42 @@ class Copy:
 
 @dataclass(frozen=True)
 class Copies:
-    """`within`: rows that repeat an earlier one. `leaked`: rows that held-out ones repeat (`of` counts there)."""
+    """`within`: rows that repeat an earlier one. `leaked`: rows that held-out rows repeat; `of` is an index there."""
 
     within: list[Copy]
     leaked: list[Copy]
 
 
-def find_copies(rows: Sequence[Conversation], held_out: Sequence[Conversation]) -> Copies:
-    """Find the copies among `rows`, and between `rows` and `held_out`.
+@dataclass(frozen=True)
+class Clusters:
+    """Rows grouped with their copies.
 
-    Candidates come from MinHash over a row's rarer shingles (Broder 1997, banded as by Leskovec et al. 2014); every
-    candidate is then compared word by word. The most similar pairs are joined first, and groups only where nothing
-    in them is different on purpose (see Kinship).
+    `first_of` has for every row the first one with the same turns, `bodies` the word ids of those first rows, and
+    `members` every cluster's rows in ascending order.
     """
-    both = [*rows, *held_out]
-    first_of = fold(both)
-    firsts = sorted(set(first_of))
-    texts = number_words([both[first].messages for first in firsts])
-    groups = join([both[first] for first in firsts], texts)
-    group_of = dict(zip(firsts, groups, strict=True))
-    members: dict[int, list[int]] = {}
-    for index, first in enumerate(first_of):
-        members.setdefault(group_of[first], []).append(index)
-    bodies = dict(zip(firsts, texts.bodies, strict=True))
+
+    first_of: list[int]
+    bodies: dict[int, list[int]]
+    members: list[list[int]]
+
+    def copy(self, row: int, others: Sequence[int]) -> Copy:
+        """`row` as a copy of the most similar of the others."""
+        body = self.bodies[self.first_of[row]]
+        alike = {other: similarity(body, self.bodies[self.first_of[other]]) for other in others}
+        exact = [other for other in others if self.first_of[other] == self.first_of[row]]
+        best = exact[0] if exact else max(others, key=lambda other: alike[other])
+        return Copy(row, best, alike[best], bool(exact))
+
+
+def find_copies(rows: Sequence[Conversation], held_out: Sequence[Conversation]) -> Copies:
+    """Find the copies among `rows`, and between `rows` and `held_out`."""
+    clusters = find_clusters([*rows, *held_out])
     within: list[Copy] = []
     leaked: list[Copy] = []
-    for group in members.values():
-        ours, theirs = [i for i in group if i < len(rows)], [i for i in group if i >= len(rows)]
-        within.extend(compare(i, ours[:1], first_of, bodies) for i in ours[1:])
-        leaked.extend(compare(i, theirs, first_of, bodies) for i in ours if theirs)
+    for members in clusters.members:
+        ours, theirs = [i for i in members if i < len(rows)], [i for i in members if i >= len(rows)]
+        within.extend(clusters.copy(i, ours[:1]) for i in ours[1:])
+        leaked.extend(clusters.copy(i, theirs) for i in ours if theirs)
     shifted = [Copy(one.row, one.of - len(rows), one.similarity, one.exact) for one in leaked]
     return Copies(sorted(within, key=row_of), sorted(shifted, key=row_of))
 
@@ -69,87 +76,94 @@ def row_of(copy: Copy) -> int:
     return copy.row
 
 
-def compare(row: int, others: list[int], first_of: list[int], bodies: dict[int, list[int]]) -> Copy:
-    """The row and the most similar of the others."""
-    alike = {other: similarity(bodies[first_of[row]], bodies[first_of[other]]) for other in others}
-    same = [other for other in others if first_of[other] == first_of[row]]
-    best = same[0] if same else max(others, key=lambda other: alike[other])
-    return Copy(row, best, alike[best], bool(same))
+def find_clusters(rows: Sequence[Conversation]) -> Clusters:
+    """Put every row into a cluster with its copies.
+
+    Candidates come from MinHash over a row's rarer shingles (Broder 1997, banded as by Leskovec et al. 2014); every
+    candidate is then compared word by word. The most similar pairs are joined first, and two clusters only where no two
+    of their rows are distinct by their template (see Templates).
+    """
+    first_of = first_with_same_turns(rows)
+    firsts = sorted(set(first_of))
+    encoded = encode_rows([rows[first].messages for first in firsts])
+    cluster_of = dict(zip(firsts, join([rows[first] for first in firsts], encoded), strict=True))
+    members: dict[int, list[int]] = {}
+    for index, first in enumerate(first_of):
+        members.setdefault(cluster_of[first], []).append(index)
+    return Clusters(first_of, dict(zip(firsts, encoded.bodies, strict=True)), list(members.values()))
 
 
-def fold(rows: Sequence[Conversation]) -> list[int]:
-    """For every row the first one with the same turns, blanks apart."""
-    seen: dict[tuple[tuple[str, str], ...], int] = {}
+def first_with_same_turns(rows: Sequence[Conversation]) -> list[int]:
+    """For every row the first one with the same turns, white space apart."""
+    firsts: dict[tuple[tuple[str, str], ...], int] = {}
     return [
-        seen.setdefault(tuple((turn.role, " ".join(turn.content.split())) for turn in row.messages), index)
+        firsts.setdefault(tuple((turn.role, " ".join(turn.content.split())) for turn in row.messages), index)
         for index, row in enumerate(rows)
     ]
 
 
-def join(rows: Sequence[Conversation], texts: Texts) -> list[int]:
-    """For every row a number of its group: rows that are nearly the same."""
+def join(rows: Sequence[Conversation], encoded: EncodedRows) -> list[int]:
+    """For every row the number of its cluster: rows that are nearly the same."""
     prompts = [row.messages[0].content if row.messages[0].role == "system" else "" for row in rows]
-    kinship = Kinship(texts, prompts)
-    group_of = list(range(len(rows)))
-    members = {index: [index] for index in group_of}
-    for _, a, b in sorted(pairs(texts, kinship), reverse=True):
-        one, other = group_of[a], group_of[b]
-        if one == other or any(kinship.different(i, j) for i in members[one] for j in members[other]):
+    templates = Templates(encoded, prompts)
+    cluster_of = list(range(len(rows)))
+    members = {index: [index] for index in cluster_of}
+    for _, a, b in sorted(similar_pairs(encoded, templates), reverse=True):
+        one, other = cluster_of[a], cluster_of[b]
+        if one == other or any(templates.distinct(i, j) for i in members[one] for j in members[other]):
             continue
         for index in members[other]:
-            group_of[index] = one
+            cluster_of[index] = one
         members[one].extend(members.pop(other))
-    return group_of
+    return cluster_of
 
 
-def pairs(texts: Texts, kinship: Kinship) -> Iterator[tuple[float, int, int]]:
+def similar_pairs(encoded: EncodedRows, templates: Templates) -> Iterator[tuple[float, int, int]]:
     """Pairs of rows that are nearly the same, with their similarity."""
-    words = [frozenset(body) for body in texts.bodies]
-    for row, others in enumerate(candidates(texts.bodies)):
-        body, mine = texts.bodies[row], words[row]
+    for row, others in enumerate(candidates(encoded.bodies)):
+        body = encoded.bodies[row]
         for other in others:
             if other >= row:
                 continue
-            theirs = texts.bodies[other]
-            longer = max(len(body), len(theirs))
+            longer = max(len(body), len(encoded.bodies[other]))
             least = longer if longer < SHORTEST else SIMILAR * longer
-            # Words that only one has are missing from any common sequence: a bound that costs little.
-            if len(body) - len(mine - words[other]) < least or len(theirs) - len(words[other] - mine) < least:
+            common = common_words(body, encoded.bodies[other], at_least=int(least))
+            if common < least or templates.distinct(row, other):
                 continue
-            if kinship.different(row, other) or (common := common_words(body, theirs)) < least:
-                continue
-            if all(map(resembles, texts.sides[row], texts.sides[other])):
+            if all(map(resembles, encoded.sides[row], encoded.sides[other])):
                 yield common / longer, row, other
 
 
 def resembles(a: Sequence[int], b: Sequence[int]) -> bool:
-    """Whether what was asked, or said, is alike on its own: one long answer may fit many short questions."""
+    """True if two prompts, or two replies, are alike on their own: one long reply may fit many short questions."""
     longer = max(len(a), len(b))
     return common_words(a, b) >= longer - max(1, longer // 2)
 
 
 def candidates(bodies: Sequence[Sequence[int]]) -> list[list[int]]:
-    """For every row those that may be alike (itself among them)."""
+    """For every row the rows that may be similar, itself among them."""
     from rensa import RMinHash, RMinHashLSH
 
     sketches = RMinHash.from_token_sets(shingles(bodies), num_perm=BANDS * BAND_ROWS, seed=0)
     index = RMinHashLSH(threshold=SIMILAR, num_perm=BANDS * BAND_ROWS, num_bands=BANDS)
     index.insert_many(sketches)
-    found: list[list[int]] = index.query_all(sketches)
-    return found
+    similar: list[list[int]] = index.query_all(sketches)
+    return similar
 
 
 def shingles(bodies: Sequence[Sequence[int]]) -> list[list[str]]:
-    """A row's words, and pairs of words next to each other or one apart, that other rows have too, but not many."""
-    all_of: list[set[Shingle]] = [
+    """A row's words, and pairs of words next to each other or one apart, that some other rows have too."""
+    sets: list[set[Shingle]] = [
         {*((word,) for word in body), *pairwise(body), *((a, -1, b) for a, b in zip(body, body[2:], strict=False))}
         for body in bodies
     ]
-    counts = Counter(shingle for row in all_of for shingle in row)
-    return [[repr(shingle) for shingle in telling(row, counts)] or [repr(bodies[i])] for i, row in enumerate(all_of)]
+    counts = Counter(shingle for row in sets for shingle in row)
+    return [[repr(shingle) for shingle in rarest(row, counts)] or [repr(bodies[i])] for i, row in enumerate(sets)]
 
 
-def telling(row: set[Shingle], counts: Counter[Shingle]) -> list[Shingle]:
+def rarest(row: set[Shingle], counts: Counter[Shingle]) -> list[Shingle]:
     shared = [shingle for shingle in row if counts[shingle] > 1]
-    rare = [shingle for shingle in shared if counts[shingle] <= COMMON]
-    return rare if len(rare) >= ENOUGH else sorted(shared, key=lambda shingle: (counts[shingle], shingle))[:ENOUGH]
+    rare = [shingle for shingle in shared if counts[shingle] <= MOST_ROWS]
+    if len(rare) >= FEWEST_SHINGLES:
+        return rare
+    return sorted(shared, key=lambda shingle: (counts[shingle], shingle))[:FEWEST_SHINGLES]

@@ -1,4 +1,4 @@
-"""Rows as sequences of words, and how many words two of them have in common in the same order."""
+"""Conversations as sequences of word ids, and the words that two sequences have in common."""
 
 import re
 from collections.abc import Sequence
@@ -6,24 +6,25 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+from rapidfuzz.distance import LCSseq
 
 from polytone.contract.rows import Message
 
-# A word is what stands between spaces, without the marks around it; scripts without spaces are taken by the letter.
+# A word is what stands between spaces, without punctuation around it. In scripts without spaces each letter is a word.
 UNSPACED = "\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\u0e00-\u0e7f"
 WORD = re.compile(rf"[{UNSPACED}]|[^\W_{UNSPACED}](?:[^\s{UNSPACED}]*[^\W_{UNSPACED}])?")
-TURNS = {"<user>": 0, "<assistant>": 1, "<tool>": 2}
-END, MARKS = 3, 4  # numbers below MARKS are no words
+TURN_MARKS = {"<user>": 0, "<assistant>": 1, "<tool>": 2}
+END, MARKS = 3, 4  # ids below MARKS are marks, not words
 Ids = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
-class Texts:
-    """Every row's words as numbers.
+class EncodedRows:
+    """The words of every row as ids, from `MARKS` to `size` - 1.
 
-    `bodies` holds a row's words without its system prompt; `sides` the same in two, what was asked and what the
-    assistant said; `marked` with a mark before every turn and marks around the row, so that what begins and ends a turn
-    has surroundings too; `numbers` those words that have a digit. Words are numbered from `MARKS` to `size` - 1.
+    `bodies`: all words but the system prompt's. `sides`: the same in two parts, prompt and assistant's turns. `marked`:
+    the words with a mark before every turn and end marks around the row, so that the first and last word of a turn have
+    neighbours too. `numbers`: the ids of words with a digit.
     """
 
     bodies: list[list[int]]
@@ -38,29 +39,29 @@ def split_words(text: str) -> list[str]:
     return WORD.findall(text.casefold())
 
 
-def number_words(rows: Sequence[Sequence[Message]]) -> Texts:
-    """Number the words of conversations, the same word alike everywhere."""
-    ids = {**TURNS, "<end>": END}
-    bodies, sides, marked, figures = [], [], [], []
+def encode_rows(rows: Sequence[Sequence[Message]]) -> EncodedRows:
+    """Give every distinct word of these conversations an id."""
+    id_of = {**TURN_MARKS, "<end>": END}
+    bodies, sides, marked, numbers = [], [], [], []
     for messages in rows:
         body: list[int] = []
-        mark: list[int] = [END]
         side: tuple[list[int], list[int]] = ([], [])
-        numbers: set[int] = set()
+        with_marks: list[int] = [END]
+        with_digits: set[int] = set()
         for message in messages:
             if message.role == "system":
                 continue
             words = split_words(message.content)
-            found = [ids.setdefault(word, len(ids)) for word in words]
-            numbers.update(number for number, word in zip(found, words, strict=True) if has_digit(word))
-            body.extend(found)
-            side[message.role == "assistant"].extend(found)
-            mark.extend([ids[f"<{message.role}>"], *found])
+            ids = [id_of.setdefault(word, len(id_of)) for word in words]
+            with_digits.update(number for number, word in zip(ids, words, strict=True) if has_digit(word))
+            body.extend(ids)
+            side[message.role == "assistant"].extend(ids)
+            with_marks.extend([id_of[f"<{message.role}>"], *ids])
         bodies.append(body)
         sides.append(side)
-        marked.append([*mark, END, END])
-        figures.append(frozenset(numbers))
-    return Texts(bodies, sides, marked, figures, len(ids))
+        marked.append([*with_marks, END, END])
+        numbers.append(frozenset(with_digits))
+    return EncodedRows(bodies, sides, marked, numbers, len(id_of))
 
 
 def has_digit(word: str) -> bool:
@@ -72,18 +73,9 @@ def similarity(a: Sequence[int], b: Sequence[int]) -> float:
 
     With `k` of `n` words replaced or dropped it is (n - k) / n; with `k` inserted n / (n + k).
     """
-    longer = max(len(a), len(b))
-    return common_words(a, b) / longer if longer else 1.0
+    return float(LCSseq.normalized_similarity(a, b))
 
 
-def common_words(a: Sequence[int], b: Sequence[int]) -> int:
-    """Length of the longest common subsequence, bit-parallel in one integer (Hyyrö 2004)."""
-    places: dict[int, int] = {}
-    for position, word in enumerate(a):
-        places[word] = places.get(word, 0) | (1 << position)
-    everything = (1 << len(a)) - 1
-    state = everything
-    for word in b:
-        matched = state & places.get(word, 0)
-        state = ((state + matched) | (state - matched)) & everything
-    return len(a) - state.bit_count()
+def common_words(a: Sequence[int], b: Sequence[int], at_least: int = 0) -> int:
+    """Length of the longest common subsequence; 0 where it is shorter than `at_least`."""
+    return int(LCSseq.similarity(a, b, score_cutoff=at_least))

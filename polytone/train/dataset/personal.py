@@ -6,15 +6,15 @@ from dataclasses import dataclass
 
 REGIONS = ("US", "GB")
 
-EMAIL = re.compile(r"[\w.+%'-]+@(?:[\w-]+\.)+[^\W\d_]{2,}")
+# Every repetition is bounded (64 and 63 are the limits of RFC 5321 and RFC 1035): the time grows with the text only.
+EMAIL = re.compile(r"[\w.+%'-]{1,64}@(?:[\w-]{1,63}\.){1,8}[^\W\d_]{2,63}")
 CARD = re.compile(r"(?<![\w.-])[2-6](?:[ -]?\d){12,18}(?![\w-])")
 IBAN = re.compile(r"(?<!\w)[A-Za-z]{2}\d{2}(?: ?[A-Za-z0-9]){11,30}(?!\w)")
-PHONE = re.compile(r"(?<![\w.+-])(?:\+|\(|00)?\d(?:[ ().\-/]{0,3}\d){6,14}(?!\w|[.\-/]\d)")
 DIGITS = re.compile(r"\d")
-# Digits in one run are a phone number only where the text says so: order numbers look alike.
+FEWEST_DIGITS = 7  # of a phone number with its area
+# Digits in one run are a phone number only after such a word: order numbers look the same.
 CUE = re.compile(r"\b(?:phone|call|tel|telephone|mobile|cell|whatsapp|text|sms|ring|reach|fax)\b", re.IGNORECASE)
 CUE_WITHIN = 40  # characters before the number
-GROUPED = re.compile(r"(?:\+?1[ .\-]?)?(?:\(\d{3}\) ?|\d{3}[ .\-/])\d{3}[ .\-]\d{4}")
 DATE = re.compile(r"(?:19|20)\d\d[./-]\d\d?[./-]\d\d?|\d\d?[./-]\d\d?[./-](?:19|20)\d\d")
 
 
@@ -28,15 +28,15 @@ class Hit:
 
 
 def find_personal(text: str, regions: Sequence[str] = REGIONS) -> list[Hit]:
-    """The personal data of a text in its order, none overlapping; `regions` are those of numbers without a prefix."""
+    """The personal data of a text in order, without overlaps; `regions` are those of phone numbers without a prefix."""
     hits = [Hit("email", match.start(), match.end()) for match in EMAIL.finditer(text)] if "@" in text else []
-    if DIGITS.search(text) and len(DIGITS.findall(text)) >= 7:
-        hits = apart([*hits, *ibans(text), *cards(text), *phones(text, regions)])
+    if len(DIGITS.findall(text)) >= FEWEST_DIGITS:
+        hits = without_overlaps([*hits, *ibans(text), *cards(text), *phones(text, regions)])
     return hits
 
 
-def apart(hits: Iterable[Hit]) -> list[Hit]:
-    """Hits that overlap an earlier named one are dropped: what is an account is not a phone number too."""
+def without_overlaps(hits: Iterable[Hit]) -> list[Hit]:
+    """Drop hits that overlap an earlier one: a bank account is not a phone number too."""
     kept: list[Hit] = []
     for hit in hits:
         if all(hit.end <= other.start or hit.start >= other.end for other in kept):
@@ -48,7 +48,7 @@ def ibans(text: str) -> Iterator[Hit]:
     from stdnum import iban
 
     for match in IBAN.finditer(text):
-        # Words may follow without a mark; the number ends where its check digits fit.
+        # Words may follow without punctuation; the number ends where its check digits fit.
         for end in range(match.end(), match.start() + 14, -1):
             if (
                 text[end - 1].isalnum()
@@ -68,37 +68,25 @@ def cards(text: str) -> Iterator[Hit]:
 
 
 def phones(text: str, regions: Sequence[str]) -> Iterator[Hit]:
-    for match in PHONE.finditer(text):
-        written = match.group()
-        if not DATE.fullmatch(written) and is_phone(
-            written, text[max(0, match.start() - CUE_WITHIN) : match.start()], regions
-        ):
-            yield Hit("phone", match.start(), match.end())
+    """Numbers in use by a region's plan; after a word such as "call", also numbers that a plan has room for."""
+    from phonenumbers import Leniency, PhoneNumberMatcher
+
+    for leniency in (Leniency.VALID, Leniency.POSSIBLE) if CUE.search(text) else (Leniency.VALID,):
+        for region in regions:
+            for match in PhoneNumberMatcher(text, region, leniency):
+                in_one_run = match.raw_string.isdigit() and not match.raw_string.startswith("00")
+                needs_cue = in_one_run or leniency == Leniency.POSSIBLE
+                if not looks_otherwise(match.raw_string) and (not needs_cue or follows_cue(text, match.start)):
+                    yield Hit("phone", match.start, match.end)
 
 
-def is_phone(written: str, before: str, regions: Sequence[str]) -> bool:
-    """Whether digits are a phone number: by their grouping, or by a plan of `regions` and by how they are written.
-
-    After a word such as "call", a number that a plan has room for is enough; it need not be in use.
-    """
-    if GROUPED.fullmatch(written):
-        return True
-    told = CUE.search(before) is not None
-    if written.isdigit() and not written.startswith("00") and not told:
-        return False
-    if written.startswith("00"):
-        written = f"+{written[2:]}"
-    return any(fits(written, region, exactly=not (told or written.startswith("+"))) for region in regions)
+def looks_otherwise(number: str) -> bool:
+    """True for dates and for numbers with too few digits."""
+    return len(DIGITS.findall(number)) < FEWEST_DIGITS or DATE.fullmatch(number) is not None
 
 
-def fits(written: str, region: str, exactly: bool) -> bool:
-    import phonenumbers
-
-    try:
-        number = phonenumbers.parse(written, region)
-    except phonenumbers.NumberParseException:
-        return False
-    return bool(phonenumbers.is_valid_number(number) if exactly else phonenumbers.is_possible_number(number))
+def follows_cue(text: str, start: int) -> bool:
+    return CUE.search(text, max(0, start - CUE_WITHIN), start) is not None
 
 
 def masked(text: str, hits: Sequence[Hit]) -> str:
@@ -109,5 +97,5 @@ def masked(text: str, hits: Sequence[Hit]) -> str:
 
 
 def hint(text: str, hit: Hit) -> str:
-    """Enough of a hit to find it again, and not more: the report may be passed on."""
+    """Both ends of a hit: enough to find it again, and no more, since the report may be passed on."""
     return f"{text[hit.start : hit.start + 2]}...{text[hit.end - 2 : hit.end]}"
