@@ -155,6 +155,7 @@ def what_to_try(url: str) -> str:
 Try:
 
   the chat page    {url}/ui/
+  the terminal     .venv/bin/polytone chat driftpepper
   curl             curl {url}/v1/chat/completions -H 'content-type: application/json' \\
                      -d '{{"model": "driftpepper", "messages": [{{"role": "user", "content": "Hi there!"}}]}}'
   openai client    from openai import OpenAI

@@ -12,6 +12,7 @@ from polytone.contract.errors import PolytoneError
 from .adapters import adapters_commands
 from .backup import backup, restore
 from .base import base_commands
+from .chat import chat
 from .data import data_commands
 from .estimate import estimate
 from .evaluate import evaluate
@@ -33,7 +34,7 @@ app.add_typer(adapters_commands, name="adapters")
 app.add_typer(keys_commands, name="keys")
 app.add_typer(feedback_commands, name="feedback")
 app.add_typer(traffic_commands, name="traffic")
-for command in (train, sweep, evaluate, estimate, serve, ui, drift, backup, restore):
+for command in (train, sweep, evaluate, estimate, serve, ui, chat, drift, backup, restore):
     app.command()(command)
 
 
