@@ -100,3 +100,13 @@ def complete_request(body: Body, manifest: Manifest | None, limits: RequestLimit
         if not {"system", "developer"} & set(roles):
             filled["messages"] = [{"role": "system", "content": manifest.system_prompt}, *messages]
     return filled
+
+
+def include_usage(body: Body) -> bool:
+    """Have the engine end a stream with its usage; returns whether the client asked for that."""
+    options = body.get("stream_options")
+    if not body.get("stream") or (options is not None and not isinstance(options, dict)):
+        return True  # nothing to hide, or something for the engine to refuse
+    requested = bool((options or {}).get("include_usage"))
+    body["stream_options"] = {**(options or {}), "include_usage": True}
+    return requested

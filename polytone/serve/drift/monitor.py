@@ -19,13 +19,13 @@ from sqlalchemy import and_, func, or_, select, update
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session, aliased
 
+from polytone.contract.base import digest_text
 from polytone.contract.errors import NotFoundError
 from polytone.contract.version_id import voice_of
 from polytone.serve.adapters.registry import note
 from polytone.serve.concurrency import in_thread
 from polytone.serve.database.session import Database, insert_for, now, one_at_a_time, reading, writing
 from polytone.serve.database.tables import AnswerRow, DriftAlarmRow, DriftRow, FeedbackRow
-from polytone.serve.engine.events import digest
 from polytone.serve.metrics import Metrics
 from polytone.serve.traffic.reviews import Reason, queue_for_review
 
@@ -266,7 +266,7 @@ def draw(session: Session, *of: Any) -> AnswerRow | None:
     if not ids:
         return None  # another replica was faster
     session.execute(update(AnswerRow).where(*unseen).values(observed=True).execution_options(synchronize_session=False))
-    return session.get_one(AnswerRow, min(ids, key=digest))
+    return session.get_one(AnswerRow, min(ids, key=digest_text))
 
 
 def new_thumbs(session: Session, versions: list[str]) -> list[tuple[str, str, str, bool]]:

@@ -8,9 +8,9 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Any
 
+from polytone.contract.base import digest_text
 from polytone.measure.signals import text_of
 from polytone.serve.engine.base import Body
-from polytone.serve.engine.events import digest, reply_of_events, reply_of_response
 
 log = logging.getLogger(__name__)
 
@@ -52,7 +52,7 @@ class CompletionRef:
 
 @dataclass(frozen=True)
 class RecordedAnswer:
-    """One answer as it left the server, not looked into yet: the engine's response or the events of its stream."""
+    """One answer as it left the server."""
 
     id: str
     at: datetime
@@ -61,7 +61,8 @@ class RecordedAnswer:
     key: str | None
     status: int
     request: Body
-    answer: Body | list[str]
+    reply: Body
+    finish_reason: str | None
     usage: tuple[int, int]
     first_token_seconds: float | None
     seconds: float
@@ -80,10 +81,9 @@ Measure = Callable[[str, Any, str, str | None, int], AnswerSignals]
 
 
 def row_of(captured: RecordedAnswer, policy: Policy, measure: Measure | None) -> dict[str, Any]:
-    """The columns of `AnswerRow`; this is where the answer is parsed."""
+    """The columns of `AnswerRow`."""
     ref, request = captured.ref, captured.request
-    of = reply_of_response if isinstance(captured.answer, dict) else reply_of_events
-    reply, finish_reason = of(captured.answer)  # type: ignore[arg-type]
+    reply, finish_reason = captured.reply, captured.finish_reason
     prompt = next((request[name] for name in PROMPT_FIELDS if name in request), None)
     measured = measured_of(captured, measure, text_of(reply), finish_reason)
     full, hashed = policy is Policy.FULL, policy is Policy.HASHED
@@ -100,8 +100,8 @@ def row_of(captured: RecordedAnswer, policy: Policy, measure: Measure | None) ->
         "parameters": {k: v for k, v in request.items() if (full and k not in CONTENT) or k in NUMBERS},
         "prompt": prompt if full else None,
         "reply": reply if full else None,
-        "prompt_sha256": digest(json.dumps(prompt, sort_keys=True)) if full or hashed else None,
-        "reply_sha256": digest(text_of(reply)) if full or hashed else None,
+        "prompt_sha256": digest_text(json.dumps(prompt, sort_keys=True)) if full or hashed else None,
+        "reply_sha256": digest_text(text_of(reply)) if full or hashed else None,
         "prompt_tokens": captured.usage[0],
         "completion_tokens": captured.usage[1],
         "finish_reason": finish_reason,
@@ -115,7 +115,7 @@ def row_of(captured: RecordedAnswer, policy: Policy, measure: Measure | None) ->
 
 def name_kept(conversation: str | None, policy: Policy) -> str | None:
     """A conversation's name may be a person's."""
-    return conversation if policy is Policy.FULL or conversation is None else digest(conversation)
+    return conversation if policy is Policy.FULL or conversation is None else digest_text(conversation)
 
 
 def measured_of(

@@ -15,11 +15,11 @@ from sqlalchemy.exc import InternalError, OperationalError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.orm import Session
 
+from polytone.contract.base import digest_text
 from polytone.serve.adapters.registry import note
 from polytone.serve.concurrency import in_thread, working
 from polytone.serve.database.session import Database, insert_for, now, reading, writing
 from polytone.serve.database.tables import AnswerRow, FeedbackRow, ReviewRow
-from polytone.serve.engine.events import digest
 from polytone.serve.metrics import Metrics
 
 from .capture import CompletionRef, Measure, Policies, RecordedAnswer, name_kept, row_of
@@ -94,7 +94,7 @@ class TrafficRecorder:
             if known.conversation == name and (adapters is None or known.adapter in adapters):
                 return replace(known, conversation=name_kept(name, self._policies.for_voice(known.adapter)))
         with reading(self._database) as session:
-            wanted = select(AnswerRow).where(AnswerRow.conversation.in_((name, digest(name))))
+            wanted = select(AnswerRow).where(AnswerRow.conversation.in_((name, digest_text(name))))
             if adapters is not None:
                 wanted = wanted.where(AnswerRow.adapter.in_(adapters))
             row = session.scalar(wanted.order_by(AnswerRow.at.desc()).limit(1))
@@ -155,7 +155,7 @@ class TrafficRecorder:
 
         The audit log keeps who did it and how many answers it were; the conversation's name is forgotten too.
         """
-        named = (conversation, digest(conversation))
+        named = (conversation, digest_text(conversation))
         with writing(self._database) as session:
             session.execute(delete(FeedbackRow).where(FeedbackRow.target_id.in_(named)))
             gone = delete_answers(session, AnswerRow.conversation.in_(named))

@@ -12,7 +12,7 @@ from sqlalchemy import select
 from polytone.serve.auth.keys import Kind
 from polytone.serve.database.session import now, reading
 from polytone.serve.database.tables import AnswerRow
-from polytone.serve.engine.events import reply_of_events, reply_of_response
+from polytone.serve.engine.events import ReplyBuilder, parse_event
 from polytone.serve.traffic.capture import Policies, Policy
 from tests.support.serving import HELLO, Server, eventually, serving
 
@@ -151,15 +151,19 @@ def test_tool_calls_are_put_together_from_a_stream() -> None:
         chunk('{"tool_calls":[{"index":0,"function":{"arguments":"1}"}}]}', '"tool_calls"'),
         "data: [DONE]\n\n",
     ]
-    reply, reason = reply_of_events(events)
-    assert reason == "tool_calls"
+    reply = ReplyBuilder()
+    for event in events:
+        reply.add(parse_event(event))
+    assert reply.finish_reason == "tool_calls"
     call = {"type": "function", "id": "t1", "function": {"name": "find", "arguments": '{"a":1}'}}
-    assert reply == {"role": "assistant", "content": "", "tool_calls": [call]}
+    assert reply.message() == {"role": "assistant", "content": "", "tool_calls": [call]}
 
 
 def test_a_text_completion_is_a_reply_too() -> None:
     response = {"choices": [{"text": "so it goes", "finish_reason": "length"}]}
-    assert reply_of_response(response) == ({"role": "assistant", "content": "so it goes"}, "length")
+    reply = ReplyBuilder()
+    reply.add_response(response)
+    assert (reply.message(), reply.finish_reason) == ({"role": "assistant", "content": "so it goes"}, "length")
 
 
 async def test_two_flushes_at_once_write_every_row_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -209,7 +213,7 @@ async def test_a_private_voice_keeps_no_parameter_that_has_words(tmp_path: Path)
 
 async def test_answers_of_too_many_bytes_are_dropped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("polytone.serve.traffic.recorder.FLUSH_SECONDS", 60)
-    monkeypatch.setattr("polytone.serve.traffic.recorder.MOST_BYTES", 100)
+    monkeypatch.setattr("polytone.serve.traffic.recorder.MOST_BYTES", 300)
     async with serving(tmp_path) as server:
         await server.voice("acme")
         for _ in range(3):
