@@ -25,11 +25,11 @@ import numpy as np
 
 from bench.running import base_of, home_from_environment, server
 from polytone.contract.base import base_folder
-from polytone.contract.rows import read_conversations
 from polytone.serve.drift.baseline import Baseline, Baselines
 from polytone.serve.drift.detectors import PROMPTS, REPLIES, ScalarDetector, VectorDetector
 from polytone.serve.drift.embedding import token_embedding
 from polytone.serve.traffic.capture import AnswerSignals
+from polytone.train.dataset.training_rows import read_conversations
 
 STREAMS = 32
 SHUFFLES = 5

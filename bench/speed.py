@@ -25,10 +25,10 @@ from bench.peers import STREAMS, vllm
 from bench.running import polytone_server
 from bench.voices import BASE, EXAMPLES, bench_home, clones, prepare
 from polytone.contract.home import Home
-from polytone.contract.rows import read_conversations
 from polytone.serve.adapters.registry import Registry
 from polytone.serve.adapters.replicas import Replicas
 from polytone.serve.database.session import open_database
+from polytone.train.dataset.training_rows import read_conversations
 
 SHORT, LONG, ANSWER = 16, 500, 64
 MANY, RESIDENT = 512, 64

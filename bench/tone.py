@@ -19,7 +19,7 @@ from sklearn.metrics import confusion_matrix
 from sklearn.pipeline import make_pipeline
 
 from bench.running import base_of, home_from_environment, server
-from polytone.contract.rows import read_conversations
+from polytone.train.dataset.training_rows import read_conversations
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
 BAR = 0.9

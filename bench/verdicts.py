@@ -25,10 +25,10 @@ from bench.running import home_from_environment
 from polytone.contract.adapter import Manifest, read_version
 from polytone.contract.base import base_folder
 from polytone.contract.home import Home
-from polytone.contract.rows import read_conversations
 from polytone.progress import Progress
 from polytone.train.artifact.generation import GeneratedReply, generate_replies, in_batches, make_prompt
 from polytone.train.base_model import compute_dtype, load_nf4, prepare_base
+from polytone.train.dataset.training_rows import read_conversations
 from polytone.train.libraries import quiet_libraries
 from polytone.train.publish import publish
 from polytone.train.recipe import read_recipe

@@ -8,9 +8,9 @@ import typer
 from rich.console import Console
 
 from polytone.contract.adapter import read_version
-from polytone.contract.rows import read_conversations
 from polytone.progress import Progress
 from polytone.serve.settings import read_home
+from polytone.train.dataset.training_rows import read_conversations
 from polytone.train.libraries import quiet_libraries
 
 from .options import HomeOption, JsonOption
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 def evaluate(
     version: Annotated[str, typer.Argument(help="name@digest12, or a voice's name for its newest version on disk.")],
-    data: Annotated[Path, typer.Option(help="JSON-lines file of conversations the voice was not trained on.")],
+    data: Annotated[Path, typer.Option(help="File of conversations that the voice was not trained on.")],
     replies: Annotated[int, typer.Option(min=2, help="Conversations of which a turn is answered, at most.")] = 64,
     paired: Annotated[
         bool,

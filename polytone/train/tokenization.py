@@ -1,16 +1,15 @@
 """Rows of a file -> token ids with labels on the assistant's tokens only, proven row by row."""
 
-import json
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar
 
 from pydantic import BaseModel
 
 from polytone.contract.errors import InputError
-from polytone.contract.rows import Conversation, RowFile, Verdict
+from polytone.contract.rows import Conversation, Verdict
+from polytone.train.dataset.training_rows import RowFile
 
 IGNORED = -100
 T = TypeVar("T")
@@ -185,16 +184,6 @@ def prompt_and_reply(row: Row) -> tuple[list[int], list[int]]:
     supervised = [index for index, label in enumerate(row.labels) if label != IGNORED]
     first, last = supervised[0], supervised[-1] + 1
     return row.input_ids[:first], row.input_ids[first:last]
-
-
-def has_column(path: Path, name: str) -> bool:
-    """Whether a file's first row has a key; what is wrong with a file is left for its reader to name."""
-    try:
-        with path.open(encoding="utf-8") as file:
-            first = json.loads(next((line for line in file if line.strip()), ""))
-    except (OSError, ValueError):
-        return False
-    return isinstance(first, dict) and name in first
 
 
 def split(rows: list[T], share: float, seed: int) -> tuple[list[T], list[T]]:

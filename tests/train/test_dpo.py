@@ -11,10 +11,10 @@ from transformers import AutoTokenizer
 from polytone.contract.adapter import FILES
 from polytone.contract.base import base_folder
 from polytone.contract.errors import InputError
-from polytone.contract.rows import read_preferences
 from polytone.train.artifact.lora import same_weights
 from polytone.train.artifact.scoring import loss_per_token
 from polytone.train.base_model import load_nf4
+from polytone.train.dataset.training_rows import read_preferences
 from polytone.train.methods.dpo import as_dataset, fitted
 from polytone.train.recipe import PREFERENCE_LEARNING_RATE, Recipe, read_recipe
 from tests.support.recipes import Trained, preferences, silent, train_rows, write_rows

@@ -14,8 +14,9 @@ from polytone.contract.adapter import Manifest
 from polytone.contract.errors import CheckError, InputError
 from polytone.contract.evaluation import read_verdict
 from polytone.contract.home import Home
-from polytone.contract.rows import Conversation, RowFile, read_conversations
+from polytone.contract.rows import Conversation
 from polytone.train.base_model import prepare_base
+from polytone.train.dataset.training_rows import RowFile, read_conversations
 from polytone.train.evaluation.bias import pairs
 from polytone.train.evaluation.compare import Extent
 from polytone.train.evaluation.evaluate import Evaluated, evaluate_version

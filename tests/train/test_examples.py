@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from polytone.contract.rows import Conversation, read_conversations
+from polytone.contract.rows import Conversation
+from polytone.train.dataset.training_rows import read_conversations
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 BRANDS = sorted(path.parent.name for path in EXAMPLES.glob("*/recipe.yaml"))

@@ -12,10 +12,10 @@ from transformers import AutoTokenizer
 from polytone.contract.adapter import FILES, WEIGHTS
 from polytone.contract.base import base_folder
 from polytone.contract.errors import InputError
-from polytone.contract.rows import read_verdicts
 from polytone.train.artifact.lora import same_weights
 from polytone.train.artifact.scoring import loss_per_token
 from polytone.train.base_model import load_nf4
+from polytone.train.dataset.training_rows import read_verdicts
 from polytone.train.methods.kto import as_dataset, balance, fitted, judged
 from polytone.train.recipe import PREFERENCE_LEARNING_RATE, Recipe, read_recipe
 from polytone.train.tokenization import IGNORED, tokenize_verdicts

@@ -11,14 +11,14 @@ from .balance import find_topics
 from .contradictions import find_contradictions
 from .duplicates import Copy, find_copies
 from .encoding import damage
-from .findings import Finding, Kind, found
+from .findings import Finding, Kind, finding
 from .formats import Row
 from .languages import languages
 from .lengths import Count, Lengths, measure
 from .parity import compare_groups
 from .personal import REGIONS, Hit, find_personal, hint
-from .reading import Source, read_sources
 from .report import FileReport, Report, stops
+from .sources import Source, read_sources
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ def find_copied(rows: Sequence[Row], held_out: Sequence[Row]) -> Iterator[Findin
 
 def copied(row: Row, of: Row, copy: Copy, kind: Kind) -> Finding:
     how = "the same as" if copy.exact else f"{copy.similarity:.0%} of the words of"
-    return found(row.place, kind, f"{how} {of.place}", copies=of.place, similarity=copy.similarity)
+    return finding(row.place, kind, f"{how} {of.place}", copies=of.place, similarity=copy.similarity)
 
 
 def look_at(row: Row, options: Options) -> Iterator[Finding]:
@@ -94,9 +94,9 @@ def look_at(row: Row, options: Options) -> Iterator[Finding]:
     for number, turn in enumerate(row.conversation.messages, start=1):
         where = f"in turn {number} ({turn.role})"
         if damaged := damage(turn.content):
-            yield found(row.place, Kind.ENCODING, f"{damaged} {where}")
+            yield finding(row.place, Kind.ENCODING, f"{damaged} {where}")
         for hit in personal_hits(turn.content, options):
-            yield found(row.place, Kind.PERSONAL, f"{hit.what} {hint(turn.content, hit)} {where}")
+            yield finding(row.place, Kind.PERSONAL, f"{hit.what} {hint(turn.content, hit)} {where}")
 
 
 def personal_hits(text: str, options: Options) -> list[Hit]:

@@ -19,7 +19,7 @@ from .encoding import mended
 from .findings import Finding, Kind
 from .formats import Row
 from .personal import masked
-from .reading import Source, read_sources
+from .sources import Source, read_sources
 
 REPLIES_JUDGED = ("verdict", "preference")
 

@@ -1,8 +1,12 @@
-"""Files to records: JSON lines, JSON, CSV and Parquet."""
+"""Files to records: JSON lines, JSON, CSV and Parquet, gzipped or not."""
 
 import csv
+import difflib
+import gzip
+import hashlib
 import io
 import json
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +16,17 @@ from polytone.contract.errors import InputError
 
 KINDS = "JSON lines, JSON, CSV or Parquet"
 DELIMITERS = ",;\t"
+EXCEL = (".xlsx", ".xlsm", ".xls", ".ods")
+GZIP, ZIP, UTF_16 = b"\x1f\x8b", b"PK\x03\x04", (b"\xff\xfe", b"\xfe\xff")
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+KIND_BY_SUFFIX = {
+    ".jsonl": "lines",
+    ".ndjson": "lines",
+    ".csv": "csv",
+    ".tsv": "csv",
+    ".parquet": "parquet",
+    ".json": "json",
+}
 
 
 @dataclass(frozen=True)
@@ -23,66 +38,93 @@ class Record:
     problem: str = ""
 
 
-def read_records(path: Path) -> list[Record]:
-    """Read the records of a file; the kind of file is told by its ending, else by its first bytes.
+@dataclass(frozen=True)
+class RecordFile:
+    """The records of a file, and the SHA-256 of its bytes."""
+
+    sha256: str
+    records: list[Record]
+
+
+def read_records(path: Path) -> RecordFile:
+    """Read the records of a file. Its kind is told by its suffix, else by its first bytes.
 
     Raises:
         InputError: `file_not_found`, `file_not_text`, `file_unreadable` or `file_empty`; a row that cannot be read
             is a record with a problem instead.
     """
-    raw = read_bytes(path)
-    match kind_of(path, raw):
+    stored = read_bytes(path)
+    content = unpacked(path, stored)
+    match kind_of(path, content):
         case "parquet":
-            records = list(parquet_records(path))
+            records = list(parquet_records(path, content))
         case "csv":
-            records = list(csv_records(path, text_of(path, raw)))
+            records = list(csv_records(decoded(path, content)))
         case "json":
-            records = json_records(path, raw)
+            records = json_records(path, content)
         case _:
-            records = list(line_records(raw))
+            records = list(line_records(content))
     if not records:
-        raise InputError(f"{path}: has no rows. Name a file of conversations.", code="file_empty")
-    return records
+        raise InputError(
+            f"{path}: has no rows. Name a file of conversations; a recipe's data.held_out may be left out.",
+            code="file_empty",
+        )
+    return RecordFile(hashlib.sha256(stored).hexdigest(), records)
 
 
 def read_bytes(path: Path) -> bytes:
-    if not path.is_file():
-        what = "is a folder" if path.is_dir() else "there is no such file"
-        raise InputError(f"{path}: {what}. Name a file of conversations as {KINDS}.", code="file_not_found")
     try:
-        raw = path.read_bytes()
+        return path.read_bytes()
+    except FileNotFoundError:
+        raise InputError(f"{path}: {not_found(path)} Name a file as {KINDS}.", code="file_not_found") from None
+    except IsADirectoryError:
+        raise InputError(f"{path}: is a folder. Name a file as {KINDS}.", code="file_not_found") from None
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror}).", code="file_unreadable") from None
-    if raw[:2] in (b"\xff\xfe", b"\xfe\xff"):
+
+
+def not_found(path: Path) -> str:
+    folder = path.absolute().parent
+    names = [one.name for one in folder.iterdir() if one.is_file()] if folder.is_dir() else []
+    similar = difflib.get_close_matches(path.name, names, n=1)
+    return f"there is no such file in {folder}." + (f" Did you mean {similar[0]}?" if similar else "")
+
+
+def unpacked(path: Path, stored: bytes) -> bytes:
+    """The file's content without compression and byte order mark."""
+    content = stored
+    if stored.startswith(GZIP):
+        try:
+            content = gzip.decompress(stored)
+        except (OSError, EOFError, zlib.error) as error:
+            raise InputError(f"{path}: is a damaged gzip file: {error}.", code="file_unreadable") from None
+    if path.suffix.lower() in EXCEL:
+        raise InputError(f"{path}: Excel is not read. Save the sheet as CSV (UTF-8).", code="file_unreadable")
+    if content.startswith(ZIP):
+        raise InputError(f"{path}: is a zip archive. Unpack it, and name the files in it.", code="file_unreadable")
+    if content.startswith(UTF_16):
         raise InputError(f"{path}: is UTF-16 text. Save it as UTF-8.", code="file_not_text")
-    return raw.removeprefix(b"\xef\xbb\xbf")
+    return content.removeprefix(BYTE_ORDER_MARK)
 
 
-def kind_of(path: Path, raw: bytes) -> str:
-    endings = {
-        ".jsonl": "lines",
-        ".ndjson": "lines",
-        ".csv": "csv",
-        ".tsv": "csv",
-        ".parquet": "parquet",
-        ".json": "json",
-    }
-    if raw.startswith(b"PAR1"):
+def kind_of(path: Path, content: bytes) -> str:
+    if content.startswith(b"PAR1"):
         return "parquet"
-    return endings.get(path.suffix.lower(), "json" if raw.lstrip().startswith(b"[") else "lines")
+    suffix = path.with_suffix("").suffix if path.suffix.lower() == ".gz" else path.suffix
+    return KIND_BY_SUFFIX.get(suffix.lower(), "json" if content.lstrip().startswith(b"[") else "lines")
 
 
-def text_of(path: Path, raw: bytes) -> str:
+def decoded(path: Path, content: bytes) -> str:
     try:
-        return raw.decode()
+        return content.decode()
     except UnicodeDecodeError as error:
-        line = raw[: error.start].count(b"\n") + 1
+        line = content[: error.start].count(b"\n") + 1
         raise InputError(f"{path}:{line}: is not UTF-8 text. Save it as UTF-8.", code="file_not_text") from None
 
 
-def line_records(raw: bytes) -> Iterator[Record]:
-    # Lines end with \n alone: U+2028 and its like may stand inside a JSON string.
-    for number, line in enumerate(raw.split(b"\n"), start=1):
+def line_records(content: bytes) -> Iterator[Record]:
+    # Only \n ends a line: U+2028 and similar characters may occur inside a JSON string.
+    for number, line in enumerate(content.split(b"\n"), start=1):
         if line.strip():
             yield line_record(number, line)
 
@@ -102,12 +144,12 @@ def reason(error: Exception) -> str:
 
 def record(number: int, value: object) -> Record:
     if isinstance(value, dict):
-        return Record(number, value) if is_text(value) else Record(number, None, "holds half of a letter (\\ud...)")
+        return Record(number, value) if is_text(value) else Record(number, None, "has half a character (\\ud...)")
     return Record(number, None, f"is {type(value).__name__}, not an object with keys")
 
 
 def is_text(value: object) -> bool:
-    """JSON can name half of a surrogate pair, which no file can hold."""
+    """False where JSON names half of a surrogate pair, which UTF-8 cannot hold."""
     try:
         json.dumps(value, ensure_ascii=False, default=str).encode()
     except UnicodeEncodeError:
@@ -115,15 +157,15 @@ def is_text(value: object) -> bool:
     return True
 
 
-def json_records(path: Path, raw: bytes) -> list[Record]:
-    """A list of objects, `{"data": [...]}`, or one conversation; a file of lines under this ending is read as such."""
-    text = text_of(path, raw)
+def json_records(path: Path, content: bytes) -> list[Record]:
+    """A list of objects, `{"data": [...]}`, or one conversation; JSON lines with this suffix are read as lines."""
+    text = decoded(path, content)
     try:
         whole = json.loads(text)
     except RecursionError:
         raise InputError(f"{path}: is nested too deeply to be conversations.", code="file_unreadable") from None
     except ValueError as error:
-        lines = list(line_records(raw))
+        lines = list(line_records(content))
         if any(one.value is not None for one in lines) and not text.lstrip().startswith("["):
             return lines
         raise InputError(f"{path}: is not JSON: {reason(error)}.", code="file_unreadable") from None
@@ -136,7 +178,7 @@ def json_records(path: Path, raw: bytes) -> list[Record]:
     return [record(number, row) for number, row in enumerate(rows, start=1)]
 
 
-def csv_records(path: Path, text: str) -> Iterator[Record]:
+def csv_records(text: str) -> Iterator[Record]:
     """Rows by the names in the first line; cells that hold turns as JSON are read as such."""
     heading = text.split("\n", 1)[0]
     delimiter = max(DELIMITERS, key=heading.count)
@@ -170,12 +212,12 @@ def cell(value: str) -> Any:
     return value
 
 
-def parquet_records(path: Path) -> Iterator[Record]:
+def parquet_records(path: Path, content: bytes) -> Iterator[Record]:
     import pyarrow
     from pyarrow import parquet
 
     try:
-        rows = parquet.read_table(path).to_pylist()
+        rows = parquet.read_table(pyarrow.BufferReader(content)).to_pylist()
     except (pyarrow.ArrowException, OSError) as error:
         raise InputError(f"{path}: is not Parquet: {error}.", code="file_unreadable") from None
     for number, row in enumerate(rows, start=1):

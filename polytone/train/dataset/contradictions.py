@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 
-from .findings import Finding, Kind, found
+from .findings import Finding, Kind, finding
 from .formats import Row
 from .overlap import split_words
 
@@ -28,7 +28,7 @@ def find_contradictions(rows: Sequence[Row]) -> Iterator[Finding]:
             told = (
                 f"answers {shown(last.content)}; the same was answered {shown(first.conversation.messages[-1].content)}"
             )
-            yield found(row.place, Kind.CONTRADICTION, told, copies=first.place)
+            yield finding(row.place, Kind.CONTRADICTION, told, copies=first.place)
 
 
 def jaccard(a: set[str], b: set[str]) -> float:

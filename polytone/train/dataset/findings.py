@@ -54,7 +54,7 @@ class Finding(BaseModel):
         return Place(file=self.file, line=self.line)
 
 
-def found(
+def finding(
     place: Place, kind: Kind, detail: str, copies: Place | None = None, similarity: float | None = None
 ) -> Finding:
     rounded = None if similarity is None else round(similarity, 3)

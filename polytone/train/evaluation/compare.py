@@ -13,11 +13,12 @@ from polytone.contract.adapter import MANIFEST, Manifest, Sampling, check_servab
 from polytone.contract.base import Base, base_folder, load_base
 from polytone.contract.errors import InputError
 from polytone.contract.home import Home
-from polytone.contract.rows import Conversation, RowFile
+from polytone.contract.rows import Conversation
 from polytone.progress import Progress
 from polytone.train.artifact.generation import GeneratedReply, Prompt, sampling
 from polytone.train.artifact.scoring import Score, batch_count, score_rows
 from polytone.train.base_model import load_served, load_unquantized
+from polytone.train.dataset.training_rows import RowFile
 from polytone.train.intervals import LEAST_CONVERSATIONS
 from polytone.train.tokenization import Row, tokenize
 

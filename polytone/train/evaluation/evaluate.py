@@ -12,8 +12,9 @@ from polytone.contract.errors import InputError
 from polytone.contract.evaluation import EvaluatedOn, GateVerdict, write_verdict
 from polytone.contract.files import folder_written_whole, unused_folder
 from polytone.contract.home import Home
-from polytone.contract.rows import Conversation, RowFile
+from polytone.contract.rows import Conversation
 from polytone.progress import Progress
+from polytone.train.dataset.training_rows import RowFile
 from polytone.train.recipe import GatesSection
 
 from .compare import BASE, PARENT, VOICE, Comparison, Extent, compare

@@ -12,7 +12,8 @@ from transformers import PrinterCallback, TrainerCallback
 from polytone.contract.adapter import Data, DataSource
 from polytone.contract.errors import InputError
 from polytone.contract.export import ExportReference, read_export_manifest
-from polytone.contract.rows import Conversation, RowFile, read_conversations
+from polytone.contract.rows import Conversation
+from polytone.train.dataset.training_rows import RowFile, read_conversations
 from polytone.train.recipe import Recipe
 from polytone.train.runs.distributed import world_size
 from polytone.train.tokenization import Fitted, Row, tokenize

@@ -8,10 +8,11 @@ from typing import Any
 from datasets import Dataset
 from trl import DPOConfig, DPOTrainer
 
-from polytone.contract.rows import Conversation, Message, Preference, RowFile, read_preferences
+from polytone.contract.rows import Conversation, Message, Preference
+from polytone.train.dataset.training_rows import RowFile, holds, read_preferences
 from polytone.train.recipe import Recipe
 from polytone.train.runs.checkpoints import ExactCheckpoints
-from polytone.train.tokenization import Fitted, has_column, prompt_and_reply, tokenize_reply, within_length
+from polytone.train.tokenization import Fitted, prompt_and_reply, tokenize_reply, within_length
 
 from .common import (
     Prepared,
@@ -37,7 +38,7 @@ def prepare_preferences(recipe: Recipe, tokenizer: Any) -> Prepared:
     if recipe.data.held_out is None:
         kept, held = train.split(recipe.data.held_out_share, recipe.training.seed)
         return prepared_from(file, kept, file, held)
-    if has_column(recipe.data.held_out, "chosen"):
+    if holds(recipe.data.held_out, Preference):
         held_file = read_preferences(recipe.data.held_out)
         return prepared_from(file, train, held_file, fitted(held_file, recipe, tokenizer))
     held_out = fitted_conversations(recipe.data.held_out, recipe, tokenizer)

@@ -11,10 +11,11 @@ from datasets import Dataset
 from trl import KTOConfig, KTOTrainer
 
 from polytone.contract.errors import InputError
-from polytone.contract.rows import RowFile, Verdict, read_verdicts
+from polytone.contract.rows import Verdict
+from polytone.train.dataset.training_rows import RowFile, holds, read_verdicts
 from polytone.train.recipe import Recipe
 from polytone.train.runs.checkpoints import ExactCheckpoints
-from polytone.train.tokenization import Fitted, Row, has_column, prompt_and_reply, split, tokenize_verdicts
+from polytone.train.tokenization import Fitted, Row, prompt_and_reply, split, tokenize_verdicts
 
 from .common import (
     Prepared,
@@ -53,7 +54,7 @@ def prepare_verdicts(recipe: Recipe, tokenizer: Any) -> Prepared:
     if recipe.data.held_out is None:
         kept, held = split_by_class(train, recipe)
         return prepared_from(recipe, file, kept, file, held)
-    if has_column(recipe.data.held_out, "completion"):
+    if holds(recipe.data.held_out, Verdict):
         held_file = read_verdicts(recipe.data.held_out)
         return prepared_from(recipe, file, train, held_file, fitted(held_file, recipe, tokenizer))
     dataset = as_dataset(shuffled(judged(train), recipe), recipe)
