@@ -15,7 +15,8 @@ from polytone.contract.files import remove_leftovers
 from polytone.contract.version_id import voice_of
 
 from .adapters.fetch import Fetcher
-from .adapters.manager import AdapterLimits, AdapterManager
+from .adapters.loaded import AdapterLimits
+from .adapters.manager import AdapterManager
 from .adapters.registry import Registry
 from .adapters.replicas import Replicas
 from .adapters.store import store_of

@@ -15,7 +15,8 @@ from fastapi import FastAPI
 from polytone.contract.base import Base
 from polytone.contract.home import Home
 from polytone.serve.adapters.fetch import Fetcher
-from polytone.serve.adapters.manager import AdapterLimits, AdapterManager
+from polytone.serve.adapters.loaded import AdapterLimits
+from polytone.serve.adapters.manager import AdapterManager
 from polytone.serve.adapters.registry import Registry
 from polytone.serve.adapters.replicas import Replicas
 from polytone.serve.adapters.store import AdapterStore

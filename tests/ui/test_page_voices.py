@@ -217,7 +217,7 @@ async def test_what_voices_say_of_themselves_is_text(pages: Pages) -> None:
     server = pages.server
     version = await server.voice("acme", 1)
     bad = "<img src=x onerror=\"document.title='owned'\"> ${document.title='owned'} {{value}}"
-    server.services.adapters._voices[version].reason = bad
+    server.services.adapters._adapters[version].reason = bad
     page = await open_voices(pages)
     await expect(page.locator("#voice-panel")).to_contain_text("acme")
     judged(server.home, version, REPEATS.model_copy(update={"message": bad}))

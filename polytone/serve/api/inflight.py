@@ -12,7 +12,7 @@ from starlette.types import Receive, Scope, Send
 
 from polytone.contract.errors import PolytoneError
 from polytone.contract.version_id import voice_of
-from polytone.serve.adapters.manager import AdapterLease, Route
+from polytone.serve.adapters.loaded import AdapterLease, Route
 from polytone.serve.auth.keys import Key
 from polytone.serve.database.session import now
 from polytone.serve.engine.base import Body, EngineError
@@ -151,13 +151,13 @@ class InflightRequest:
 
     async def acquire(self) -> None:
         """Wait for the version's turn in the engine."""
-        if self.route.voice is not None:
-            self._lease = await self.run_or_abort(self._services.adapters.acquire(self.route))
+        if self.route.adapter is not None:
+            self._lease = await self.run_or_abort(self._services.adapters.acquire(self.route.adapter))
 
     async def verified(self) -> None:
         """Wait until the version is verified; nothing of the answer leaves before."""
-        if self._lease is not None and self._lease.proof is not None:
-            await self.run_or_abort(self._lease.proven())
+        if self._lease is not None and self._lease.verification is not None:
+            await self.run_or_abort(self._lease.verified())
 
     async def run_or_abort(self, work: Awaitable[T]) -> T:
         """Await `work`; cancel it, and with it the engine's request, when the client leaves, the version is retired,
@@ -166,8 +166,8 @@ class InflightRequest:
         left = asyncio.ensure_future(client_left(self._request))
         gone = asyncio.ensure_future(self._aborted.wait())
         ends: set[asyncio.Future[Any]] = {left, gone}
-        if self.route.voice is not None:
-            ends.add(asyncio.ensure_future(self.route.voice.revoked.wait()))
+        if self.route.adapter is not None:
+            ends.add(asyncio.ensure_future(self.route.adapter.revoked.wait()))
         try:
             await asyncio.wait(
                 {task, *ends}, timeout=self._deadline - time.monotonic(), return_when=asyncio.FIRST_COMPLETED
@@ -187,7 +187,7 @@ class InflightRequest:
 
     async def next_event(self, events: AsyncIterator[str]) -> StreamEvent | None:
         """The stream's next event; None at its end."""
-        if self.route.voice is not None and self.route.voice.revoked.is_set():
+        if self.route.adapter is not None and self.route.adapter.revoked.is_set():
             raise self._retired()
         try:
             async with asyncio.timeout(max(0.0, self._deadline - time.monotonic())) as self._next:

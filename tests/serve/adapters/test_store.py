@@ -34,7 +34,7 @@ from polytone.contract.adapter import (
 from polytone.contract.errors import CheckError, InputError, NotFoundError, UnavailableError
 from polytone.contract.home import Home
 from polytone.contract.version_id import VersionId, voice_of
-from polytone.serve.adapters import manager as voices
+from polytone.serve.adapters import loaded
 from polytone.serve.adapters.archive import pack_version
 from polytone.serve.adapters.fetch import Fetcher, apart, fetch_version, same_files
 from polytone.serve.adapters.store import AdapterStore, store_of
@@ -103,8 +103,8 @@ def file_systems(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         fsspec.register_implementation(kind.protocol, kind, clobber=True)
     for name, value in {"reached": threading.Event(), "go_on": threading.Event(), "written": []}.items():
         monkeypatch.setattr(TroubledFiles, name, value, raising=False)
-    monkeypatch.setattr(voices, "FIRST_RETRY_SECONDS", 0.02)
-    monkeypatch.setattr(voices, "LAST_RETRY_SECONDS", 0.2)
+    monkeypatch.setattr(loaded, "FIRST_RETRY_SECONDS", 0.02)
+    monkeypatch.setattr(loaded, "LAST_RETRY_SECONDS", 0.2)
     yield
     TroubledFiles.go_on.set()
     for thread in threading.enumerate():
@@ -402,6 +402,24 @@ async def test_a_version_that_cannot_be_fetched_fails_until_the_store_is_back_an
         assert (await server.chat("acme")).json()["model"] == version
 
 
+async def test_what_could_not_be_fetched_is_not_loaded(
+    tmp_path: Path, shelf: Path, trainer: Trainer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A request that noticed a failed fetch after the time of the next try went on, and reported missing files."""
+    monkeypatch.setattr(loaded, "FIRST_RETRY_SECONDS", 0.0)
+    store = AdapterStore(f"troubled://{shelf}", LIMIT)
+    (version,) = trainer.put(store, "acme")
+    async with serving(tmp_path / "b", store=store) as server:
+        monkeypatch.setattr(TroubledFiles, "away", True)
+        server.registry.publish(version, "test")
+        await eventually(lambda: server.state(version) == "failed")
+        reasons = set()
+        while fetches(server)[1] < 5:
+            reasons.add(reason(server, version))
+            await asyncio.sleep(0)
+        assert all("cannot be used now" in one for one in reasons), reasons
+
+
 async def test_a_store_that_keeps_everyone_waiting_holds_up_nobody_else(
     tmp_path: Path, shelf: Path, trainer: Trainer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -450,10 +468,11 @@ async def test_a_request_waits_so_long_for_a_fetch_and_the_fetch_goes_on(
         server.registry.publish(version, "test")
         await eventually(lambda: server.state(version) == "published")
         monkeypatch.setattr(TroubledFiles, "stuck", "/acme/")
-        route = server.services.adapters.route(version)
+        adapter = server.services.adapters.route(version).adapter
+        assert adapter is not None
         for _ in range(2):
             with pytest.raises(UnavailableError, match="is being fetched from the adapter store") as refused:
-                await server.services.adapters.acquire(route, patience=0.01)
+                await server.services.adapters.acquire(adapter, patience=0.01)
             assert refused.value.code == "voice_not_ready"
         waiting = asyncio.create_task(server.chat(version))
         TroubledFiles.go_on.set()
