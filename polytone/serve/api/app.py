@@ -9,16 +9,20 @@ from polytone import __version__
 from polytone.serve.services import Services
 from polytone.serve.supervisor import EngineSupervisor
 
-from .adapters import admin_routes
+from .adapters import adapter_routes
+from .audit import audit_routes
 from .chat import chat_routes
 from .conversations import conversation_routes
+from .drift import drift_routes
 from .errors import install_error_handlers
-from .feedback import feedback_routes
+from .feedback import export_routes, feedback_routes
 from .health import health_routes
+from .keys import key_routes
 from .middleware import RequestGuard
 from .models import model_routes
 from .openapi import ERRORS
-from .reviews import data_routes
+from .reviews import review_routes
+from .traffic import traffic_routes
 from .ui_mount import DeferredUi, UiMiddleware
 
 
@@ -52,8 +56,13 @@ def create_app(
         model_routes,
         feedback_routes,
         conversation_routes,
-        admin_routes,
-        data_routes,
+        adapter_routes,
+        key_routes,
+        audit_routes,
+        review_routes,
+        export_routes,
+        drift_routes,
+        traffic_routes,
     ):
         app.include_router(routes(services))
     app.include_router(health_routes(services, supervisor))

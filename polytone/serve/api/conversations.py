@@ -12,7 +12,7 @@ from polytone.serve.traffic.conversation_body import ConversationBody, ShortId, 
 from polytone.serve.traffic.conversations import CURSOR, Conversations, turn_json
 
 from .auth import inference_caller
-from .reviews import LINES, ROWS
+from .json_lines import JSON_LINES, JSON_LINES_RESPONSE
 
 UNOWNED = ""
 Search = Annotated[Words | None, Query(max_length=200)]
@@ -43,12 +43,14 @@ def conversation_routes(services: Services) -> APIRouter:
         found, after = await asyncio.to_thread(store.page, who, search, cursor, limit)
         return {"conversations": [kept.as_json() for kept in found], "next": after}
 
-    @router.get("/export", response_model=None, responses=LINES)
+    @router.get("/export", response_model=None, responses=JSON_LINES_RESPONSE)
     async def export(
         who: owner, conversation_id: Annotated[ShortId | None, Query()] = None, search: Search = None
     ) -> StreamingResponse:
         """JSON lines to train on: one for every branch of one conversation, or of all that the search finds."""
-        return StreamingResponse(await asyncio.to_thread(store.export, who, conversation_id, search), media_type=ROWS)
+        return StreamingResponse(
+            await asyncio.to_thread(store.export, who, conversation_id, search), media_type=JSON_LINES
+        )
 
     @router.get("/{conversation_id}")
     async def get(conversation_id: str, who: owner) -> dict[str, Any]:

@@ -1,21 +1,24 @@
-"""/v1/feedback: say what an answer was like, and read what was said."""
+"""/v1/feedback: give and list feedback. /admin/feedback/export: training rows made of it."""
 
 import asyncio
 import time
 from datetime import datetime
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends, Query
+from fastapi.responses import JSONResponse, Response
 
 from polytone.contract.errors import NotFoundError
 from polytone.serve.auth.keys import Key
 from polytone.serve.database.session import in_utc
 from polytone.serve.services import Services
 from polytone.serve.traffic.capture import CompletionRef
+from polytone.serve.traffic.export import Format, Split, export
 from polytone.serve.traffic.feedback import FeedbackStore, as_json
 from polytone.serve.traffic.schemas import Annotator, FeedbackBody
 
-from .auth import NOBODY, inference_caller
+from .auth import NOBODY, admin_actor, inference_caller
+from .json_lines import JSON_LINES, JSON_LINES_RESPONSE
 
 ANYONE = Annotator(id=NOBODY)
 ELSEWHERE_SECONDS = 2.0
@@ -53,6 +56,33 @@ def feedback_routes(services: Services) -> APIRouter:
         began = in_utc(since) if since else None
         rows, after = await asyncio.to_thread(store.page, adapter, version, began, cursor, allowed, limit)
         return {"feedback": [as_json(row) for row in rows], "next": after}
+
+    return router
+
+
+def export_routes(services: Services) -> APIRouter:
+    router = APIRouter(prefix="/admin/feedback/export", tags=["data"])
+    actor = Annotated[str, Depends(admin_actor(services))]
+
+    @router.get("", response_model=None, responses=JSON_LINES_RESPONSE)
+    async def export_feedback(
+        _: actor,
+        format: Format,
+        adapter: Annotated[str, Query(max_length=63)],
+        split: Split = Split.TRAIN,
+        until: datetime | None = None,
+        annotators: Annotated[list[Literal["human", "code", "llm"]] | None, Query()] = None,
+        part: Literal["rows", "manifest"] = "rows",
+    ) -> Response:
+        """Rows to train on as JSON lines, or their manifest; with the same `until` both are of the same rows."""
+        kinds = frozenset(annotators or ["human"])
+        when = in_utc(until) if until else None
+        exported = await asyncio.to_thread(export, services.database, format, adapter, split, when, kinds)
+        manifest = exported.manifest
+        headers = {"x-polytone-export": manifest.sha256, "x-polytone-export-until": manifest.filters["until"]}
+        if part == "manifest":
+            return JSONResponse(manifest.model_dump(mode="json", by_alias=True), headers=headers)
+        return Response(exported.rows, media_type=JSON_LINES, headers=headers)
 
     return router
 

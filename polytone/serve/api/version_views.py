@@ -1,4 +1,4 @@
-"""What is known here of one version: what it was made of, whether it answers, and what its evaluation found."""
+"""Views of voices and versions: states on this replica, what a version was made of, results of its evaluation."""
 
 import json
 from pathlib import Path
@@ -10,11 +10,40 @@ from polytone.contract.adapter import EVALUATION, MANIFEST, DataSource, Manifest
 from polytone.contract.errors import NotFoundError
 from polytone.contract.evaluation import GateVerdict
 from polytone.contract.home import Home
+from polytone.contract.version_id import voice_of
 from polytone.serve.adapters.promotion_gates import verdict_if_readable
 from polytone.serve.services import Services
 
 
-def known_version(services: Services, version: str) -> dict[str, Any]:
+def all_voices(services: Services) -> list[dict[str, Any]]:
+    """Every voice with its versions: the desired state, and what this replica answers with. Blocks."""
+    desired = services.registry.desired()
+    states = services.adapters.states()
+    resident = services.adapters.loaded()
+    here = services.adapters.rollouts
+    versions = desired.versions | set(states)
+    names = sorted({voice_of(version) for version in versions} | set(desired.rollouts))
+    return [
+        {
+            "name": name,
+            "rollout": desired.rollouts[name].as_json() if name in desired.rollouts else None,
+            "answers": here[name].as_json() if name in here else None,
+            "versions": [
+                {
+                    "version": version,
+                    "state": states.get(version, ("published", None))[0],
+                    "reason": states.get(version, ("published", None))[1],
+                    "resident": version in resident,
+                }
+                for version in sorted(versions)
+                if voice_of(version) == name
+            ],
+        }
+        for name in names
+    ]
+
+
+def view_version(services: Services, version: str) -> dict[str, Any]:
     """`manifest` is null where its files are not here or damaged, `evaluation` where none was made on this machine.
     Blocks.
 
