@@ -11,6 +11,7 @@ from rich.filesize import decimal
 from polytone.progress import Progress
 from polytone.serve.settings import Settings, read_settings
 
+from .exit_codes import ExitCode
 from .options import HomeOption, JsonOption
 from .state import open_store
 
@@ -54,7 +55,7 @@ def backup(
         json.dumps(as_document(taken.backup, folder, new=list(taken.new))) if as_json else backup_words(taken, folder)
     )
     if taken.lacking:
-        raise typer.Exit(1)
+        raise typer.Exit(ExitCode.FAILED)
 
 
 def restore(

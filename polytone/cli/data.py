@@ -13,6 +13,7 @@ from polytone.contract.home import Home
 from polytone.serve.settings import read_home
 from polytone.train.libraries import quiet_libraries
 
+from .exit_codes import ExitCode
 from .options import HomeOption, JsonOption
 
 if TYPE_CHECKING:
@@ -73,7 +74,7 @@ def check_data(
             else "For the full list add --report FOLDER or --json.",
         )
     if not made.passed:
-        raise typer.Exit(1)
+        raise typer.Exit(ExitCode.FAILED)
 
 
 @data_commands.command("clean")

@@ -13,6 +13,7 @@ from polytone.serve.settings import read_home
 from polytone.train.dataset.training_rows import read_conversations
 from polytone.train.libraries import quiet_libraries
 
+from .exit_codes import ExitCode
 from .options import HomeOption, JsonOption
 from .state import newest_version
 
@@ -63,7 +64,7 @@ def evaluate(
         evaluated = evaluate_version(paths, manifest, file, recipe_gates or gates_of(manifest), extent, out, progress)
     print(json.dumps({**evaluated.document, "folder": str(evaluated.folder)}) if as_json else in_words(evaluated))
     if not evaluated.verdict.passed:
-        raise typer.Exit(1)
+        raise typer.Exit(ExitCode.FAILED)
 
 
 def in_words(evaluated: "Evaluated") -> str:

@@ -1,13 +1,14 @@
-"""The command line; mounts each folder's commands, nothing else."""
+"""The `polytone` command: every group of commands, and what is printed when one is refused."""
 
 import json
 import sys
 from importlib.metadata import version
+from typing import NoReturn
 
 import typer
 from rich.console import Console
 
-from polytone.contract.errors import PolytoneError
+from polytone.contract.errors import PolytoneError, StorageError
 
 from .adapters import adapters_commands
 from .backup import backup, restore
@@ -16,6 +17,7 @@ from .chat import chat
 from .data import data_commands
 from .estimate import estimate
 from .evaluate import evaluate
+from .exit_codes import ExitCode
 from .keys import keys_commands
 from .server import serve, ui
 from .traffic import drift, feedback_commands, traffic_commands
@@ -38,8 +40,8 @@ for command in (train, sweep, evaluate, estimate, serve, ui, chat, drift, backup
     app.command()(command)
 
 
-def show_version(wanted: bool) -> None:
-    if wanted:
+def show_version(requested: bool) -> None:
+    if requested:
         print(f"polytone {version('polytone')}")
         raise typer.Exit
 
@@ -54,14 +56,23 @@ def options(
 
 
 def main() -> None:
-    """Run a command; a refusal is one clear message and the exit code of its kind (1 a check failed, 2 bad input)."""
+    """Run a command. A refusal is printed as one message, and the exit code says of which kind it is (`ExitCode`)."""
     try:
         app()
     except PolytoneError as error:
-        if "--json" in sys.argv:
-            print(json.dumps({"error": {"message": error.message, "code": error.code, "param": error.param}}))
-        else:
-            Console(stderr=True, highlight=False, markup=False, soft_wrap=True).print(f"error: {error.message}")
-        sys.exit(error.exit_code)
+        exit_with(error)
+    except OSError as error:
+        if error.errno is None:
+            raise  # not of the operating system: some libraries derive their own errors from it
+        place = f"{error.filename}: " if error.filename is not None else ""
+        exit_with(StorageError(f"{place}{error.strerror}", code="disk_error"))
     except KeyboardInterrupt:
-        sys.exit(130)
+        sys.exit(ExitCode.INTERRUPTED)
+
+
+def exit_with(error: PolytoneError) -> NoReturn:
+    if "--json" in sys.argv:
+        print(json.dumps({"error": {"message": error.message, "code": error.code, "param": error.param}}))
+    else:
+        Console(stderr=True, highlight=False, markup=False, soft_wrap=True).print(f"error: {error.message}")
+    sys.exit(error.exit_code)

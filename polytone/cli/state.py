@@ -15,12 +15,11 @@ from polytone.serve.settings import Settings
 from .output import did_you_mean
 
 if TYPE_CHECKING:
-    from sqlalchemy import Engine
-
     from polytone.serve.adapters.registry import Registry
     from polytone.serve.adapters.replicas import Replicas
     from polytone.serve.adapters.store import AdapterStore
     from polytone.serve.auth.keys import KeyStore
+    from polytone.serve.database.session import Database
 
 
 SQLITE = "sqlite:///"
@@ -45,7 +44,7 @@ def open_state(settings: Settings, create: bool = False) -> Stores:
     return Stores(Registry(database), Replicas(database), KeyStore(database))
 
 
-def open_database(settings: Settings, create: bool = False) -> "Engine":
+def open_database(settings: Settings, create: bool = False) -> "Database":
     """The database; unless it is to be created, an empty one in memory where there is none.
 
     So a command that only reads, or changes what must exist already, makes no folder and no file.

@@ -11,8 +11,9 @@ from rich.table import Table
 from polytone.contract.errors import InputError
 from polytone.serve.settings import read_settings
 
+from .exit_codes import ExitCode
 from .options import HomeOption, JsonOption
-from .state import actor
+from .state import actor, open_database
 
 if TYPE_CHECKING:
     from polytone.serve.database.session import Database
@@ -39,7 +40,7 @@ def drift(
     else:
         show_drift(versions)
     if any(one["state"] == "drift" for one in versions):
-        raise typer.Exit(1)
+        raise typer.Exit(ExitCode.FAILED)
 
 
 def show_drift(versions: list[dict[str, Any]]) -> None:
@@ -125,6 +126,4 @@ def forget(
 
 
 def open_data(home: Path | None) -> "Database":
-    from polytone.serve.database.session import open_database
-
-    return open_database(read_settings(home=home).database())
+    return open_database(read_settings(home=home))

@@ -67,7 +67,7 @@ def load_base(home: Home, base_id: str) -> Base:
             param="base",
         )
     try:
-        return Base.model_validate_json(path.read_text())
+        return Base.model_validate_json(path.read_bytes())
     except ValidationError as error:
         problems = "; ".join(describe(problem) for problem in error.errors())
         raise CheckError(f"{path}: {problems}. Prepare the base again.", code="base_damaged") from None

@@ -107,7 +107,7 @@ def read_settings(**overrides: Any) -> Settings:
             for problem in error.errors()
         ]
         raise InputError("\n".join(problems), code="settings_invalid") from None
-    require_folder(settings.home)
+    require_folder(settings.paths().root)
     return settings
 
 
@@ -133,7 +133,7 @@ def read_home(home: Path | None = None) -> Home:
 def require_folder(home: Path) -> None:
     """Refuse a home that is, or lies under, something other than a readable folder; it may be missing."""
     try:
-        existing = next(path for path in (home.absolute(), *home.absolute().parents) if path.exists())
+        existing = next(path for path in (home, *home.parents) if path.exists() or path.is_symlink())
         if not existing.is_dir():
             raise InputError(
                 f"The home {home} cannot be used: {existing} is not a folder. Set --home or {PREFIX}HOME.",

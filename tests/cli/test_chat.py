@@ -1,6 +1,9 @@
 """`polytone chat` against the app over the double, on a real socket."""
 
 import asyncio
+import signal
+import sys
+from asyncio.subprocess import PIPE
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -9,6 +12,7 @@ import uvicorn
 from sqlalchemy import select
 from typer.testing import CliRunner, Result
 
+from polytone.cli.exit_codes import ExitCode
 from polytone.cli.main import app
 from polytone.contract.errors import PolytoneError
 from polytone.serve.auth.keys import Kind
@@ -91,3 +95,15 @@ async def test_an_answer_that_failed_is_not_part_of_the_conversation(tmp_path: P
         done = await chat("acme", "--url", url, lines=f"{'x' * 300_000}\nTwo?\n")
         assert "error: " in done.stderr
         assert [one["content"] for one in server.engine.requests[-1]["messages"]] == ["Two?"]
+
+
+async def test_ctrl_c_ends_the_conversation_without_a_traceback(tmp_path: Path) -> None:
+    async with listening(tmp_path) as (server, url):
+        await server.voice("acme")
+        command = [sys.executable, "-m", "polytone", "chat", "acme", "--url", url]
+        process = await asyncio.create_subprocess_exec(*command, stdin=PIPE, stdout=PIPE, stderr=PIPE)
+        assert process.stderr is not None
+        assert b"/quit or Ctrl-D" in await process.stderr.readline()
+        process.send_signal(signal.SIGINT)
+        _, errors = await process.communicate()
+        assert (process.returncode, errors) == (ExitCode.INTERRUPTED, b"")

@@ -12,12 +12,13 @@ from typing import Any, TypeAlias
 
 from alembic import command
 from alembic.config import Config
+from alembic.util import CommandError
 from sqlalchemy import Connection, Engine, create_engine, event, func, make_url, select
 from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.exc import ArgumentError, OperationalError
+from sqlalchemy.exc import ArgumentError, DatabaseError, OperationalError
 from sqlalchemy.orm import Session
 
-from polytone.contract.errors import InputError, UnavailableError
+from polytone.contract.errors import CheckError, InputError, UnavailableError
 
 MIGRATIONS = Path(__file__).parent / "migrations"
 LOCK_SECONDS = 10  # how long a writer waits for another one
@@ -40,6 +41,7 @@ def open_database(url: str) -> Database:
 
     Raises:
         InputError: `settings_invalid`, if the URL names no database that Polytone can use.
+        CheckError: `database_damaged`, `database_newer`.
         UnavailableError: `database_unavailable`.
     """
     database = new_database(url)
@@ -50,6 +52,18 @@ def open_database(url: str) -> Database:
         raise UnavailableError(
             f"The database {database.url} (POLYTONE_DATABASE_URL) cannot be opened: {error.orig}",
             code="database_unavailable",
+        ) from None
+    except DatabaseError as error:
+        database.dispose()
+        raise CheckError(
+            f"The database {database.url} cannot be read: {error.orig}. Restore a backup: polytone restore FOLDER",
+            code="database_damaged",
+        ) from None
+    except CommandError as error:
+        database.dispose()
+        raise CheckError(
+            f"The database {database.url} was made by a newer Polytone ({error}). Install that version or a newer one.",
+            code="database_newer",
         ) from None
     return database
 
