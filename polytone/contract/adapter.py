@@ -13,15 +13,15 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from .base import Base, Quantization
 from .errors import CheckError, NotFoundError, combined
 from .export import ExportReference
 from .home import Home
+from .models import FrozenModel, describe_problems
 from .names import NAME_PATTERN
 from .reference import REFERENCE, DriftReference, check_reference
-from .rows import describe
 from .tensors import TensorInfo, not_safetensors, read_header
 from .version_id import DIGEST_LENGTH, VersionId
 
@@ -41,20 +41,16 @@ LORA_TENSOR = re.compile(r"base_model\.model\.(.+)\.lora_([AB])\.weight")
 MAX_RANK = 512
 
 
-class BaseReference(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
+class BaseReference(FrozenModel):
     id: str
     digest: str
 
 
-class Peft(BaseModel):
+class Peft(FrozenModel):
     """The shape of the adapter: rank, scaling numerator, the modules it sits on.
 
     `rslora`: it is scaled by alpha / sqrt(rank), else by alpha / rank.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     rank: int
     alpha: float
@@ -62,14 +58,12 @@ class Peft(BaseModel):
     rslora: bool = False
 
 
-class DataSource(BaseModel):
+class DataSource(FrozenModel):
     """A file of rows; `export` leads from rows that came out of traffic back to the answers they were made from.
 
     `cut` rows among `rows` were longer than training took, `dropped` ones are not among them; 0 unless the recipe
     allowed it.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     path: str
     sha256: str
@@ -80,20 +74,16 @@ class DataSource(BaseModel):
     export: ExportReference | None = None
 
 
-class Data(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
+class Data(FrozenModel):
     train: DataSource
     held_out: DataSource
 
 
-class Evaluation(BaseModel):
+class Evaluation(FrozenModel):
     """Mean negative log-likelihood per assistant token on the held-out rows, in nats.
 
     `parent_loss` is that of the version this one continues, None where there is no parent.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     base_loss: float
     adapter_loss: float
@@ -101,14 +91,12 @@ class Evaluation(BaseModel):
     parent_loss: float | None = None
 
 
-class Probe(BaseModel):
+class Probe(FrozenModel):
     """One prompt of the fingerprint and what the trainer's model answered greedily.
 
     `logprobs` are the log-probabilities of `tokens` (nats), `mean_logprob` their mean, and `base_mean_logprob` the mean
     without the adapter; the distance of the two says how well the probe tells the adapter from the bare base.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     messages: list[dict[str, str]]
     prompt_tokens: list[int] = Field(min_length=1)
@@ -124,27 +112,21 @@ class Probe(BaseModel):
         return self
 
 
-class Fingerprint(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
+class Fingerprint(FrozenModel):
     dtype: str
     probes: list[Probe] = Field(min_length=1)
 
 
-class Sampling(BaseModel):
+class Sampling(FrozenModel):
     """Sampling defaults of the voice, used where a request gives none."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
     max_tokens: Annotated[int, Field(ge=1)] | None = None
 
 
-class Manifest(BaseModel):
+class Manifest(FrozenModel, populate_by_name=True):
     """The content of manifest.json: what the version is, from what it was made, and how to recognise it."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
 
     schema_: Literal["polytone.adapter/1"] = Field("polytone.adapter/1", alias="schema")
     name: str = Field(pattern=f"^{NAME_PATTERN}$")
@@ -261,7 +243,7 @@ def read_manifest(folder: Path) -> Manifest:
     try:
         return Manifest.model_validate_json((folder / MANIFEST).read_bytes())
     except ValidationError as error:
-        problems = "; ".join(describe(problem) for problem in error.errors())
+        problems = describe_problems(error.errors())
         raise CheckError(f"{folder / MANIFEST}: {problems}.", code="manifest_invalid") from None
 
 

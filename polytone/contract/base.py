@@ -5,34 +5,30 @@ import json
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 
 from .errors import CheckError, NotFoundError
 from .home import Home
-from .rows import describe
+from .models import FrozenModel, describe_problems
 from .tensors import read_header
 
 DIGESTED = ("config.json", "tokenizer.json", "tokenizer.model")
 
 
-class Quantization(BaseModel):
+class Quantization(FrozenModel):
     """How base weights are quantized; served and trained must agree on every field."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     method: Literal["nf4"] = "nf4"
     double_quantization: bool = True
     block_size: int = 64
 
 
-class Base(BaseModel):
+class Base(FrozenModel, populate_by_name=True):
     """The content of base.json.
 
     `digest` is a sha256 over the configuration, the tokenizer and the unquantized weights, so two machines that
     prepared the same model agree on it.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
 
     schema_: Literal["polytone.base/1"] = Field("polytone.base/1", alias="schema")
     id: str
@@ -69,7 +65,7 @@ def load_base(home: Home, base_id: str) -> Base:
     try:
         return Base.model_validate_json(path.read_bytes())
     except ValidationError as error:
-        problems = "; ".join(describe(problem) for problem in error.errors())
+        problems = describe_problems(error.errors())
         raise CheckError(f"{path}: {problems}. Prepare the base again.", code="base_damaged") from None
 
 

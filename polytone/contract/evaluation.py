@@ -8,22 +8,18 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal, TypeAlias
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 
 from .errors import CheckError
 from .files import write_whole
 from .home import Home
-from .rows import describe
+from .models import FrozenModel, describe_problem
 from .version_id import VersionId
 
 Word: TypeAlias = Literal["good", "nothing learned", "damaged", "not good enough"]
 
 
-class EvaluationPart(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class FailedGate(EvaluationPart):
+class FailedGate(FrozenModel):
     """A gate, the figure that was held against it and the bar; `message` says so in words.
 
     `gate` is a key of the recipe's `gates`, or `damaged` or `nothing_learned`, which no recipe can switch off.
@@ -35,7 +31,7 @@ class FailedGate(EvaluationPart):
     message: str
 
 
-class EvaluatedOn(EvaluationPart):
+class EvaluatedOn(FrozenModel):
     """The held-out file."""
 
     path: str
@@ -44,7 +40,7 @@ class EvaluatedOn(EvaluationPart):
     tokens: int
 
 
-class GateVerdict(EvaluationPart):
+class GateVerdict(FrozenModel):
     """What an evaluation found, in one word and with every failed gate.
 
     `not_measured` names the gates it says nothing of, and why; they do not fail.
@@ -53,8 +49,8 @@ class GateVerdict(EvaluationPart):
     version: str
     passed: bool
     verdict: Word
-    reasons: list[FailedGate] = []
-    not_measured: dict[str, str] = {}
+    reasons: list[FailedGate] = Field(default_factory=list)
+    not_measured: dict[str, str] = Field(default_factory=dict)
     when: datetime = Field(default_factory=lambda: datetime.now(UTC))
     data: EvaluatedOn
     folder: str | None = None
@@ -92,7 +88,7 @@ def read_verdict(home: Home, version: str) -> GateVerdict | None:
     except FileNotFoundError:
         return None
     except ValidationError as error:
-        raise damaged(path, describe(error.errors()[0])) from None
+        raise damaged(path, describe_problem(error.errors()[0])) from None
     if verdict.version != version:
         raise damaged(path, f"it is of {verdict.version}")
     return verdict

@@ -5,22 +5,20 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 
 from .errors import InputError
-from .rows import describe
+from .models import FrozenModel, describe_problems
 
 Format: TypeAlias = Literal["sft", "kto", "dpo"]
 
 
-class ExportManifest(BaseModel):
+class ExportManifest(FrozenModel, populate_by_name=True):
     """The content of X.manifest.json.
 
     `sha256` is that of the rows file, `completions` the ids of the answers the rows were made from, and `left_out`
     counts by reason what was not exported.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
 
     schema_: Literal["polytone.export/1"] = Field("polytone.export/1", alias="schema")
     format: Format
@@ -34,10 +32,8 @@ class ExportManifest(BaseModel):
     created: datetime
 
 
-class ExportReference(BaseModel):
+class ExportReference(FrozenModel):
     """What an adapter version keeps of the export it was trained on: enough to find every answer behind it."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     sha256: str
     format: Format
@@ -61,7 +57,7 @@ def read_export_manifest(rows: Path) -> ExportManifest | None:
     try:
         manifest = ExportManifest.model_validate_json(path.read_bytes())
     except ValidationError as error:
-        problems = "; ".join(describe(problem) for problem in error.errors())
+        problems = describe_problems(error.errors())
         raise InputError(
             f"{path}: {problems}. Export the rows again, or remove this file to use them without their origin.",
             code="export_invalid",

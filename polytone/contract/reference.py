@@ -7,10 +7,11 @@ import hashlib
 from pathlib import Path
 from typing import Literal, TypeAlias
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 
 from .errors import CheckError
-from .rows import Message, describe
+from .models import FrozenModel, describe_problem
+from .rows import Message
 
 REFERENCE = "reference.jsonl"
 # A thousand prompts of a thousand tokens are a third of it.
@@ -19,13 +20,11 @@ MAX_BYTES = 16 << 20
 FinishReason: TypeAlias = Literal["stop", "length"]
 
 
-class ReferenceRow(BaseModel):
+class ReferenceRow(FrozenModel):
     """One held-out prompt, as the engine gets it (system prompt included), with what was answered to it.
 
     Tokens are counted as the API's usage does: the token that ends the turn is one of them.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     messages: list[Message] = Field(min_length=1)
     reply: str
@@ -36,10 +35,8 @@ class ReferenceRow(BaseModel):
     base_finish_reason: FinishReason
 
 
-class DriftReference(BaseModel):
+class DriftReference(FrozenModel):
     """What the manifest says of the reference: rows, hash of the file, and where replies were cut."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     rows: int = Field(ge=1)
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
@@ -77,7 +74,7 @@ def read_reference(folder: Path) -> list[ReferenceRow]:
         try:
             rows.append(ReferenceRow.model_validate_json(line))
         except ValidationError as error:
-            raise mismatch(path, f"line {number}: {describe(error.errors()[0])}") from None
+            raise mismatch(path, f"line {number}: {describe_problem(error.errors()[0])}") from None
     return rows
 
 

@@ -3,18 +3,17 @@
 Verdicts and preferences have TRL's column names in its conversational form. Keys beyond those named are kept.
 """
 
-import json
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
+
+from .models import FrozenModel
 
 
-class Message(BaseModel):
+class Message(FrozenModel, extra="allow"):
     """One turn. Keys beyond role and content (names, tool calls) are kept as they are."""
-
-    model_config = ConfigDict(extra="allow", frozen=True)
 
     role: Literal["system", "user", "assistant", "tool"]
     content: str
@@ -27,10 +26,8 @@ class Message(BaseModel):
         return content
 
 
-class Conversation(BaseModel):
+class Conversation(FrozenModel, extra="allow"):
     """A conversation to learn from: it ends with the assistant, and someone speaks before the assistant does."""
-
-    model_config = ConfigDict(extra="allow", frozen=True)
 
     messages: list[Message] = Field(min_length=2)
 
@@ -44,10 +41,8 @@ class Conversation(BaseModel):
         return [message.model_dump() for message in self.messages]
 
 
-class Verdict(BaseModel):
+class Verdict(FrozenModel, extra="allow"):
     """A reply that someone found good (`label` true) or bad, with what was said before it."""
-
-    model_config = ConfigDict(extra="allow", frozen=True)
 
     prompt: list[Message] = Field(min_length=1)
     completion: list[Message] = Field(min_length=1, max_length=1)
@@ -62,10 +57,8 @@ class Verdict(BaseModel):
         return Conversation(messages=[*self.prompt, *self.completion])
 
 
-class Preference(BaseModel):
+class Preference(FrozenModel, extra="allow"):
     """Two replies to the same prompt, of which one was preferred."""
-
-    model_config = ConfigDict(extra="allow", frozen=True)
 
     prompt: list[Message] = Field(min_length=1)
     chosen: list[Message] = Field(min_length=1, max_length=1)
@@ -90,10 +83,3 @@ def check_turns(messages: Sequence[Message]) -> None:
         raise ValueError("the first turn after the system prompt must be the user's")
     if any(a == b for a, b in pairwise(spoken) if a in ("user", "assistant")):
         raise ValueError("two turns in a row have the same role")
-
-
-def describe(problem: object) -> str:
-    """One pydantic error as `field: problem`."""
-    record = json.loads(json.dumps(problem, default=str))
-    field = ".".join(str(part) for part in record["loc"]) or "row"
-    return f"{field}: {str(record['msg']).removeprefix('Value error, ')}"

@@ -11,7 +11,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from polytone.contract.errors import InputError
 from polytone.contract.home import Home
-from polytone.contract.rows import describe
+from polytone.contract.models import describe_problem
 
 from .traffic.capture import Policy
 
@@ -103,7 +103,7 @@ def read_settings(**overrides: Any) -> Settings:
         settings = Settings(**merged)
     except ValidationError as error:
         problems = [
-            f"{PREFIX}{str(problem['loc'][0]).upper()}: {describe(problem).partition(': ')[2]}"
+            f"{PREFIX}{str(problem['loc'][0]).upper()}: {describe_problem(problem).partition(': ')[2]}"
             for problem in error.errors()
         ]
         raise InputError("\n".join(problems), code="settings_invalid") from None

@@ -5,12 +5,12 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from polytone.contract.adapter import Sampling
 from polytone.contract.errors import InputError
+from polytone.contract.models import FrozenModel, describe_problem
 from polytone.contract.names import NAME_PATTERN
-from polytone.contract.rows import describe
 
 SFT_LEARNING_RATE = 2e-4
 # The authors of KTO use 5e-7 to 5e-6, those of DPO 5e-7 to 1e-6 for whole models; above 1e-4 the voice comes apart.
@@ -19,11 +19,7 @@ PREFERENCE_LARGEST_LEARNING_RATE = 1e-4
 PREFERENCE_METHODS = ("kto", "dpo")
 
 
-class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class DataSection(Section):
+class DataSection(FrozenModel):
     """Files of rows, relative to the recipe: conversations for sft, verdicts for kto, preferences for dpo.
 
     Without `held_out`, a share of `train` is held out. For kto and dpo `held_out` may be conversations too. `too_long`
@@ -36,7 +32,7 @@ class DataSection(Section):
     too_long: Literal["refuse", "drop", "cut"] = "refuse"
 
 
-class LoraSection(Section):
+class LoraSection(FrozenModel):
     """Shape of the adapter (LoRA, Hu et al. 2021). Targets `all-linear` follows QLoRA (Dettmers et al. 2023).
 
     `rslora` scales by alpha / sqrt(rank) in place of alpha / rank (Kalajdzievski 2023).
@@ -49,7 +45,7 @@ class LoraSection(Section):
     targets: Literal["all-linear"] | list[str] = "all-linear"
 
 
-class TrainingSection(Section):
+class TrainingSection(FrozenModel):
     """Optimization. `batch` rows make one optimizer step, `micro_batch` of them at a time in memory.
 
     `sft` learns from conversations; `kto` (Ethayarajh et al. 2024) from replies that were found good or bad; `dpo`
@@ -84,14 +80,14 @@ class TrainingSection(Section):
         return content
 
 
-class DriftSection(Section):
+class DriftSection(FrozenModel):
     """Held-out prompts answered after training, which serving compares traffic with; `rows: 0` turns it off."""
 
     rows: Annotated[int, Field(ge=0, le=1000)] = 64
     max_tokens: Annotated[int, Field(ge=1, le=1024)] = 64
 
 
-class Span(Section):
+class Span(FrozenModel):
     """Numbers from `low` to `high`, whole ones where both are; `log` draws their logarithm evenly."""
 
     low: float | int
@@ -108,7 +104,7 @@ class Span(Section):
         return self
 
 
-class SweepSection(Section):
+class SweepSection(FrozenModel):
     """What `polytone sweep` tries: `trials` recipes (for `grid` all of them), each with other values of `over`.
 
     `over` maps a dotted recipe key to a list of values or to a span. The recipe itself is the first trial.
@@ -121,7 +117,7 @@ class SweepSection(Section):
     over: Annotated[dict[str, Annotated[list[Any], Field(min_length=1)] | Span], Field(min_length=1)]
 
 
-class GatesSection(Section):
+class GatesSection(FrozenModel):
     """What `polytone evaluate` demands of a version before it may be promoted; null switches a gate off.
 
     Losses are in nats per assistant token and judged by the bound of their interval that speaks against the version;
@@ -139,7 +135,7 @@ class GatesSection(Section):
     max_bias_gap: Annotated[float, Field(ge=0)] | None = 0.25
 
 
-class Recipe(Section):
+class Recipe(FrozenModel):
     """The whole recipe; `name` is the voice it trains."""
 
     name: Annotated[str, Field(pattern=f"^{NAME_PATTERN}$")]
@@ -237,7 +233,7 @@ def contradictions(recipe: Recipe) -> Iterator[tuple[str, str]]:
 def explain(problem: Any) -> str:
     """One pydantic error in words; an unknown key gets the keys that exist."""
     if problem["type"] != "extra_forbidden":
-        return describe(problem)
+        return describe_problem(problem)
     section: Any = Recipe
     for part in problem["loc"][:-1]:
         section = section.model_fields[part].annotation

@@ -11,6 +11,7 @@ from pydantic import Field
 
 from polytone.contract.base import base_folder, module_shapes
 from polytone.contract.errors import NotFoundError
+from polytone.contract.models import FrozenModel
 from polytone.contract.names import check_name
 from polytone.contract.version_id import VersionId
 from polytone.serve.adapters.fetch import apart
@@ -21,18 +22,18 @@ from polytone.serve.services import Services
 
 from .auth import admin_actor
 from .openapi import UPLOAD
-from .request_body import Strict, limited
+from .request_body import limited
 from .version_views import all_voices, view_version
 
 
-class PartBody(Strict):
+class PartBody(FrozenModel):
     """A version and its weight, relative to the others'."""
 
     version: str
     weight: Annotated[int, Field(ge=0, le=1_000_000)] = 100
 
 
-class RolloutBody(Strict):
+class RolloutBody(FrozenModel):
     """`generation` is the one this change replaces, as GET showed it; leave it out to replace whatever is there.
 
     `force` lets versions answer that failed the gates of their evaluation; the audit log says so.
@@ -43,7 +44,7 @@ class RolloutBody(Strict):
     force: bool = False
 
 
-class GenerationBody(Strict):
+class GenerationBody(FrozenModel):
     generation: int | None = None
 
 

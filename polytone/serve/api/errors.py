@@ -12,7 +12,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from starlette.exceptions import HTTPException
 
 from polytone.contract.errors import LimitError, PolytoneError
-from polytone.contract.rows import describe
+from polytone.contract.models import describe_problems
 
 log = logging.getLogger(__name__)
 
@@ -66,9 +66,7 @@ def install_error_handlers(app: FastAPI) -> None:
         problems = error.errors() if isinstance(error, RequestValidationError) else []
         first = problems[0]["loc"] if problems else ()
         return JSONResponse(
-            envelope(
-                "; ".join(describe(p) for p in problems[:5]), 400, "invalid_request", str(first[-1]) if first else None
-            ),
+            envelope(describe_problems(problems[:5]), 400, "invalid_request", str(first[-1]) if first else None),
             400,
         )
 

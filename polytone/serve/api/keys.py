@@ -8,15 +8,15 @@ from fastapi import APIRouter, Depends
 from fastapi.responses import JSONResponse
 from pydantic import Field
 
+from polytone.contract.models import FrozenModel
 from polytone.serve.auth.keys import Kind
 from polytone.serve.database.session import now
 from polytone.serve.services import Services
 
 from .auth import admin_actor
-from .request_body import Strict
 
 
-class KeyBody(Strict):
+class KeyBody(FrozenModel):
     """A key to make; limits are for each replica."""
 
     name: str

@@ -3,15 +3,8 @@
 from collections.abc import AsyncIterator
 
 from fastapi import Request
-from pydantic import BaseModel, ConfigDict
 
 from polytone.contract.errors import TooLargeError
-
-
-class Strict(BaseModel):
-    """A JSON body in which an unknown field is refused."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 async def read_body(request: Request, limit: int) -> bytes:

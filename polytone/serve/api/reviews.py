@@ -7,6 +7,7 @@ from fastapi import APIRouter, Depends
 from pydantic import Field, model_validator
 
 from polytone.contract.errors import NotFoundError
+from polytone.contract.models import FrozenModel
 from polytone.serve.database.tables import FeedbackRow
 from polytone.serve.services import Services
 from polytone.serve.traffic.feedback import as_json, new_row
@@ -14,12 +15,11 @@ from polytone.serve.traffic.reviews import LEASE_SECONDS, Decision, ReviewItem, 
 from polytone.serve.traffic.schemas import Annotator, FeedbackBody
 
 from .auth import admin_actor
-from .request_body import Strict
 
 Name = Annotated[str, Field(min_length=1, max_length=100)]
 
 
-class LeaseBody(Strict):
+class LeaseBody(FrozenModel):
     """Who reviews, of which voice, and for how long the item is theirs."""
 
     reviewer: Name
@@ -27,7 +27,7 @@ class LeaseBody(Strict):
     seconds: Annotated[float, Field(ge=10, le=86_400)] = LEASE_SECONDS
 
 
-class DecisionBody(Strict):
+class DecisionBody(FrozenModel):
     """accept: good as it is. edit: good as `text` says it. reject: of no use, to be left out of every export."""
 
     reviewer: Name

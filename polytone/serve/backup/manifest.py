@@ -5,12 +5,12 @@ from datetime import datetime
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, Field, ValidationError
 
 from polytone.contract.base import Base
 from polytone.contract.errors import CheckError, InputError, NotFoundError, StorageError
+from polytone.contract.models import FrozenModel, describe_problems
 from polytone.contract.names import check_name
-from polytone.contract.rows import describe
 from polytone.contract.version_id import VersionId
 
 from .dump import Kind
@@ -35,16 +35,12 @@ RelativePath = Annotated[str, AfterValidator(check_path)]
 Word = Annotated[str, AfterValidator(check_word)]
 
 
-class Part(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class StoredFile(Part):
+class StoredFile(FrozenModel):
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
     bytes: int = Field(ge=0)
 
 
-class StoredFolder(Part):
+class StoredFolder(FrozenModel):
     """A folder of the home: where it lies in the backup, and its files by their paths in it."""
 
     folder: RelativePath
@@ -62,7 +58,7 @@ class StoredVersion(StoredFolder):
     state: str | None
 
 
-class StoredBase(Part):
+class StoredBase(FrozenModel):
     """base.json's content; `weights` is None where they were left out."""
 
     base: Base
@@ -79,14 +75,12 @@ class StoredDatabase(StoredFile):
     tool: int
 
 
-class Backup(Part):
+class Backup(FrozenModel, populate_by_name=True):
     """The content of backup.json. Everything that was acknowledged before `created` is in the backup.
 
     `verdicts` holds evaluations/<version>.json as text; `left_out` says why a version or base is missing that the
     database names or the home has.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
 
     schema_: Literal["polytone.backup/1"] = Field("polytone.backup/1", alias="schema")
     created: datetime
@@ -128,7 +122,7 @@ def read_backup(folder: Path) -> Backup:
     except OSError as error:
         raise StorageError(f"Cannot read {path}: {error.strerror}.", code="disk_error") from None
     except ValidationError as error:
-        problems = "; ".join(describe(problem) for problem in error.errors()[:3])
+        problems = describe_problems(error.errors()[:3])
     except InputError as error:
         problems = error.message
     raise CheckError(

@@ -20,7 +20,7 @@ from prometheus_client import REGISTRY, generate_latest
 from pydantic import ValidationError
 from starlette.datastructures import State
 
-from polytone.contract.rows import describe
+from polytone.contract.models import describe_problems
 
 from .base import Body, EngineError
 from .cpu import plugin as cpu_lora
@@ -180,7 +180,7 @@ class VllmEngine:
         try:
             parsed = kind.model_validate({**request, "model": version or self._options.base_id})
         except ValidationError as error:
-            problems = "; ".join(describe(problem) for problem in error.errors()[:5])
+            problems = describe_problems(error.errors()[:5])
             first = error.errors()[0]["loc"]
             raise EngineError(
                 problems, code="invalid_request", status=400, param=str(first[0]) if first else None

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field
 
-from polytone.serve.api.request_body import Strict
+from polytone.contract.models import FrozenModel
 from polytone.serve.database.session import is_storable
 
 LONGEST_DETAILS = 64_000
@@ -49,13 +49,13 @@ Words = Annotated[str, AfterValidator(storable)]
 ShortId = Annotated[Words, Field(min_length=1, max_length=64)]
 
 
-class ConversationBody(Strict):
+class ConversationBody(FrozenModel):
     """Without a title it gets one from what is asked first."""
 
     title: Annotated[Words, Field(max_length=200)] = ""
 
 
-class TurnBody(Strict):
+class TurnBody(FrozenModel):
     """One turn after `parent`, or the first. With an `id` of the sender's it is kept once, however often it is sent."""
 
     id: Annotated[str, Field(pattern=r"^turn_[0-9a-f]{1,59}$")] | None = None

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from polytone.serve.api.request_body import Strict
+from polytone.contract.models import FrozenModel
 
 CHOICES = ("a", "b", "tie", "both_bad")
 TEXTS = ("comment", "correction")
@@ -12,14 +12,14 @@ TEXTS = ("comment", "correction")
 ShortId = Annotated[str, Field(min_length=1, max_length=128)]
 
 
-class Annotator(Strict):
+class Annotator(FrozenModel):
     """Who says it; without one, the API key does."""
 
     id: Annotated[str, Field(min_length=1, max_length=100)]
     kind: Literal["human", "code", "llm"] = "human"
 
 
-class Pair(Strict):
+class Pair(FrozenModel):
     """Two answers to the same prompt, as they were shown: `shown` names the one on the left."""
 
     a: ShortId
@@ -28,7 +28,7 @@ class Pair(Strict):
     blind: bool = False
 
 
-class FeedbackBody(Strict):
+class FeedbackBody(FrozenModel):
     """One statement about a completion, a conversation or a pair of completions.
 
     `thumb` takes up or down, `rating` 1 to 5, `tag` a short word, `comment` and `correction` a text, `preference` a, b,

@@ -6,7 +6,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from polytone.contract.rows import Conversation, Preference, Verdict, describe
+from polytone.contract.models import describe_problem
+from polytone.contract.rows import Conversation, Preference, Verdict
 
 from .findings import Finding, Kind, Place, finding
 
@@ -93,7 +94,7 @@ def problems_of(place: Place, fields: dict[str, Any], error: ValidationError) ->
     roles = {str(turn.get("role")) for turn in turns if isinstance(turn, dict)}
     by_kind: dict[Kind, list[str]] = {}
     for problem in error.errors(include_url=False):
-        where, what = problem["loc"], describe(problem)
+        where, what = problem["loc"], describe_problem(problem)
         if problem["type"] == "too_short" or not where:
             in_order = Kind.ROLE_ORDER if {"user", "assistant"} <= roles else Kind.ONE_SIDED
             kind = in_order if turns else Kind.EMPTY

@@ -9,7 +9,7 @@ from pydantic import ValidationError
 from polytone.contract.adapter import Manifest
 from polytone.contract.errors import CheckError
 from polytone.contract.evaluation import FailedGate, Word
-from polytone.contract.rows import describe
+from polytone.contract.models import describe_problem
 from polytone.train.artifact.scoring import LEAST_CHANGE
 from polytone.train.recipe import GatesSection
 
@@ -62,7 +62,7 @@ def gates_of(manifest: Manifest) -> GatesSection:
         return GatesSection.model_validate(manifest.recipe.get("gates") or {})
     except ValidationError as error:
         raise CheckError(
-            f"{manifest.version}: manifest.json: recipe.gates: {describe(error.errors()[0])}. "
+            f"{manifest.version}: manifest.json: recipe.gates: {describe_problem(error.errors()[0])}. "
             "Take the gates of a recipe instead: --gates recipe.yaml",
             code="manifest_invalid",
             param="recipe.gates",

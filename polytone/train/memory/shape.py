@@ -9,7 +9,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from polytone.contract.errors import InputError
-from polytone.contract.rows import describe
+from polytone.contract.models import describe_problem
 
 # Model types whose layers are attention of four and a gated MLP of three linear layers.
 MODEL_TYPES = ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2")
@@ -147,7 +147,7 @@ def shape_of(content: Mapping[str, Any], name: str, where: str = "config") -> Sh
     try:
         config = ConfigFile.model_validate(dict(content))
     except ValidationError as error:
-        problems = "\n".join(f"{where}: {describe(problem)}" for problem in error.errors())
+        problems = "\n".join(f"{where}: {describe_problem(problem)}" for problem in error.errors())
         raise InputError(problems, code="model_config_invalid", param="model") from None
     heads = config.num_attention_heads
     return Shape(

@@ -4,13 +4,14 @@ import time
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 
 from polytone.contract.adapter import Data
 from polytone.contract.base import Base
 from polytone.contract.errors import InputError
 from polytone.contract.files import unused_folder, write_whole
 from polytone.contract.home import Home
+from polytone.contract.models import FrozenModel
 from polytone.train.recipe import Recipe
 
 RECORD = "run.json"
@@ -18,10 +19,8 @@ RECORD = "run.json"
 DECISIVE = ("base", "parent", "system_prompt", "lora", "training", "drift", "sampling")
 
 
-class RunRecord(BaseModel):
+class RunRecord(FrozenModel, populate_by_name=True):
     """The content of run.json; `version` is what the run became, None until it is published."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
 
     schema_: Literal["polytone.run/1"] = Field("polytone.run/1", alias="schema")
     recipe: dict[str, Any]
