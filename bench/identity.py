@@ -9,7 +9,8 @@ import sys
 import httpx
 
 from bench.running import home_from_environment, server, voices
-from polytone.contract.adapter import Probe, read_version
+from polytone.contract.adapter import read_version
+from polytone.contract.manifest import Probe
 
 
 def main() -> int:

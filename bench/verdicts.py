@@ -22,9 +22,10 @@ from transformers import AutoTokenizer, GenerationConfig
 from transformers.utils.logging import disable_progress_bar
 
 from bench.running import home_from_environment
-from polytone.contract.adapter import Manifest, read_version
+from polytone.contract.adapter import read_version
 from polytone.contract.base import base_folder
 from polytone.contract.home import Home
+from polytone.contract.manifest import Manifest
 from polytone.progress import Progress
 from polytone.train.artifact.generation import GeneratedReply, generate_replies, in_batches, make_prompt
 from polytone.train.base_model import compute_dtype, load_nf4, prepare_base

@@ -13,8 +13,9 @@ from pathlib import Path
 
 import yaml
 
-from polytone.contract.adapter import MANIFEST, WEIGHTS, list_versions
+from polytone.contract.adapter import WEIGHTS, list_versions
 from polytone.contract.home import Home
+from polytone.contract.manifest import MANIFEST
 from polytone.contract.version_id import VersionId, voice_of
 
 from .running import home_from_environment

@@ -5,10 +5,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from polytone.contract.adapter import MANIFEST, Manifest, list_versions, read_version
+from polytone.contract.adapter import list_versions, read_version
 from polytone.contract.base import load_base
 from polytone.contract.errors import InputError
 from polytone.contract.home import Home
+from polytone.contract.manifest import MANIFEST, Manifest
 from polytone.contract.version_id import voice_of
 from polytone.serve.settings import Settings
 

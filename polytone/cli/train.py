@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from polytone.contract.adapter import Evaluation, Manifest
+from polytone.contract.manifest import Evaluation, Manifest
 from polytone.serve.settings import read_home
 from polytone.train.libraries import quiet_libraries
 

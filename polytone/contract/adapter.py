@@ -7,157 +7,84 @@ manifest names. Its name is the digest of what answers, so a version can never c
 import contextlib
 import hashlib
 import json
+import math
 import re
 from collections.abc import Iterator
-from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import ValidationError
 
-from .base import Base, Quantization
+from .base import Base
+from .digests import digest_file
 from .errors import CheckError, NotFoundError, combined
-from .export import ExportReference
 from .home import Home
+from .manifest import MANIFEST, Manifest, read_manifest
 from .models import FrozenModel, describe_problems
-from .names import NAME_PATTERN
-from .reference import REFERENCE, DriftReference, check_reference
+from .reference import REFERENCE, check_reference
 from .tensors import TensorInfo, not_safetensors, read_header
 from .version_id import DIGEST_LENGTH, VersionId
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
-MANIFEST = "manifest.json"
 CARD = "README.md"
 EVALUATION = "evaluation.json"
 FILES = frozenset({CONFIG, WEIGHTS, MANIFEST, CARD, EVALUATION})
 OPTIONAL = frozenset({REFERENCE})
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt")
 
-# What vLLM's LoRA can serve (read in vllm/lora/peft_helper.py and vllm/config/lora.py of 0.32); everything else it
-# refuses or ignores.
+# vLLM 0.32 serves these initialisations and refuses or ignores these features (its lora/peft_helper.py and
+# config/lora.py).
 SERVABLE_INITIALISATIONS = (True, False, "gaussian", "eva")
+UNSERVABLE_FEATURES = (
+    "use_dora",
+    "lora_bias",
+    "use_qalora",
+    "use_bdlora",
+    "modules_to_save",
+    "alora_invocation_tokens",
+    "layer_replication",
+    "trainable_token_indices",
+)
 LORA_TENSOR = re.compile(r"base_model\.model\.(.+)\.lora_([AB])\.weight")
 MAX_RANK = 512
 
 
-class BaseReference(FrozenModel):
-    id: str
-    digest: str
+class PeftConfig(FrozenModel, extra="allow"):
+    """The content of adapter_config.json, as far as it decides what an engine answers."""
 
-
-class Peft(FrozenModel):
-    """The shape of the adapter: rank, scaling numerator, the modules it sits on.
-
-    `rslora`: it is scaled by alpha / sqrt(rank), else by alpha / rank.
-    """
-
-    rank: int
-    alpha: float
-    targets: list[str]
-    rslora: bool = False
-
-
-class DataSource(FrozenModel):
-    """A file of rows; `export` leads from rows that came out of traffic back to the answers they were made from.
-
-    `cut` rows among `rows` were longer than training took, `dropped` ones are not among them; 0 unless the recipe
-    allowed it.
-    """
-
-    path: str
-    sha256: str
-    rows: int
-    assistant_tokens: int
-    cut: int = 0
-    dropped: int = 0
-    export: ExportReference | None = None
-
-
-class Data(FrozenModel):
-    train: DataSource
-    held_out: DataSource
-
-
-class Evaluation(FrozenModel):
-    """Mean negative log-likelihood per assistant token on the held-out rows, in nats.
-
-    `parent_loss` is that of the version this one continues, None where there is no parent.
-    """
-
-    base_loss: float
-    adapter_loss: float
-    tokens: int
-    parent_loss: float | None = None
-
-
-class Probe(FrozenModel):
-    """One prompt of the fingerprint and what the trainer's model answered greedily.
-
-    `logprobs` are the log-probabilities of `tokens` (nats), `mean_logprob` their mean, and `base_mean_logprob` the mean
-    without the adapter; the distance of the two says how well the probe tells the adapter from the bare base.
-    """
-
-    messages: list[dict[str, str]]
-    prompt_tokens: list[int] = Field(min_length=1)
-    tokens: list[int] = Field(min_length=1)
-    logprobs: list[float]
-    mean_logprob: float
-    base_mean_logprob: float
-
-    @model_validator(mode="after")
-    def _lengths(self) -> "Probe":
-        if len(self.tokens) != len(self.logprobs):
-            raise ValueError("tokens and logprobs have different lengths")
-        return self
-
-
-class Fingerprint(FrozenModel):
-    dtype: str
-    probes: list[Probe] = Field(min_length=1)
-
-
-class Sampling(FrozenModel):
-    """Sampling defaults of the voice, used where a request gives none."""
-
-    temperature: Annotated[float, Field(ge=0, le=2)] | None = None
-    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
-    max_tokens: Annotated[int, Field(ge=1)] | None = None
-
-
-class Manifest(FrozenModel, populate_by_name=True):
-    """The content of manifest.json: what the version is, from what it was made, and how to recognise it."""
-
-    schema_: Literal["polytone.adapter/1"] = Field("polytone.adapter/1", alias="schema")
-    name: str = Field(pattern=f"^{NAME_PATTERN}$")
-    digest: str = Field(pattern=r"^[0-9a-f]{64}$")
-    base: BaseReference
-    quantization: Quantization
-    chat_template_sha256: str
-    peft: Peft
-    recipe: dict[str, Any]
-    data: Data
-    parent: str | None = None
-    evaluation: Evaluation
-    system_prompt: str | None = None
-    sampling: Sampling | None = None
-    fingerprint: Fingerprint
-    drift_reference: DriftReference | None = None
-    created: datetime = Field(default_factory=lambda: datetime.now(UTC))
-    licence: str
+    peft_type: Any = None
+    r: int
+    lora_alpha: float
+    target_modules: list[str] | str
+    rank_pattern: dict[str, int] | None = None
+    alpha_pattern: dict[str, float] | None = None
+    use_rslora: bool = False
+    bias: Any = "none"
+    init_lora_weights: Any = True
 
     @property
-    def version(self) -> str:
-        return str(VersionId(self.name, self.digest[:DIGEST_LENGTH]))
+    def ranks(self) -> list[int]:
+        """The rank of most modules, then those that a pattern gives to some."""
+        return [self.r, *(self.rank_pattern or {}).values()]
+
+    def unsupported(self) -> list[str]:
+        """What is set here and cannot be served."""
+        fixed = {
+            "peft_type": self.peft_type == "LORA",
+            "bias": self.bias == "none",
+            "init_lora_weights": self.init_lora_weights in SERVABLE_INITIALISATIONS,
+        }
+        features = [name for name in UNSERVABLE_FEATURES if (self.model_extra or {}).get(name)]
+        return [f"{name} {getattr(self, name)!r}" for name, servable in fixed.items() if not servable] + features
 
 
 def digest_adapter(folder: Path) -> str:
     """sha256 over the adapter's configuration and weights, each with its name and length."""
     total = hashlib.sha256()
     for name in (CONFIG, WEIGHTS):
-        with (folder / name).open("rb") as file:
-            part = hashlib.file_digest(file, "sha256").hexdigest()
-        total.update(json.dumps([name, (folder / name).stat().st_size, part]).encode())
+        path = folder / name
+        total.update(json.dumps([name, path.stat().st_size, digest_file(path)]).encode())
     return total.hexdigest()
 
 
@@ -234,19 +161,6 @@ def inspect_folder(folder: Path) -> tuple[Manifest | None, list[CheckError]]:
     return manifest, found
 
 
-def read_manifest(folder: Path) -> Manifest:
-    """The manifest alone, not compared with the files beside it.
-
-    Raises:
-        CheckError: `manifest_invalid`, naming every bad field.
-    """
-    try:
-        return Manifest.model_validate_json((folder / MANIFEST).read_bytes())
-    except ValidationError as error:
-        problems = describe_problems(error.errors())
-        raise CheckError(f"{folder / MANIFEST}: {problems}.", code="manifest_invalid") from None
-
-
 def check_files(folder: Path) -> Iterator[CheckError]:
     there = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
     pickles = sorted(path.name for pattern in PICKLES for path in folder.glob(pattern))
@@ -258,55 +172,36 @@ def check_files(folder: Path) -> Iterator[CheckError]:
         yield CheckError(f"{folder}: has unexpected {', '.join(unexpected)}.", code="files_unexpected")
 
 
-def read_config(folder: Path) -> dict[str, Any]:
+def read_config(folder: Path) -> PeftConfig:
+    """PEFT's configuration of the adapter.
+
+    Raises:
+        CheckError: `config_invalid`, naming every bad field.
+    """
     path = folder / CONFIG
     try:
-        config = json.loads(path.read_bytes())
-        int(config["r"]), float(config["lora_alpha"]), list(config["target_modules"])
-        dict(config.get("rank_pattern") or {}), dict(config.get("alpha_pattern") or {})
-        [int(rank) for rank in (config.get("rank_pattern") or {}).values()]
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError) as error:
-        raise CheckError(f"{path}: is not a PEFT LoRA configuration ({error!r}).", code="config_invalid") from None
-    return dict(config)
+        return PeftConfig.model_validate_json(path.read_bytes())
+    except ValidationError as error:
+        problems = describe_problems(error.errors())
+        raise CheckError(f"{path}: is not a PEFT LoRA configuration: {problems}.", code="config_invalid") from None
 
 
-def check_config(folder: Path, config: dict[str, Any]) -> Iterator[CheckError]:
+def check_config(folder: Path, config: PeftConfig) -> Iterator[CheckError]:
     """What the engine would refuse or, worse, silently ignore."""
-    unsupported = [
-        text
-        for bad, text in (
-            (config.get("peft_type") != "LORA", f"peft_type {config.get('peft_type')!r}"),
-            (config.get("use_dora"), "use_dora"),
-            (config.get("bias", "none") != "none", f"bias {config.get('bias')!r}"),
-            (config.get("lora_bias"), "lora_bias"),
-            (config.get("use_qalora"), "use_qalora"),
-            (config.get("use_bdlora"), "use_bdlora"),
-            (config.get("modules_to_save"), "modules_to_save"),
-            (config.get("alora_invocation_tokens"), "alora_invocation_tokens"),
-            (config.get("layer_replication"), "layer_replication"),
-            (config.get("trainable_token_indices"), "trainable_token_indices"),
-            (
-                config.get("init_lora_weights", True) not in SERVABLE_INITIALISATIONS,
-                f"init_lora_weights {config.get('init_lora_weights')!r}",
-            ),
-        )
-        if bad
-    ]
-    if unsupported:
+    if unsupported := config.unsupported():
         yield CheckError(
             f"{folder / CONFIG}: {', '.join(unsupported)} cannot be served. Train a plain LoRA.",
             code="peft_unsupported",
         )
-    ranks = [int(config["r"]), *(int(rank) for rank in (config.get("rank_pattern") or {}).values())]
-    if not all(1 <= rank <= MAX_RANK for rank in ranks) or not 0 < float(config["lora_alpha"]) < float("inf"):
-        yield CheckError(
-            f"{folder / CONFIG}: a rank of {ranks} is not between 1 and {MAX_RANK}, or lora_alpha "
-            f"{config['lora_alpha']} is no scaling.",
-            code="config_invalid",
-        )
+    wrong_ranks = [rank for rank in config.ranks if not 1 <= rank <= MAX_RANK]
+    problems = [f"the rank {rank} is not between 1 and {MAX_RANK}" for rank in wrong_ranks]
+    if not 0 < config.lora_alpha < math.inf:
+        problems.append(f"lora_alpha {config.lora_alpha} is not a positive number")
+    if problems:
+        yield CheckError(f"{folder / CONFIG}: {'; '.join(problems)}.", code="config_invalid")
 
 
-def check_tensors(folder: Path, config: dict[str, Any], tensors: dict[str, TensorInfo]) -> Iterator[CheckError]:
+def check_tensors(folder: Path, config: PeftConfig, tensors: dict[str, TensorInfo]) -> Iterator[CheckError]:
     pairs = lora_pairs(tensors)
     for name, info in tensors.items():
         if LORA_TENSOR.fullmatch(name) is None or len(info.shape) != 2:
@@ -314,10 +209,10 @@ def check_tensors(folder: Path, config: dict[str, Any], tensors: dict[str, Tenso
     for module, pair in pairs.items():
         if set(pair) != {"A", "B"}:
             yield CheckError(f"{folder / WEIGHTS}: {module} has only one of A and B.", code="tensors_mismatch")
-        elif not 1 <= pair["A"].shape[0] == pair["B"].shape[1] <= largest_rank(config):
+        elif not 1 <= pair["A"].shape[0] == pair["B"].shape[1] <= max(config.ranks):
             yield CheckError(
                 f"{folder / WEIGHTS}: {module} has rank {pair['A'].shape[0]} and {pair['B'].shape[1]} where "
-                f"{CONFIG} says {config['r']}.",
+                f"{CONFIG} says {config.r}.",
                 code="tensors_mismatch",
             )
     if not pairs:
@@ -334,7 +229,7 @@ def lora_pairs(tensors: dict[str, TensorInfo]) -> dict[str, dict[str, TensorInfo
     return pairs
 
 
-def check_manifest(folder: Path, manifest: Manifest, config: dict[str, Any] | None) -> Iterator[CheckError]:
+def check_manifest(folder: Path, manifest: Manifest, config: PeftConfig | None) -> Iterator[CheckError]:
     digest = digest_adapter(folder)
     if digest != manifest.digest:
         yield CheckError(
@@ -342,16 +237,12 @@ def check_manifest(folder: Path, manifest: Manifest, config: dict[str, Any] | No
             f"{manifest.digest[:DIGEST_LENGTH]}. A file was changed or damaged; copy the folder again.",
             code="wrong_digest",
         )
-    if config is not None and manifest.peft.rank != int(config["r"]):
+    if config is not None and manifest.peft.rank != config.r:
         yield CheckError(
-            f"{folder / MANIFEST}: peft.rank is {manifest.peft.rank} where {CONFIG} says {config['r']}.",
+            f"{folder / MANIFEST}: peft.rank is {manifest.peft.rank} where {CONFIG} says {config.r}.",
             code="manifest_invalid",
             param="peft.rank",
         )
-
-
-def largest_rank(config: dict[str, Any]) -> int:
-    return max([int(config["r"]), *(int(rank) for rank in (config.get("rank_pattern") or {}).values())])
 
 
 def check_servable(manifest: Manifest, base: Base, max_rank: int) -> None:

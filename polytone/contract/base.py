@@ -2,11 +2,13 @@
 
 import hashlib
 import json
+from datetime import datetime
 from pathlib import Path
 from typing import Literal
 
 from pydantic import Field, ValidationError
 
+from .digests import digest_file
 from .errors import CheckError, NotFoundError
 from .home import Home
 from .models import FrozenModel, describe_problems
@@ -38,7 +40,7 @@ class Base(FrozenModel, populate_by_name=True):
     quantization: Quantization
     chat_template_sha256: str
     max_length: int
-    created: str
+    created: datetime
 
 
 def base_folder(home: Home, base_id: str) -> Path:
@@ -78,14 +80,8 @@ def digest_model(folder: Path) -> str:
     total = hashlib.sha256()
     names = [name for name in DIGESTED if (folder / name).is_file()]
     for name in [*names, *sorted(path.name for path in folder.glob("*.safetensors"))]:
-        with (folder / name).open("rb") as file:
-            part = hashlib.file_digest(file, "sha256").hexdigest()
-        total.update(json.dumps([name, part]).encode())
+        total.update(json.dumps([name, digest_file(folder / name)]).encode())
     return total.hexdigest()
-
-
-def digest_text(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def module_shapes(folder: Path) -> dict[str, tuple[int, ...]]:

@@ -1,12 +1,12 @@
 """A dataset exported from traffic: `X.jsonl` with `X.manifest.json` beside it, which says where its rows came from."""
 
-import hashlib
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 from pydantic import Field, ValidationError
 
+from .digests import digest_file
 from .errors import InputError
 from .models import FrozenModel, describe_problems
 
@@ -62,7 +62,7 @@ def read_export_manifest(rows: Path) -> ExportManifest | None:
             f"{path}: {problems}. Export the rows again, or remove this file to use them without their origin.",
             code="export_invalid",
         ) from None
-    digest = hashlib.sha256(rows.read_bytes()).hexdigest()
+    digest = digest_file(rows)
     if digest != manifest.sha256:
         raise InputError(
             f"{rows}: sha256: is {digest[:12]} where {path.name} says {manifest.sha256[:12]}; the rows were changed "

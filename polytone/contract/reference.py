@@ -9,6 +9,7 @@ from typing import Literal, TypeAlias
 
 from pydantic import Field, ValidationError
 
+from .digests import digest_file
 from .errors import CheckError
 from .models import FrozenModel, describe_problem
 from .rows import Message
@@ -91,8 +92,7 @@ def check_reference(folder: Path, named: DriftReference | None) -> None:
         return
     if not path.is_file():
         raise mismatch(path, "is missing, and the manifest names it")
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    digest = digest_file(path)
     if digest != named.sha256:
         raise mismatch(path, f"hashes to {digest[:12]} where the manifest says {named.sha256[:12]}")
     if (count := len(read_reference(folder))) != named.rows:

@@ -47,7 +47,7 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
 
 def truncated(path: Path) -> CheckError:
     return CheckError(
-        f"{path}: has {path.stat().st_size} bytes, which are more or fewer than its header describes; the file is "
+        f"{path}: has {path.stat().st_size} bytes, more or fewer than its header describes; the file is "
         "damaged. Copy it again from where it was made.",
         code="file_truncated",
     )

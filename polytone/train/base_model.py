@@ -17,7 +17,8 @@ from bitsandbytes.nn import Linear4bit
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, GgufConfig
 from transformers.utils import logging as transformers_logging
 
-from polytone.contract.base import Base, Quantization, base_folder, digest_model, digest_text, load_base
+from polytone.contract.base import Base, Quantization, base_folder, digest_model, load_base
+from polytone.contract.digests import digest_text
 from polytone.contract.errors import CheckError, InputError, UnavailableError
 from polytone.contract.files import folder_written_whole
 from polytone.contract.home import Home
@@ -81,7 +82,7 @@ def prepare_base(home: Home, model: str, base_id: str | None, licence: str | Non
             quantization=Quantization(),
             chat_template_sha256=digest_text(template),
             max_length=int(model_nf4.config.max_position_embeddings),
-            created=datetime.now(UTC).isoformat(timespec="seconds"),
+            created=datetime.now(UTC),
         )
         (folder / "base.json").write_text(base.model_dump_json(by_alias=True, indent=2) + "\n")
         progress.advance("dense NF4 values stored")

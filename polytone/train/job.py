@@ -8,9 +8,9 @@ from typing import Any
 
 from transformers import AutoTokenizer
 
-from polytone.contract.adapter import Manifest
 from polytone.contract.base import Base, base_folder, load_base
 from polytone.contract.home import Home
+from polytone.contract.manifest import Manifest
 
 from .artifact.lora import inherit, read_parent
 from .methods.common import Prepared, RunCallbacks, planned_steps

@@ -1,17 +1,13 @@
 """A finished run -> an adapter version: the folder that serve takes."""
 
 import shutil
-from typing import Any
 
 from polytone.contract.adapter import (
     CARD,
     CONFIG,
     EVALUATION,
-    MANIFEST,
     WEIGHTS,
-    BaseReference,
-    Manifest,
-    Peft,
+    PeftConfig,
     check_config,
     check_tensors,
     digest_adapter,
@@ -23,6 +19,7 @@ from polytone.contract.base import base_folder, module_shapes
 from polytone.contract.errors import CheckError, combined
 from polytone.contract.files import folder_written_whole
 from polytone.contract.home import Home
+from polytone.contract.manifest import MANIFEST, BaseReference, Manifest, Peft
 from polytone.contract.modules import check_against_base
 from polytone.contract.reference import describe_reference, write_reference
 from polytone.contract.tensors import read_header
@@ -52,10 +49,10 @@ def publish(home: Home, run: Run) -> Manifest:
         quantization=run.base.quantization,
         chat_template_sha256=run.base.chat_template_sha256,
         peft=Peft(
-            rank=config["r"],
-            alpha=config["lora_alpha"],
-            targets=sorted(config["target_modules"]),
-            rslora=bool(config.get("use_rslora")),
+            rank=config.r,
+            alpha=config.lora_alpha,
+            targets=sorted(config.target_modules),
+            rslora=config.use_rslora,
         ),
         recipe=run.recipe.record(),
         data=run.data,
@@ -84,7 +81,7 @@ def publish(home: Home, run: Run) -> Manifest:
     return manifest
 
 
-def check_adapter(home: Home, run: Run) -> dict[str, Any]:
+def check_adapter(home: Home, run: Run) -> PeftConfig:
     """Refuse an adapter that an engine would refuse, or parts of which it would ignore; returns its configuration.
 
     Raises:

@@ -7,8 +7,8 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import Field, ValidationError, model_validator
 
-from polytone.contract.adapter import Sampling
 from polytone.contract.errors import InputError
+from polytone.contract.manifest import Sampling
 from polytone.contract.models import FrozenModel, describe_problem
 from polytone.contract.names import NAME_PATTERN
 

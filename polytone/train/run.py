@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from transformers import TrainerCallback
 
-from polytone.contract.adapter import Data, Evaluation, Fingerprint
 from polytone.contract.base import Base
 from polytone.contract.home import Home
+from polytone.contract.manifest import Data, Evaluation, Fingerprint
 from polytone.contract.reference import ReferenceRow
 from polytone.progress import Progress
 

@@ -12,17 +12,19 @@ import pytest
 from polytone.contract.adapter import (
     CONFIG,
     FILES,
-    MANIFEST,
     WEIGHTS,
-    Peft,
     check_servable,
+    digest_adapter,
     list_versions,
+    read_config,
+    read_folder,
     read_version,
 )
 from polytone.contract.base import Base
 from polytone.contract.errors import CheckError, NotFoundError, StorageError
 from polytone.contract.files import folder_written_whole, remove_leftovers
 from polytone.contract.home import Home
+from polytone.contract.manifest import MANIFEST, Peft
 from tests.support.adapters import change_manifest, make_base, make_version
 
 
@@ -102,6 +104,9 @@ def change_config(**changes: object) -> Callable[[Path], None]:
         (change_config(use_dora=True), "peft_unsupported"),
         (change_config(bias="all"), "peft_unsupported"),
         (change_config(r=2), "tensors_mismatch"),
+        (change_config(r=0), "config_invalid"),
+        (change_config(lora_alpha=float("inf")), "config_invalid"),
+        (change_config(rank_pattern={"q_proj": 513}), "config_invalid"),
     ],
 )
 def test_a_damaged_version_is_refused_with_its_reason(
@@ -110,6 +115,22 @@ def test_a_damaged_version_is_refused_with_its_reason(
     manifest = make_version(home, base, "acme")
     damage(home.adapter_folder(manifest.version))
     assert refusal(home, manifest.version) == code
+
+
+def test_a_bad_configuration_is_told_which_fields(home: Home, base: Base) -> None:
+    version = make_version(home, base, "acme").version
+    change_config(r="many", target_modules=None)(home.adapter_folder(version))
+    with pytest.raises(CheckError, match=r"r: .*integer") as caught:
+        read_version(home, version)
+    assert "target_modules" in caught.value.message
+
+
+def test_what_peft_leaves_empty_is_no_feature(home: Home, base: Base) -> None:
+    version = make_version(home, base, "acme").version
+    folder = home.adapter_folder(version)
+    change_config(use_dora=False, modules_to_save=None, rank_pattern={}, alpha_pattern=None, task_type="X")(folder)
+    change_manifest(folder, digest=digest_adapter(folder))
+    assert read_folder(folder).peft.rank == max(read_config(folder).ranks) == 4
 
 
 def test_a_version_of_another_base_template_or_rank_is_not_servable(home: Home, base: Base) -> None:

@@ -12,7 +12,7 @@ from pydantic import BaseModel
 
 import polytone
 from polytone.cli.main import app as command_line
-from polytone.contract.adapter import Sampling
+from polytone.contract.manifest import Sampling
 from polytone.serve.metrics import Metrics
 from polytone.serve.settings import PREFIX, Settings
 from polytone.train.recipe import (

@@ -22,8 +22,9 @@ import yaml
 from openai import APIStatusError, AsyncOpenAI, OpenAI
 from playwright.async_api import Page, expect
 
-from polytone.contract.adapter import Manifest, read_version
+from polytone.contract.adapter import read_version
 from polytone.contract.home import Home
+from polytone.contract.manifest import Manifest
 from tests.soak.marked import restamped
 from tests.support.dashboards import problems, queries
 from tests.support.pages import ask, asked, browsing, choose, needs_browser

@@ -11,9 +11,10 @@ import httpx
 import yaml
 from rich.console import Console
 
-from polytone.contract.adapter import CONFIG, MANIFEST, Manifest, digest_adapter
+from polytone.contract.adapter import CONFIG, digest_adapter
 from polytone.contract.files import folder_written_whole
 from polytone.contract.home import Home
+from polytone.contract.manifest import MANIFEST, Manifest
 from polytone.contract.version_id import voice_of
 from polytone.progress import Progress
 from polytone.train.publish import publish

@@ -3,18 +3,18 @@
 import json
 import shutil
 from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
 
-from polytone.contract.adapter import (
-    CARD,
-    CONFIG,
-    EVALUATION,
+from polytone.contract.adapter import CARD, CONFIG, EVALUATION, WEIGHTS, digest_adapter
+from polytone.contract.base import Base, Quantization, base_folder
+from polytone.contract.home import Home
+from polytone.contract.manifest import (
     MANIFEST,
-    WEIGHTS,
     BaseReference,
     Data,
     DataSource,
@@ -23,10 +23,7 @@ from polytone.contract.adapter import (
     Manifest,
     Peft,
     Probe,
-    digest_adapter,
 )
-from polytone.contract.base import Base, Quantization, base_folder
-from polytone.contract.home import Home
 from polytone.contract.reference import ReferenceRow, describe_reference, write_reference
 
 TEMPLATE = "t" * 64
@@ -43,7 +40,7 @@ def make_base(home: Home, base_id: str = "tiny", digest: str = "b" * 64) -> Base
         quantization=Quantization(),
         chat_template_sha256=TEMPLATE,
         max_length=512,
-        created="2026-01-01T00:00:00+00:00",
+        created=datetime(2026, 1, 1, tzinfo=UTC),
     )
     folder = base_folder(home, base_id)
     folder.mkdir(parents=True, exist_ok=True)

@@ -11,9 +11,9 @@ from typing import Any, Literal
 import yaml
 from rich.console import Console
 
-from polytone.contract.adapter import Manifest
 from polytone.contract.export import ExportManifest
 from polytone.contract.home import Home
+from polytone.contract.manifest import Manifest
 from polytone.progress import Progress
 from polytone.train.publish import publish
 from polytone.train.recipe import read_recipe

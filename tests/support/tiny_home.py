@@ -8,9 +8,9 @@ from typing import Any
 import yaml
 from rich.console import Console
 
-from polytone.contract.adapter import Manifest
 from polytone.contract.base import Base
 from polytone.contract.home import Home
+from polytone.contract.manifest import Manifest
 
 
 @dataclass(frozen=True)

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 import torch
 
-from polytone.contract.adapter import Manifest
 from polytone.contract.errors import CheckError, InputError
 from polytone.contract.evaluation import read_verdict
 from polytone.contract.home import Home
+from polytone.contract.manifest import Manifest
 from polytone.contract.rows import Conversation
 from polytone.train.base_model import prepare_base
 from polytone.train.dataset.training_rows import RowFile, read_conversations

@@ -11,9 +11,10 @@ import torch
 import yaml
 from safetensors.torch import load_file, save_file
 
-from polytone.contract.adapter import CARD, CONFIG, WEIGHTS, Manifest
+from polytone.contract.adapter import CARD, CONFIG, WEIGHTS
 from polytone.contract.errors import CheckError
 from polytone.contract.export import ExportReference
+from polytone.contract.manifest import Manifest
 from polytone.train.artifact.model_card import flattened, model_card
 from polytone.train.publish import publish
 from polytone.train.run import Run
@@ -100,7 +101,7 @@ def test_every_reason_is_given_at_once(tiny: TinyHome, trained: Trained, tmp_pat
         "config_invalid",
         "tensors_mismatch",
     ]
-    assert "use_dora, bias 'all'" in caught.value.message
+    assert "bias 'all', use_dora" in caught.value.message
 
 
 def card_of(tiny: TinyHome, manifest: Manifest) -> tuple[dict[str, Any], str]:

@@ -39,7 +39,7 @@ def test_rows_joined_end_to_end_do_not_see_each_other(tiny: TinyHome, tmp_path: 
 def test_rslora_is_trained_published_and_inherited(tiny: TinyHome, tmp_path: Path) -> None:
     made = train_rows(tmp_path, tiny.home, "rs", conversations("acme"), lora={"rank": 4, "rslora": True})
     folder = tiny.home.adapter_folder(made.manifest.version)
-    assert read_config(folder)["use_rslora"] is True
+    assert read_config(folder).use_rslora
     assert made.manifest.peft.rslora
     child = train_rows(tmp_path, tiny.home, "rs-child", conversations("acme"), parent=made.manifest.version)
     assert child.manifest.peft == made.manifest.peft

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from playwright.async_api import Locator, Page, expect
 
-from polytone.contract.adapter import Data, DataSource
 from polytone.contract.export import ExportReference
+from polytone.contract.manifest import Data, DataSource
 from polytone.serve.adapters.rollout import Part
 from polytone.serve.auth.keys import Kind
 from tests.serve.adapters.test_upload import Workshop, config, packed

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from itertools import zip_longest
 from typing import Any
 
-from polytone.contract.adapter import Manifest, Probe
 from polytone.contract.errors import CheckError
+from polytone.contract.manifest import Manifest, Probe
 from polytone.serve.engine.base import Body, Engine
 
 # Nats. float32 against float32 differs by rounding only; bfloat16 moves a token's log-probability by some hundredths.

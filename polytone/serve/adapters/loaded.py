@@ -6,8 +6,8 @@ import time
 from dataclasses import dataclass, field
 from enum import Enum, StrEnum, auto
 
-from polytone.contract.adapter import Manifest
 from polytone.contract.errors import UnavailableError
+from polytone.contract.manifest import Manifest
 
 FIRST_RETRY_SECONDS = 5.0
 LAST_RETRY_SECONDS = 300.0

@@ -6,10 +6,11 @@ import time
 from collections.abc import Awaitable, Coroutine
 from typing import Any, TypeVar
 
-from polytone.contract.adapter import MANIFEST, Manifest, check_servable, read_version
+from polytone.contract.adapter import check_servable, read_version
 from polytone.contract.base import Base
 from polytone.contract.errors import CheckError, PolytoneError, UnavailableError
 from polytone.contract.home import Home
+from polytone.contract.manifest import MANIFEST, Manifest
 from polytone.serve.engine.base import Engine
 from polytone.serve.metrics import Metrics
 

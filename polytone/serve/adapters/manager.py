@@ -9,10 +9,10 @@ import asyncio
 import contextlib
 import logging
 
-from polytone.contract.adapter import Manifest
 from polytone.contract.base import Base
 from polytone.contract.errors import NotFoundError, PolytoneError, UnavailableError
 from polytone.contract.home import Home
+from polytone.contract.manifest import Manifest
 from polytone.serve.engine.base import Engine
 from polytone.serve.metrics import Metrics
 

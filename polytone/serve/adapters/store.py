@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from polytone.contract.adapter import FILES, MANIFEST, OPTIONAL, Manifest, read_folder, read_manifest
+from polytone.contract.adapter import FILES, OPTIONAL, read_folder
 from polytone.contract.errors import CheckError, InputError, NotFoundError, PolytoneError, UnavailableError
 from polytone.contract.files import disk_refusal
+from polytone.contract.manifest import MANIFEST, Manifest, read_manifest
 from polytone.contract.version_id import VersionId
 from polytone.serve.settings import Settings
 

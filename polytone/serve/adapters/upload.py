@@ -9,11 +9,11 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from polytone.contract.adapter import Manifest
 from polytone.contract.base import Base
 from polytone.contract.errors import CheckError, combined
 from polytone.contract.files import folder_written_whole
 from polytone.contract.home import Home
+from polytone.contract.manifest import Manifest
 from polytone.contract.names import check_name
 
 from .archive import unpack

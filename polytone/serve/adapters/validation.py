@@ -5,9 +5,10 @@ from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
-from polytone.contract.adapter import WEIGHTS, Manifest, inspect_folder, unservable
+from polytone.contract.adapter import WEIGHTS, inspect_folder, unservable
 from polytone.contract.base import Base
 from polytone.contract.errors import CheckError
+from polytone.contract.manifest import Manifest
 from polytone.contract.modules import check_against_base
 from polytone.contract.tensors import read_header
 

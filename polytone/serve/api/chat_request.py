@@ -7,8 +7,8 @@ template to run, tensors). So a field is either offered here or refused by name.
 import json
 from typing import Any
 
-from polytone.contract.adapter import Manifest
 from polytone.contract.errors import InputError, TooLargeError
+from polytone.contract.manifest import Manifest
 from polytone.serve.engine.base import Body
 from polytone.serve.limits import RequestLimits
 

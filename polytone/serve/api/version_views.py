@@ -4,12 +4,11 @@ import json
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-
-from polytone.contract.adapter import EVALUATION, MANIFEST, DataSource, Manifest
-from polytone.contract.errors import NotFoundError
+from polytone.contract.adapter import EVALUATION
+from polytone.contract.errors import CheckError, NotFoundError
 from polytone.contract.evaluation import GateVerdict
 from polytone.contract.home import Home
+from polytone.contract.manifest import DataSource, Manifest, read_manifest
 from polytone.contract.version_id import voice_of
 from polytone.serve.adapters.promotion_gates import verdict_if_readable
 from polytone.serve.services import Services
@@ -69,8 +68,8 @@ def view_version(services: Services, version: str) -> dict[str, Any]:
 def manifest_if_readable(home: Home, version: str) -> Manifest | None:
     """Not checked against the weights, which takes long: whoever loads the version does that."""
     try:
-        manifest = Manifest.model_validate_json((home.adapter_folder(version) / MANIFEST).read_bytes())
-    except (OSError, ValidationError):
+        manifest = read_manifest(home.adapter_folder(version))
+    except (OSError, CheckError):
         return None
     return manifest if manifest.version == version else None
 

@@ -3,11 +3,12 @@
 from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 
-from polytone.contract.adapter import MANIFEST, list_versions, read_folder, read_manifest
+from polytone.contract.adapter import list_versions, read_folder
 from polytone.contract.base import list_bases, load_base
 from polytone.contract.errors import CheckError, InputError, NotFoundError, UnavailableError
 from polytone.contract.files import folder_written_whole, unused_folder
 from polytone.contract.home import Home
+from polytone.contract.manifest import MANIFEST, read_manifest
 from polytone.contract.version_id import VersionId
 from polytone.serve.adapters.store import AdapterStore
 

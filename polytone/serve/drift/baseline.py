@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from polytone.contract.adapter import MANIFEST, Manifest
 from polytone.contract.errors import PolytoneError
 from polytone.contract.home import Home
+from polytone.contract.manifest import read_manifest
 from polytone.contract.reference import ReferenceRow, read_reference
 from polytone.measure.signals import asked_of, measure
 from polytone.measure.tone import Tone, learn
@@ -101,9 +101,9 @@ class Baselines:
             return [], None
         folder = self._home.adapter_folder(version)
         try:
-            named = Manifest.model_validate_json((folder / MANIFEST).read_bytes()).drift_reference
+            named = read_manifest(folder).drift_reference
             return (read_reference(folder), named.max_tokens) if named else ([], None)
-        except (PolytoneError, OSError, ValueError) as error:
+        except (PolytoneError, OSError) as error:
             log.warning("%s: its drift reference cannot be read: %s", version, error)
             return [], None
 

@@ -19,7 +19,7 @@ from sqlalchemy import and_, func, or_, select, update
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session, aliased
 
-from polytone.contract.base import digest_text
+from polytone.contract.digests import digest_text
 from polytone.contract.errors import NotFoundError
 from polytone.contract.version_id import voice_of
 from polytone.serve.adapters.registry import note

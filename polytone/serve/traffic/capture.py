@@ -8,7 +8,7 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Any
 
-from polytone.contract.base import digest_text
+from polytone.contract.digests import digest_text
 from polytone.measure.signals import text_of
 from polytone.serve.engine.base import Body
 

@@ -15,7 +15,7 @@ from sqlalchemy.exc import InternalError, OperationalError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.orm import Session
 
-from polytone.contract.base import digest_text
+from polytone.contract.digests import digest_text
 from polytone.serve.adapters.registry import note
 from polytone.serve.concurrency import in_thread, working
 from polytone.serve.database.session import Database, insert_for, now, reading, writing

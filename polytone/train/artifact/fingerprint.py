@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 
-from polytone.contract.adapter import Fingerprint, Probe
+from polytone.contract.manifest import Fingerprint, Probe
 from polytone.progress import Progress
 from polytone.train.tokenization import with_system
 

@@ -10,7 +10,7 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 from transformers import GenerationConfig
 
-from polytone.contract.adapter import Sampling
+from polytone.contract.manifest import Sampling
 from polytone.contract.reference import FinishReason
 from polytone.contract.rows import Conversation
 from polytone.progress import Progress

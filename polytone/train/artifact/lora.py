@@ -8,11 +8,12 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model, set_peft_model_state_dict
 from safetensors.torch import load_file
 
-from polytone.contract.adapter import WEIGHTS, Manifest, check_servable, read_version
+from polytone.contract.adapter import WEIGHTS, check_servable, read_version
 from polytone.contract.base import Base
 from polytone.contract.errors import CheckError, InputError
 from polytone.contract.files import folder_written_whole
 from polytone.contract.home import Home
+from polytone.contract.manifest import Manifest
 from polytone.train.recipe import LoraSection, Recipe
 
 

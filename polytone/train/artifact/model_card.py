@@ -8,8 +8,8 @@ from typing import Any
 
 import yaml
 
-from polytone.contract.adapter import DataSource, Manifest
 from polytone.contract.base import Base
+from polytone.contract.manifest import DataSource, Manifest
 
 # What the rows are that a method learns from.
 KINDS = MappingProxyType({"kto": "verdicts", "dpo": "preferences"})

@@ -8,7 +8,7 @@ import torch
 from torch.nn.functional import cross_entropy
 from torch.nn.utils.rnn import pad_sequence
 
-from polytone.contract.adapter import Evaluation
+from polytone.contract.manifest import Evaluation
 from polytone.progress import Progress
 from polytone.train.tokenization import IGNORED, Row
 

@@ -9,10 +9,11 @@ from typing import Any
 from peft import PeftModel
 from transformers import AutoTokenizer
 
-from polytone.contract.adapter import MANIFEST, Manifest, Sampling, check_servable, read_version
+from polytone.contract.adapter import check_servable, read_version
 from polytone.contract.base import Base, base_folder, load_base
 from polytone.contract.errors import InputError
 from polytone.contract.home import Home
+from polytone.contract.manifest import MANIFEST, Manifest, Sampling
 from polytone.contract.rows import Conversation
 from polytone.progress import Progress
 from polytone.train.artifact.generation import GeneratedReply, Prompt, sampling

@@ -7,11 +7,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from polytone.contract.adapter import Manifest
 from polytone.contract.errors import InputError
 from polytone.contract.evaluation import EvaluatedOn, GateVerdict, write_verdict
 from polytone.contract.files import folder_written_whole, unused_folder
 from polytone.contract.home import Home
+from polytone.contract.manifest import Manifest
 from polytone.contract.rows import Conversation
 from polytone.progress import Progress
 from polytone.train.dataset.training_rows import RowFile

@@ -6,9 +6,9 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from polytone.contract.adapter import Manifest
 from polytone.contract.errors import CheckError
 from polytone.contract.evaluation import FailedGate, Word
+from polytone.contract.manifest import Manifest
 from polytone.contract.models import describe_problem
 from polytone.train.artifact.scoring import LEAST_CHANGE
 from polytone.train.recipe import GatesSection

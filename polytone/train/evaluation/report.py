@@ -3,8 +3,8 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from polytone.contract.adapter import Manifest
 from polytone.contract.evaluation import GateVerdict
+from polytone.contract.manifest import Manifest
 from polytone.train.documents import render, table
 from polytone.train.intervals import Interval
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from polytone.contract.adapter import Manifest
+from polytone.contract.manifest import Manifest
 from polytone.train.intervals import Interval, Sample, difference, interval
 
 from .bias import gaps

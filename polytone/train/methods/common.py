@@ -9,9 +9,9 @@ import torch
 from datasets import Dataset
 from transformers import PrinterCallback, TrainerCallback
 
-from polytone.contract.adapter import Data, DataSource
 from polytone.contract.errors import InputError
 from polytone.contract.export import ExportReference, read_export_manifest
+from polytone.contract.manifest import Data, DataSource
 from polytone.contract.rows import Conversation
 from polytone.train.dataset.training_rows import RowFile, read_conversations
 from polytone.train.recipe import Recipe

@@ -9,7 +9,8 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 from transformers import AutoTokenizer
 
-from polytone.contract.base import Base, digest_text
+from polytone.contract.base import Base
+from polytone.contract.digests import digest_text
 from polytone.contract.errors import CheckError, InputError
 from polytone.contract.rows import Conversation
 from polytone.train.memory.devices import this_machine

@@ -6,11 +6,11 @@ from typing import Any, Literal
 
 from pydantic import Field, ValidationError
 
-from polytone.contract.adapter import Data
 from polytone.contract.base import Base
 from polytone.contract.errors import InputError
 from polytone.contract.files import unused_folder, write_whole
 from polytone.contract.home import Home
+from polytone.contract.manifest import Data
 from polytone.contract.models import FrozenModel
 from polytone.train.recipe import Recipe
 

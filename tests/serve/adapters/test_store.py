@@ -20,19 +20,10 @@ from fsspec.implementations.local import LocalFileSystem
 from fsspec.implementations.memory import MemoryFileSystem
 from fsspec.registry import known_implementations
 
-from polytone.contract.adapter import (
-    CARD,
-    CONFIG,
-    EVALUATION,
-    FILES,
-    MANIFEST,
-    WEIGHTS,
-    Manifest,
-    list_versions,
-    read_version,
-)
+from polytone.contract.adapter import CARD, CONFIG, EVALUATION, FILES, WEIGHTS, list_versions, read_version
 from polytone.contract.errors import CheckError, InputError, NotFoundError, UnavailableError
 from polytone.contract.home import Home
+from polytone.contract.manifest import MANIFEST, Manifest
 from polytone.contract.version_id import VersionId, voice_of
 from polytone.serve.adapters import loaded
 from polytone.serve.adapters.archive import pack_version
@@ -268,7 +259,7 @@ DAMAGES: list[Damage] = [
         rewrite(WEIGHTS, lambda b: b[:-1] + bytes([b[-1] ^ 1])),
         ["its files hash to", "its manifest says", "publish flipped@"],
     ),
-    ("cut", rewrite(WEIGHTS, lambda b: b[: len(b) // 2]), [WEIGHTS, "bytes where its header promises"]),
+    ("cut", rewrite(WEIGHTS, lambda b: b[: len(b) // 2]), [WEIGHTS, "bytes, more or fewer than its header describes"]),
     ("pickled", rewrite(WEIGHTS, lambda _: pickle.dumps({"a": 1})), [WEIGHTS, "it is a pickle"]),
     ("huge", rewrite(WEIGHTS, lambda b: b + bytes(LIMIT)), [str(LIMIT), "POLYTONE_MAX_UPLOAD_BYTES"]),
     ("headless", without(MANIFEST), ["is not in the adapter store", "polytone adapters publish headless@"]),
@@ -517,7 +508,7 @@ async def test_a_damaged_copy_here_is_fetched_again(
         server.engine.up = False  # what is loaded again is checked again
         for version, says in zip(
             versions,
-            (["promises", "cannot be used now"], ["cannot be used now"], ["does not serve what was trained"]),
+            (["header describes", "cannot be used now"], ["cannot be used now"], ["does not serve what was trained"]),
             strict=True,
         ):
             await until_said(server, version, *says)

@@ -16,9 +16,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from polytone.contract.adapter import CARD, CONFIG, EVALUATION, FILES, MANIFEST, WEIGHTS, digest_adapter
+from polytone.contract.adapter import CARD, CONFIG, EVALUATION, FILES, WEIGHTS, digest_adapter
 from polytone.contract.base import Base
 from polytone.contract.home import Home
+from polytone.contract.manifest import MANIFEST
 from polytone.serve.adapters.archive import pack_version
 from tests.support.adapters import MODULE, change_manifest, make_base, make_version
 from tests.support.serving import Server, eventually, serving

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from polytone.cli.wait import wait_until_routed
-from polytone.contract.adapter import Fingerprint, Sampling
 from polytone.contract.errors import CheckError, InputError, NotFoundError
 from polytone.contract.home import Home
+from polytone.contract.manifest import Fingerprint, Sampling
 from polytone.serve.adapters.replicas import Replicas
 from polytone.serve.adapters.rollout import Part, Rollout
 from polytone.serve.database.session import open_database

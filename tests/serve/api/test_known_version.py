@@ -8,10 +8,10 @@ from typing import Any
 import httpx
 import pytest
 
-from polytone.contract.adapter import MANIFEST, Data, DataSource
 from polytone.contract.evaluation import GateVerdict, verdict_path, write_verdict
 from polytone.contract.export import ExportReference
 from polytone.contract.home import Home
+from polytone.contract.manifest import MANIFEST, Data, DataSource
 from tests.support.adapters import change_manifest
 from tests.support.serving import Server, eventually, serving
 
