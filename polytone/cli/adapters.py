@@ -252,10 +252,12 @@ def audit(
     as_json: JsonOption = False,
 ) -> None:
     """Show who changed what, newest first."""
+    from polytone.serve.database.audit import read_audit
+
     settings = read_settings(home=home)
-    entries = open_state(settings).registry.audit(limit, target)
+    entries = read_audit(open_state(settings).database, limit, target)
     if as_json:
-        print(json.dumps({"entries": [{**vars(entry), "at": entry.at.isoformat()} for entry in entries]}))
+        print(json.dumps({"entries": [entry.as_json() for entry in entries]}))
         return
     table = Table("when", "what", "of", "from", "to", "by", box=None)
     for entry in entries:

@@ -30,6 +30,7 @@ SQLITE = "sqlite:///"
 class Stores:
     """The database as the commands see it."""
 
+    database: "Database"
     registry: "Registry"
     replicas: "Replicas"
     keys: "KeyStore"
@@ -42,7 +43,7 @@ def open_state(settings: Settings, create: bool = False) -> Stores:
     from polytone.serve.auth.keys import KeyStore
 
     database = open_database(settings, create)
-    return Stores(Registry(database), Replicas(database), KeyStore(database))
+    return Stores(database, Registry(database), Replicas(database), KeyStore(database))
 
 
 def open_database(settings: Settings, create: bool = False) -> "Database":

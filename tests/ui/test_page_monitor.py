@@ -12,6 +12,7 @@ from playwright.async_api import Page, expect
 
 from polytone.contract.version_id import voice_of
 from polytone.serve.auth.keys import Kind
+from polytone.serve.database.audit import read_audit
 from polytone.serve.database.session import now, writing
 from polytone.serve.database.tables import AnswerRow, FeedbackRow
 from polytone.serve.engine.base import EngineError
@@ -146,7 +147,7 @@ async def test_an_alarm_is_told_in_words_and_acknowledged(pages: Pages) -> None:
     await expect(page.get_by_role("status").filter(has_text="is acknowledged")).to_be_visible(timeout=TIMEOUT)
     assert (await report(server, version))["tone"]["alarm"] is None
     await expect(button).to_have_count(0)
-    assert server.registry.audit(1)[0].action == "acknowledge"
+    assert read_audit(server.services.database, 1)[0].action == "acknowledge"
 
 
 async def test_an_engine_that_is_down_is_told_with_its_reason_until_it_is_back(

@@ -10,6 +10,7 @@ from polytone.contract.export import ExportReference
 from polytone.contract.manifest import Data, DataSource
 from polytone.serve.adapters.rollout import Part
 from polytone.serve.auth.keys import Kind
+from polytone.serve.database.audit import read_audit
 from tests.serve.adapters.test_upload import Workshop, config, packed
 from tests.serve.api.test_promotion import EMPTY, REPEATS, judged
 from tests.support.adapters import change_manifest
@@ -155,7 +156,7 @@ async def test_failed_gates_are_shown_and_passed_over_by_force_only(pages: Pages
     assert bad not in answering(server)
     await confirm(page, "It was forced")
     assert answering(server) == {bad: 100}
-    assert server.registry.audit(1)[0].after["failed_gates"] == {bad: ["max_repetition", "max_empty"]}
+    assert read_audit(server.services.database, 1)[0].after["failed_gates"] == {bad: ["max_repetition", "max_empty"]}
     await expect(page.locator("#audit")).to_contain_text(f"by force: {bad} failed max_repetition, max_empty")
 
 
@@ -208,7 +209,7 @@ async def test_a_key_is_asked_for_and_names_who_did_it(pages: Pages) -> None:
     await choose(page, new, "Version")
     await propose(page, "Promote to 100 %")
     await confirm(page, "is to answer 100 %")
-    assert server.registry.audit(1)[0].actor == "key ops"
+    assert read_audit(server.services.database, 1)[0].actor == "key ops"
     await expect(page.locator("#audit").get_by_role("cell", name="key ops")).to_be_visible()
 
 

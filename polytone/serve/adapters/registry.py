@@ -6,8 +6,6 @@ Changes of one voice come one after the other, from whichever replica: each begi
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
-from typing import Any
 
 from sqlalchemy import func, select
 from sqlalchemy.exc import IntegrityError
@@ -15,8 +13,9 @@ from sqlalchemy.orm import Session
 
 from polytone.contract.errors import CheckError, ConflictError, NotFoundError
 from polytone.contract.version_id import VersionId
+from polytone.serve.database import audit
 from polytone.serve.database.session import Database, one_at_a_time, reading, writing
-from polytone.serve.database.tables import AuditRow, RolloutRow, VersionRow
+from polytone.serve.database.tables import RolloutRow, VersionRow
 
 from .promotion_gates import Gates
 from .rollout import Part, Rollout, check_parts
@@ -30,19 +29,6 @@ class Desired:
 
     versions: frozenset[str] = frozenset()
     rollouts: dict[str, Rollout] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class AuditEntry:
-    """Who changed what, when, from what to what."""
-
-    id: int
-    at: datetime
-    actor: str
-    action: str
-    target: str
-    before: Any
-    after: Any
 
 
 class Registry:
@@ -69,17 +55,6 @@ class Registry:
             )
             return [as_rollout(row) for row in rows]
 
-    def audit(self, limit: int, target: str | None = None) -> list[AuditEntry]:
-        """The newest entries, newest first; of one voice or version if `target` names it."""
-        wanted = select(AuditRow).order_by(AuditRow.id.desc()).limit(limit)
-        if target is not None:
-            wanted = wanted.where(AuditRow.target == target)
-        with reading(self._database) as session:
-            return [
-                AuditEntry(row.id, row.at, row.actor, row.action, row.target, row.before, row.after)
-                for row in session.scalars(wanted)
-            ]
-
     def publish(self, version: str, actor: str) -> bool:
         """Ask every replica to load `version`; a retired one comes back. Returns whether that changed anything."""
         voice = VersionId.parse(version).voice
@@ -90,7 +65,7 @@ class Registry:
                     return False
                 before = row.state if row else None
                 session.merge(VersionRow(id=version, name=voice, state=PUBLISHED))
-                note(session, actor, "publish", version, before, PUBLISHED)
+                audit.record(session, actor, "publish", version, before, PUBLISHED)
         except IntegrityError:
             return False  # another publisher of the same content was faster
         return True
@@ -141,7 +116,7 @@ class Registry:
                     previous=current.generation if current else None,
                 )
                 session.add(made)
-                note(session, actor, action, voice, before, {**as_rollout(made).as_json(), **forced})
+                audit.record(session, actor, action, voice, before, {**as_rollout(made).as_json(), **forced})
                 return as_rollout(made)
         except IntegrityError:
             raise changed_meanwhile(voice) from None
@@ -185,7 +160,9 @@ class Registry:
                     voice=voice, generation=current.generation + 1, parts=target.parts, previous=target.previous
                 )
                 session.add(made)
-                note(session, actor, "rollback", voice, as_rollout(current).as_json(), as_rollout(made).as_json())
+                audit.record(
+                    session, actor, "rollback", voice, as_rollout(current).as_json(), as_rollout(made).as_json()
+                )
                 return as_rollout(made)
         except IntegrityError:
             raise changed_meanwhile(voice) from None
@@ -202,7 +179,7 @@ class Registry:
                 session.add(
                     RolloutRow(voice=voice, generation=current.generation + 1, parts=[], previous=current.generation)
                 )
-                note(session, actor, "remove_voice", voice, before.as_json(), None)
+                audit.record(session, actor, "remove_voice", voice, before.as_json(), None)
                 return [part.version for part in before.parts]
         except IntegrityError:
             raise changed_meanwhile(voice) from None
@@ -229,7 +206,7 @@ class Registry:
             if row.state == RETIRED:
                 return False
             row.state = RETIRED
-            note(session, actor, "retire", version, PUBLISHED, RETIRED)
+            audit.record(session, actor, "retire", version, PUBLISHED, RETIRED)
             return True
 
 
@@ -274,7 +251,3 @@ def rollout_of(session: Session, voice: str, generation: int) -> RolloutRow | No
 
 def as_rollout(row: RolloutRow) -> Rollout:
     return Rollout(row.generation, tuple(Part(version, weight) for version, weight in row.parts), row.previous)
-
-
-def note(session: Session, actor: str, action: str, target: str, before: Any, after: Any) -> None:
-    session.add(AuditRow(actor=actor[:120], action=action, target=target, before=before, after=after))

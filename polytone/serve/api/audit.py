@@ -1,11 +1,11 @@
 """/admin/audit: the log of changes."""
 
 import asyncio
-from dataclasses import asdict
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Query
 
+from polytone.serve.database.audit import read_audit
 from polytone.serve.services import Services
 
 from .auth import admin_actor
@@ -20,7 +20,7 @@ def audit_routes(services: Services) -> APIRouter:
         _: actor, limit: Annotated[int, Query(ge=1, le=1000)] = 100, target: str | None = None
     ) -> dict[str, Any]:
         """Who changed what, newest first."""
-        entries = await asyncio.to_thread(services.registry.audit, limit, target)
-        return {"entries": [{**asdict(entry), "at": entry.at.isoformat()} for entry in entries]}
+        entries = await asyncio.to_thread(read_audit, services.database, limit, target)
+        return {"entries": [entry.as_json() for entry in entries]}
 
     return router

@@ -14,7 +14,7 @@ from sqlalchemy.exc import IntegrityError
 
 from polytone.contract.errors import ConflictError, DeniedError, InputError, NotFoundError
 from polytone.contract.names import check_name
-from polytone.serve.adapters.registry import note
+from polytone.serve.database import audit
 from polytone.serve.database.session import Database, now, reading, writing
 from polytone.serve.database.tables import KeyRow
 
@@ -117,7 +117,7 @@ class KeyStore:
         try:
             with writing(self._database) as session:
                 session.add(row)
-                note(session, actor, "create_key", name, None, as_key(row).as_json())
+                audit.record(session, actor, "create_key", name, None, as_key(row).as_json())
         except IntegrityError:
             raise ConflictError(
                 f"There is or was a key {name!r}. Choose another name.", code="key_name_taken", param="name"
@@ -132,7 +132,7 @@ class KeyStore:
                 raise NotFoundError(f"There is no key {name!r}.", code="key_not_found", param="name")
             if row.revoked_at is None:
                 row.revoked_at = now()
-                note(session, actor, "revoke_key", name, "live", "revoked")
+                audit.record(session, actor, "revoke_key", name, "live", "revoked")
             return as_key(row)
 
     def all(self) -> list[Key]:

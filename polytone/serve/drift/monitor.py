@@ -22,8 +22,8 @@ from sqlalchemy.orm import Session, aliased
 from polytone.contract.digests import digest_text
 from polytone.contract.errors import NotFoundError
 from polytone.contract.version_id import voice_of
-from polytone.serve.adapters.registry import note
 from polytone.serve.concurrency import in_thread
+from polytone.serve.database import audit
 from polytone.serve.database.session import Database, insert_for, now, one_at_a_time, reading, writing
 from polytone.serve.database.tables import AnswerRow, DriftAlarmRow, DriftRow, FeedbackRow
 from polytone.serve.metrics import Metrics
@@ -138,7 +138,7 @@ class DriftMonitor:
                 detector.restart()
                 row.state, row.at = detector.to_json(), now()
                 self._show(version, detector)
-            note(session, actor, "acknowledge", f"{version} {signal}"[:120], None, alarm.details.get("words"))
+            audit.record(session, actor, "acknowledge", f"{version} {signal}", None, alarm.details.get("words"))
             return {"version": version, "signal": signal, "acknowledged_by": alarm.acknowledged_by}
 
     def _conversations(self, session: Session, versions: list[str]) -> Iterable[AnswerRow]:

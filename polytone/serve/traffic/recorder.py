@@ -16,8 +16,8 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.orm import Session
 
 from polytone.contract.digests import digest_text
-from polytone.serve.adapters.registry import note
 from polytone.serve.concurrency import in_thread, working
+from polytone.serve.database import audit
 from polytone.serve.database.session import Database, insert_for, now, reading, writing
 from polytone.serve.database.tables import AnswerRow, FeedbackRow, ReviewRow
 from polytone.serve.metrics import Metrics
@@ -160,7 +160,7 @@ class TrafficRecorder:
             session.execute(delete(FeedbackRow).where(FeedbackRow.target_id.in_(named)))
             gone = delete_answers(session, AnswerRow.conversation.in_(named))
             delete_conversation(session, conversation)
-            note(session, actor, "forget", "conversation", None, {"answers": gone})
+            audit.record(session, actor, "forget", "conversation", None, {"answers": gone})
         return gone
 
     def _write(self, batch: list[RecordedAnswer]) -> None:

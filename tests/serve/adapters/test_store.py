@@ -29,6 +29,7 @@ from polytone.serve.adapters import loaded
 from polytone.serve.adapters.archive import pack_version
 from polytone.serve.adapters.fetch import Fetcher, apart, fetch_version, same_files
 from polytone.serve.adapters.store import AdapterStore, store_of
+from polytone.serve.database.audit import read_audit
 from polytone.serve.metrics import Metrics
 from polytone.serve.server import build_services
 from polytone.serve.settings import Settings
@@ -365,7 +366,7 @@ async def test_an_upload_while_the_store_is_away_records_nothing_and_works_once_
         refused = await upload(a, "acme", content)
         assert (refused.status_code, refused.json()["error"]["code"]) == (503, "store_unavailable")
         assert ("POLYTONE_ADAPTER_STORE" in refused.text, "retry-after" in refused.headers) == (True, True)
-        assert (a.registry.versions(), a.registry.audit(9), list_versions(a.home)) == ([], [], [])
+        assert (a.registry.versions(), read_audit(a.services.database, 9), list_versions(a.home)) == ([], [], [])
         assert contents(shelf) == []
         assert (await a.chat("tiny")).status_code == 200
         monkeypatch.setattr(TroubledFiles, "away", False)

@@ -14,7 +14,8 @@ from polytone.contract.home import Home
 from polytone.serve.adapters.promotion_gates import Gates
 from polytone.serve.adapters.registry import Registry
 from polytone.serve.adapters.rollout import Part
-from polytone.serve.database.session import open_database
+from polytone.serve.database.audit import read_audit
+from polytone.serve.database.session import Database, open_database
 from tests.support.adapters import make_base, make_version
 from tests.support.processes import polytone
 from tests.support.serving import database_url, serving
@@ -48,13 +49,18 @@ def home(tmp_path: Path) -> Home:
 
 
 @pytest.fixture
-def registry(home: Home) -> Iterator[Registry]:
+def database(home: Home) -> Iterator[Database]:
     database = open_database(database_url(home))
+    yield database
+    database.dispose()
+
+
+@pytest.fixture
+def registry(database: Database) -> Registry:
     registry = Registry(database)
     for version in (A, B):
         registry.publish(version, "ada")
-    yield registry
-    database.dispose()
+    return registry
 
 
 def test_the_newest_verdict_counts_and_is_read_as_it_was_written(home: Home) -> None:
@@ -87,7 +93,9 @@ def test_a_damaged_verdict_is_no_verdict_to_go_by(home: Home, registry: Registry
 
 
 @pytest.mark.both_databases
-def test_a_version_that_failed_is_refused_with_every_gate_and_the_way_out(home: Home, registry: Registry) -> None:
+def test_a_version_that_failed_is_refused_with_every_gate_and_the_way_out(
+    home: Home, database: Database, registry: Registry
+) -> None:
     judged(home, A, REPEATS, EMPTY)
     with pytest.raises(CheckError) as caught:
         registry.promote("acme", A, "ada", gates=Gates(home))
@@ -96,29 +104,33 @@ def test_a_version_that_failed_is_refused_with_every_gate_and_the_way_out(home: 
     assert [reason["message"] for reason in error.reasons] == [f"{A}: {REPEATS.message}", f"{A}: {EMPTY.message}"]
     assert "--force" in error.message
     assert registry.desired().rollouts == {}
-    assert [entry.action for entry in registry.audit(10)] == ["publish", "publish"]
+    assert [entry.action for entry in read_audit(database, 10)] == ["publish", "publish"]
 
 
 @pytest.mark.both_databases
-def test_a_forced_promotion_is_in_the_audit_log_with_the_gates_it_passed_over(home: Home, registry: Registry) -> None:
+def test_a_forced_promotion_is_in_the_audit_log_with_the_gates_it_passed_over(
+    home: Home, database: Database, registry: Registry
+) -> None:
     judged(home, A, REPEATS, EMPTY)
     registry.promote("acme", A, "ada", gates=Gates(home, forced=True))
-    entry = registry.audit(1)[0]
+    entry = read_audit(database, 1)[0]
     assert (entry.actor, entry.action, entry.target) == ("ada", "promote", "acme")
     assert entry.after["forced"] is True
     assert entry.after["failed_gates"] == {A: ["max_repetition", "max_empty"]}
 
 
 @pytest.mark.both_databases
-def test_force_where_nothing_failed_is_no_force(home: Home, registry: Registry) -> None:
+def test_force_where_nothing_failed_is_no_force(home: Home, database: Database, registry: Registry) -> None:
     judged(home, A)
     registry.promote("acme", A, "ada", gates=Gates(home, forced=True))
     registry.promote("acme", B, "ada", gates=Gates(home))  # never evaluated
-    assert all("forced" not in entry.after for entry in registry.audit(2))
+    assert all("forced" not in entry.after for entry in read_audit(database, 2))
 
 
 @pytest.mark.both_databases
-def test_a_canary_that_grows_is_judged_and_one_that_shrinks_is_not(home: Home, registry: Registry) -> None:
+def test_a_canary_that_grows_is_judged_and_one_that_shrinks_is_not(
+    home: Home, database: Database, registry: Registry
+) -> None:
     registry.promote("acme", A, "ada", gates=Gates(home))
     judged(home, B, REPEATS)
     with pytest.raises(CheckError, match="max_repetition"):
@@ -129,7 +141,12 @@ def test_a_canary_that_grows_is_judged_and_one_that_shrinks_is_not(home: Home, r
     judged(home, A)
     registry.roll_out("acme", [Part(A, 90), Part(B, 10)], "ada", gates=Gates(home))
     registry.promote("acme", A, "ada", gates=Gates(home))
-    assert [entry.after.get("forced", False) for entry in reversed(registry.audit(4))] == [False, True, False, False]
+    assert [entry.after.get("forced", False) for entry in reversed(read_audit(database, 4))] == [
+        False,
+        True,
+        False,
+        False,
+    ]
 
 
 @pytest.mark.both_databases

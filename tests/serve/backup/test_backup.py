@@ -29,6 +29,7 @@ from polytone.serve.backup.files import alone, hash_file
 from polytone.serve.backup.manifest import MANIFEST_NAME, Backup, read_backup
 from polytone.serve.backup.restoring import Restored, restore
 from polytone.serve.backup.taking import Taken, back_up
+from polytone.serve.database.audit import read_audit
 from polytone.serve.database.session import migrate, new_database, now, open_database, reading, writing
 from polytone.serve.database.tables import FeedbackRow, ReplicaRow, ReviewRow, Table
 from polytone.serve.traffic.capture import CompletionRef
@@ -204,7 +205,7 @@ async def test_everything_comes_back(here: Place, elsewhere: Place, tmp_path: Pa
         history = server.registry.history("acme")
         server.registry.promote("acme", history[1].parts[1].version, "test", history[0].generation)
         assert server.registry.history("acme")[0].generation == history[0].generation + 1
-        newest = server.registry.audit(2)
+        newest = read_audit(server.services.database, 2)
         assert newest[0].id == newest[1].id + 1
         assert (await server.client.get("/admin/drift", headers=admin)).status_code == 200
 
