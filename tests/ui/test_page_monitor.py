@@ -74,7 +74,7 @@ def thumb(server: Server, completion: str, version: str, value: str) -> None:
                 at=now() - timedelta(minutes=1),
                 target="completion",
                 target_id=completion,
-                adapter=voice_of(version),
+                voice=voice_of(version),
                 version=version,
                 key="thumb",
                 value=value,

@@ -1,4 +1,7 @@
-"""The tables: what should be served and what is, keys, answers, feedback, reviews, and the drift detectors' state."""
+"""The tables: what should be served and what is, keys, answers, feedback, reviews, and the detectors' state.
+
+A column called `adapter` holds the name of a voice; its attribute is called `voice`.
+"""
 
 from datetime import datetime
 from typing import Any, ClassVar
@@ -135,7 +138,7 @@ class AnswerRow(Table):
     id: Mapped[str] = mapped_column(String(64), primary_key=True)
     at: Mapped[datetime] = mapped_column(index=True)
     conversation: Mapped[str | None] = mapped_column(String(160), index=True)
-    adapter: Mapped[str] = mapped_column(String(63))
+    voice: Mapped[str] = mapped_column("adapter", String(63))
     version: Mapped[str] = mapped_column(String(80))
     base: Mapped[str] = mapped_column(String(63))
     key: Mapped[str | None] = mapped_column(String(63))
@@ -174,7 +177,7 @@ class FeedbackRow(Table):
     target: Mapped[str] = mapped_column(String(16))
     target_id: Mapped[str] = mapped_column(String(160), index=True)
     other_id: Mapped[str | None] = mapped_column(String(64), index=True)
-    adapter: Mapped[str] = mapped_column(String(63))
+    voice: Mapped[str] = mapped_column("adapter", String(63))
     version: Mapped[str] = mapped_column(String(80))
     key: Mapped[str] = mapped_column(String(16))
     value: Mapped[Any] = mapped_column(MAYBE_JSON, nullable=True)
@@ -193,7 +196,7 @@ class ReviewRow(Table):
     __table_args__ = (Index("ix_reviews_state", "state", "adapter"),)
 
     completion_id: Mapped[str] = mapped_column(String(64), primary_key=True)
-    adapter: Mapped[str] = mapped_column(String(63))
+    voice: Mapped[str] = mapped_column("adapter", String(63))
     reason: Mapped[str] = mapped_column(String(16))
     state: Mapped[str] = mapped_column(String(16), default="open")
     added_at: Mapped[datetime] = mapped_column(default=now)

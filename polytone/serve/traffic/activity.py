@@ -94,7 +94,7 @@ def activity(database: Database, since: datetime, until: datetime, buckets: int)
             if first is not None:
                 bucket.first_tokens.append(first)
     for thumb in thumbs_between(database, since, until):
-        bucket = found[thumb.adapter, thumb.version][place(thumb.at, since, step, buckets)]
+        bucket = found[thumb.voice, thumb.version][place(thumb.at, since, step, buckets)]
         bucket.thumbs[str(thumb.value)] += 1
     return {
         "since": since.isoformat(),
@@ -115,7 +115,7 @@ def activity(database: Database, since: datetime, until: datetime, buckets: int)
 def answers_between(database: Database, since: datetime, until: datetime) -> Iterator[Any]:
     """The newest first, one more than are counted."""
     row = AnswerRow
-    columns = (row.at, row.adapter, row.version, row.status, row.prompt_tokens, row.completion_tokens)
+    columns = (row.at, row.voice, row.version, row.status, row.prompt_tokens, row.completion_tokens)
     wanted = select(*columns, row.first_token_seconds, row.seconds).where(row.at >= since, row.at < until)
     newest = wanted.order_by(row.at.desc()).limit(MOST_ROWS + 1).execution_options(yield_per=ROWS_AT_ONCE)
     with reading(database) as session, session.execute(newest) as rows:

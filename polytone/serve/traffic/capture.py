@@ -91,7 +91,7 @@ def row_of(captured: RecordedAnswer, policy: Policy, measure: Measure | None) ->
         "id": captured.id,
         "at": captured.at,
         "conversation": name_kept(ref.conversation, policy),
-        "adapter": ref.adapter,
+        "voice": ref.adapter,
         "version": ref.version,
         "base": captured.base,
         "key": captured.key,

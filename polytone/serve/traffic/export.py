@@ -112,9 +112,9 @@ def write_export(made: Export, folder: Path, name: str) -> Path:
 
 
 def gather(session: Session, adapter: str, until: datetime, kinds: frozenset[str]) -> Material:
-    feedback = active_feedback(session, until, FeedbackRow.adapter == adapter, FeedbackRow.annotator_kind.in_(kinds))
+    feedback = active_feedback(session, until, FeedbackRow.voice == adapter, FeedbackRow.annotator_kind.in_(kinds))
     decided = session.scalars(select(ReviewRow).where(ReviewRow.state != "open", ReviewRow.decided_at <= until))
-    everyones = {row.completion_id: (row.adapter, row.state) for row in decided}
+    everyones = {row.completion_id: (row.voice, row.state) for row in decided}
     wanted = {row.target_id for row in feedback} | {row.other_id for row in feedback if row.other_id}
     reviews = {one: state for one, (of, state) in everyones.items() if of == adapter or one in wanted}
     answers = {row.id: row for row in in_chunks(session, AnswerRow.id, wanted | set(reviews))}

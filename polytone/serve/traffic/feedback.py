@@ -98,7 +98,7 @@ class FeedbackStore:
         same = ["key", "supersedes", "annotator_kind"]
         if body.key != "retract":  # a retraction is about whatever the retracted one was about
             same += ["value", "text", "target", "target_id", "other_id"]
-        foreign = adapters is not None and row.adapter not in adapters
+        foreign = adapters is not None and row.voice not in adapters
         if foreign or any(getattr(row, name) != getattr(fresh, name) for name in same):
             raise ConflictError(
                 f"{annotator.id} used the idempotency key {body.idempotency_key} for another feedback.",
@@ -123,13 +123,13 @@ class FeedbackStore:
         """
         wanted = select(FeedbackRow).where(FeedbackRow.number > after).order_by(FeedbackRow.number).limit(limit + 1)
         if adapter is not None:
-            wanted = wanted.where(FeedbackRow.adapter == adapter)
+            wanted = wanted.where(FeedbackRow.voice == adapter)
         if version is not None:
             wanted = wanted.where(FeedbackRow.version == version)
         if since is not None:
             wanted = wanted.where(FeedbackRow.at >= since)
         if adapters is not None:
-            wanted = wanted.where(FeedbackRow.adapter.in_(adapters))
+            wanted = wanted.where(FeedbackRow.voice.in_(adapters))
         with reading(self._database) as session:
             rows = list(session.scalars(wanted))
         return rows[:limit], rows[limit - 1].number if len(rows) > limit else None
@@ -138,7 +138,7 @@ class FeedbackStore:
         """The last `limit` rows, the newest last."""
         wanted = select(FeedbackRow).order_by(FeedbackRow.number.desc()).limit(limit)
         if adapter is not None:
-            wanted = wanted.where(FeedbackRow.adapter == adapter)
+            wanted = wanted.where(FeedbackRow.voice == adapter)
         with reading(self._database) as session:
             return list(session.scalars(wanted))[::-1]
 
@@ -162,7 +162,7 @@ def new_row(body: FeedbackBody, of: CompletionRef | None, annotator: Annotator) 
         annotator_kind=annotator.kind,
         idempotency_key=body.idempotency_key,
         supersedes=body.supersedes,
-        adapter=of.adapter if of else None,
+        voice=of.adapter if of else None,
         version=of.version if of else None,
     )
 
@@ -177,7 +177,7 @@ def target_columns(body: FeedbackBody) -> tuple[str, str]:
 
 def superseded(session: Session, wanted: str, annotator: Annotator, adapters: frozenset[str] | None) -> FeedbackRow:
     row = session.scalar(select(FeedbackRow).where(FeedbackRow.id == wanted))
-    if row is None or row.annotator != annotator.id or (adapters is not None and row.adapter not in adapters):
+    if row is None or row.annotator != annotator.id or (adapters is not None and row.voice not in adapters):
         raise NotFoundError(f"{annotator.id} gave no feedback {wanted}.", code="feedback_not_found", param="supersedes")
     return row
 
@@ -186,7 +186,7 @@ def place(row: FeedbackRow, earlier: FeedbackRow) -> None:
     """Put a row in the place of an earlier one; it has to be about the same."""
     if row.key == "retract":
         row.target, row.target_id, row.other_id = earlier.target, earlier.target_id, earlier.other_id
-        row.adapter, row.version = earlier.adapter, earlier.version
+        row.voice, row.version = earlier.voice, earlier.version
     elif (row.key, row.target_id, row.other_id) != (earlier.key, earlier.target_id, earlier.other_id):
         raise InputError(
             f"{earlier.id} is {earlier.key} on {earlier.target_id}; only the same can take its place.",
@@ -212,7 +212,7 @@ def as_json(row: FeedbackRow) -> dict[str, Any]:
     shown: dict[str, Any] = {
         "id": row.id,
         "at": row.at.isoformat(),
-        "adapter": row.adapter,
+        "adapter": row.voice,
         "version": row.version,
         "key": row.key,
         "value": row.value["choice"] if isinstance(row.value, dict) else row.value,

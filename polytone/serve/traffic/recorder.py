@@ -85,7 +85,7 @@ class TrafficRecorder:
             return pending
         with reading(self._database) as session:
             row = session.get(AnswerRow, completion)
-            return CompletionRef(row.adapter, row.version, row.conversation) if row is not None else None
+            return CompletionRef(row.voice, row.version, row.conversation) if row is not None else None
 
     def find_conversation(self, name: str, adapters: frozenset[str] | None = None) -> CompletionRef | None:
         """Whose answers a conversation has, the last one's of `adapters` (None: all), with its name as it is kept;
@@ -96,9 +96,9 @@ class TrafficRecorder:
         with reading(self._database) as session:
             wanted = select(AnswerRow).where(AnswerRow.conversation.in_((name, digest_text(name))))
             if adapters is not None:
-                wanted = wanted.where(AnswerRow.adapter.in_(adapters))
+                wanted = wanted.where(AnswerRow.voice.in_(adapters))
             row = session.scalar(wanted.order_by(AnswerRow.at.desc()).limit(1))
-            return CompletionRef(row.adapter, row.version, row.conversation) if row is not None else None
+            return CompletionRef(row.voice, row.version, row.conversation) if row is not None else None
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:

@@ -117,7 +117,7 @@ def waiting(session: Session, reviewer: str, adapter: str | None) -> ReviewRow |
         .limit(1)
     )
     if adapter is not None:
-        wanted = wanted.where(ReviewRow.adapter == adapter)
+        wanted = wanted.where(ReviewRow.voice == adapter)
     return session.scalar(wanted.with_for_update(skip_locked=True))
 
 
@@ -127,11 +127,11 @@ def drawn_by_chance(session: Session, adapter: str | None) -> ReviewRow | None:
     whole = (AnswerRow.status == 200, AnswerRow.prompt.is_not(None), AnswerRow.id.not_in(reviewed))
     wanted = select(AnswerRow).where(*whole).order_by(func.random()).limit(1)
     if adapter is not None:
-        wanted = wanted.where(AnswerRow.adapter == adapter)
+        wanted = wanted.where(AnswerRow.voice == adapter)
     answer = session.scalar(wanted)
     if answer is None:
         return None
-    queue_for_review(session, answer.id, answer.adapter, Reason.RANDOM)  # or a thumb does so at this moment
+    queue_for_review(session, answer.id, answer.voice, Reason.RANDOM)  # or a thumb does so at this moment
     return session.get_one(ReviewRow, answer.id)
 
 
@@ -148,14 +148,12 @@ def ask_for_review(session: Session, given: FeedbackRow) -> None:
     )
     disagree = any(value != given.value for value in others)
     if disagree or given.value == "down":
-        queue_for_review(
-            session, given.target_id, given.adapter, Reason.DISAGREEMENT if disagree else Reason.THUMBS_DOWN
-        )
+        queue_for_review(session, given.target_id, given.voice, Reason.DISAGREEMENT if disagree else Reason.THUMBS_DOWN)
 
 
 def queue_for_review(session: Session, completion: str, adapter: str, reason: Reason) -> None:
     """Put an answer into the queue once, whoever else does it at the same time."""
-    values = {"completion_id": completion, "adapter": adapter, "reason": reason.value, "state": OPEN, "added_at": now()}
+    values = {"completion_id": completion, "voice": adapter, "reason": reason.value, "state": OPEN, "added_at": now()}
     session.execute(insert_for(session)(ReviewRow).values(**values).on_conflict_do_nothing())
 
 
@@ -163,7 +161,7 @@ def item_json(item: ReviewItem, feedback: list[dict[str, Any]]) -> dict[str, Any
     answer = item.answer
     return {
         "completion_id": answer.id,
-        "adapter": answer.adapter,
+        "adapter": answer.voice,
         "version": answer.version,
         "reason": item.review.reason,
         "leased_until": item.until.isoformat(),

@@ -74,7 +74,7 @@ def answers(server: Server, version: str, replies: list[str], conversations: lis
                     id=f"chatcmpl-{np.random.default_rng().integers(1 << 60):x}",
                     at=now() - timedelta(seconds=len(replies) - i),
                     conversation=conversations[i] if conversations else None,
-                    adapter=voice_of(version),
+                    voice=voice_of(version),
                     version=version,
                     base=server.base.id,
                     policy="full",

@@ -41,7 +41,7 @@ def plant(server: Server, number: int, minutes: float, status: int = 200, thumb:
             AnswerRow(
                 id=f"chatcmpl-{number}",
                 at=at,
-                adapter="acme",
+                voice="acme",
                 version="acme@1",
                 base="tiny",
                 policy="full",
@@ -60,7 +60,7 @@ def plant(server: Server, number: int, minutes: float, status: int = 200, thumb:
                     at=at,
                     target="completion",
                     target_id=f"chatcmpl-{number}",
-                    adapter="acme",
+                    voice="acme",
                     version="acme@1",
                     key="thumb",
                     value=thumb,

@@ -31,7 +31,7 @@ async def test_an_answer_leaves_a_row_streamed_or_not(tmp_path: Path) -> None:
         whole = (await server.chat("acme", {"x-conversation-id": "c1"}, temperature=0.5)).json()
         streamed = await server.chat("acme", stream=True, user="u1")
         one, other = await rows(server)
-        assert (one.id, one.version, one.adapter, one.conversation) == (whole["id"], version, "acme", "c1")
+        assert (one.id, one.version, one.voice, one.conversation) == (whole["id"], version, "acme", "c1")
         assert (other.conversation, other.completion_tokens) == ("u1", 5)
         assert other.id in streamed.text
         for row in (one, other):
