@@ -29,7 +29,11 @@ adapters_commands = typer.Typer(
 
 @adapters_commands.command("list")
 def list_adapters(home: HomeOption = None, as_json: JsonOption = False) -> None:
-    """List every version on disk and in the registry, its share of its voice, and its state on each running server."""
+    """List versions with their shares and states.
+
+    Share: of its voice's conversations. State: published or retired in the registry, or only on disk. On servers: the
+    state on each running server, with the reason where it failed.
+    """
     settings = read_settings(home=home)
     store = open_store(settings)
     rows = describe_versions(settings, open_state(settings))
@@ -50,7 +54,10 @@ def list_adapters(home: HomeOption = None, as_json: JsonOption = False) -> None:
 
 @adapters_commands.command("show")
 def show(version: VersionArgument, home: HomeOption = None) -> None:
-    """Print the manifest of a version after checking its files; one that is not here comes from the adapter store."""
+    """Check a version's files and print its manifest.
+
+    A version that is not in the home is fetched from the adapter store, if there is one.
+    """
     settings = read_settings(home=home)
     store = open_store(settings)
     manifest = read_here(settings, store, resolve(settings, version))
@@ -92,7 +99,10 @@ def promote(
     wait: WaitOption = 60,
     as_json: JsonOption = False,
 ) -> None:
-    """Let a published version answer for its voice, alone. Servers switch once they have loaded and verified it.
+    """Let a version answer all of its voice's conversations.
+
+    The version must be published. Servers switch once they have loaded and verified it;
+    until then the one before answers.
 
     A version whose evaluation failed its gates is refused with every reason, unless you --force it.
 
@@ -110,10 +120,11 @@ def canary(
     wait: WaitOption = 60,
     as_json: JsonOption = False,
 ) -> None:
-    """Let a published version answer a share of its voice's conversations; each conversation stays with its version.
+    """Let a version answer a share of its voice's conversations.
 
-    The version that answers now keeps the rest, so a voice's first version is promoted instead. A version whose
-    evaluation failed its gates is refused with every reason, unless you --force it.
+    The version must be published. Each conversation stays with its version. The version that answers now keeps the
+    rest, so a voice's first version is promoted instead. A version whose evaluation failed its gates is refused with
+    every reason, unless you --force it.
 
     Example, for a tenth of the conversations: polytone adapters canary acme@3f2a91c0de12 10
     """
@@ -178,7 +189,9 @@ def rollback(
     wait: WaitOption = 60,
     as_json: JsonOption = False,
 ) -> None:
-    """Go back to what answered for a voice before; again goes back further.
+    """Go back to what answered for a voice before.
+
+    Again goes back further. It takes a second or two: the version before is still loaded, or is loaded again.
 
     Example: polytone adapters rollback acme
     """
@@ -194,7 +207,7 @@ def rollback(
         as_json,
     )
     if len(rollout.parts) > 1 and not as_json:
-        print(f"Several versions share its conversations. To go back further: polytone adapters rollback {voice}")
+        print(f"This is a canary: they share its conversations. To go back further: polytone adapters rollback {voice}")
 
 
 @adapters_commands.command("retire")
@@ -203,7 +216,10 @@ def retire(
     home: HomeOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Stop routing to a version, let its answers finish, and free its memory. Its files stay."""
+    """Stop a version from answering and free its memory.
+
+    Answers that are running may finish. Its files stay, and publishing it again brings it back.
+    """
     registry = open_state(read_settings(home=home)).registry
     versions = [version] if "@" in version else registry.remove_voice(version, actor())
     for one in versions:
@@ -218,7 +234,10 @@ def pack(
     output: Annotated[Path | None, typer.Option("--output", "-o", help="File to write.")] = None,
     home: HomeOption = None,
 ) -> None:
-    """Write a version as the tar.gz that POST /admin/adapters/NAME/versions takes."""
+    """Write a version as a tar.gz, for an upload.
+
+    POST /admin/adapters/NAME/versions takes it; `polytone adapters push` does both.
+    """
     from polytone.serve.adapters.archive import pack_version
 
     target = output or Path(f"{version.replace('@', '-')}.tar.gz")
@@ -234,7 +253,9 @@ def push(
     home: HomeOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Upload a version to a server on another machine, which checks and publishes it.
+    """Upload a version to a server on another machine.
+
+    The server checks it and publishes it, or answers with every reason it is refused for.
 
     Example: polytone adapters push acme@3f2a91c0de12 --url https://polytone.example
     """

@@ -25,7 +25,11 @@ from .train import sweep, train
 
 app = typer.Typer(
     name="polytone",
-    help="One base model, many brand voices: train QLoRA adapters and serve them behind one OpenAI-compatible API.",
+    help="""One base model, many brand voices: train QLoRA adapters and serve them behind one OpenAI-compatible API.
+
+    From conversations to a voice that answers: base prepare, data check, train, evaluate, adapters publish, adapters
+    promote, serve, chat. Each command's --help has more.""",
+    epilog="Exit codes: 0 done, 1 a check or gate failed or something is unavailable, 2 wrong input, 130 Ctrl-C.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,

@@ -1,4 +1,4 @@
-"""Waiting until every server that runs has what was asked for."""
+"""Wait until every running server has taken up a change."""
 
 import time
 from collections.abc import Callable
@@ -11,29 +11,29 @@ ANSWERING = ("ready", "published")
 
 
 def wait_until_ready(replicas: Replicas, version: str, seconds: float) -> str:
-    """Wait until every server heard from lately has the version ready, or knows it and loads it when asked.
+    """Wait until every running server has the version ready, or knows it and loads it when it is asked for.
 
     Returns and raises as `wait_until` does.
     """
 
     def ready() -> bool:
-        said = {one.replica for one in replicas.residency() if one.version == version and one.state in ANSWERING}
-        return said == replicas.living()
+        answering = {one.replica for one in replicas.residency() if one.version == version and one.state in ANSWERING}
+        return answering == replicas.living()
 
     return wait_until(ready, replicas, frozenset([version]), seconds, f"{version} was not ready")
 
 
 def wait_until_routed(replicas: Replicas, voice: str, rollout: Rollout, seconds: float) -> str:
-    """Wait until every server heard from lately answers for the voice with this rollout or a later one.
+    """Wait until every running server answers for the voice with this rollout or a later one.
 
     Returns and raises as `wait_until` does.
     """
 
     def routed() -> bool:
-        answers = [routes.get(voice) for routes in replicas.routes().values()]
+        generations = [routes.get(voice) for routes in replicas.routes().values()]
         if not rollout.parts:
-            return not any(answers)
-        return all(generation is not None and generation >= rollout.generation for generation in answers)
+            return not any(generations)
+        return all(generation is not None and generation >= rollout.generation for generation in generations)
 
     return wait_until(routed, replicas, rollout.versions, seconds, f"the new rollout of {voice} was not in place")
 
@@ -41,9 +41,9 @@ def wait_until_routed(replicas: Replicas, voice: str, rollout: Rollout, seconds:
 def wait_until(
     done: Callable[[], bool], replicas: Replicas, versions: frozenset[str], seconds: float, problem: str
 ) -> str:
-    """Wait until `done`.
+    """Poll until `done`.
 
-    Returns "ready", "asked for" if not to wait, or "no server" if none is running.
+    Returns "ready", "asked for" if `seconds` is 0, or "no server" if none is running.
 
     Raises:
         CheckError: `version_failed` with the reason a server gave for one of `versions`, or `not_ready_in_time`.
@@ -54,10 +54,13 @@ def wait_until(
     while time.monotonic() < deadline:
         if done():
             return "ready"
-        for said in replicas.residency():
-            if said.version in versions and said.state == "failed":
-                raise CheckError(f"{said.version} failed on {said.replica}: {said.reason}", code="version_failed")
+        for one in replicas.residency():
+            if one.version in versions and one.state == "failed":
+                raise CheckError(f"{one.version} failed on {one.replica}: {one.reason}", code="version_failed")
         time.sleep(0.2)
     if seconds == 0:
         return "asked for"
-    raise CheckError(f"{problem} within {seconds:.0f} s. See: polytone adapters list", code="not_ready_in_time")
+    raise CheckError(
+        f"{problem} within {seconds:.0f} s. It may still come; look again: polytone adapters list",
+        code="not_ready_in_time",
+    )

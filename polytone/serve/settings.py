@@ -29,44 +29,54 @@ class Settings(BaseSettings):
     base: str = Field("smollm2-135m-instruct", description="Id of the prepared base to serve.")
     host: str = Field("127.0.0.1", description="Address to listen on; without keys only loopback is allowed.")
     port: int = Field(8000, ge=1, le=65535, description="Port to listen on.")
-    database_url: str | None = Field(None, description="SQLAlchemy URL; by default SQLite in the home folder.")
+    database_url: str | None = Field(None, description="SQLAlchemy URL of the database; by default SQLite in the home.")
     adapter_store: str | None = Field(
-        None, description="fsspec URL where versions are kept for every replica; without, the home is everything."
+        None,
+        description="fsspec URL of the adapter store that all servers share; by default the home holds everything.",
     )
-    max_lora_rank: int = Field(16, ge=1, le=512, description="Highest adapter rank the engine takes.")
-    max_batch_adapters: int = Field(32, ge=1, description="Different voices that can answer in one batch.")
-    max_resident_adapters: int = Field(64, ge=1, description="Voices kept in memory at once.")
+    max_lora_rank: int = Field(16, ge=1, le=512, description="Highest adapter rank that the engine accepts.")
+    max_batch_adapters: int = Field(32, ge=1, description="Different versions that can answer in one batch.")
+    max_resident_adapters: int = Field(64, ge=1, description="Versions kept in memory at once.")
     max_context: int = Field(2048, ge=64, description="Longest prompt plus answer, in tokens.")
-    max_streams: int = Field(32, ge=1, description="Requests the engine works on at once; more wait.")
-    max_waiting: int = Field(96, ge=0, description="Requests that may wait beyond those; more get 429.")
-    max_output_tokens: int = Field(1024, ge=1, description="Most tokens of an answer; also where a request names none.")
-    max_choices: int = Field(8, ge=1, description="Highest n of a request.")
-    max_messages: int = Field(500, ge=1, description="Most messages of a request.")
-    max_body_bytes: int = Field(2_000_000, ge=1000, description="Largest body of a request.")
+    max_streams: int = Field(32, ge=1, description="Requests the engine works on at once; further ones wait.")
+    max_waiting: int = Field(96, ge=0, description="Requests that may wait for the engine; further ones get 429.")
+    max_output_tokens: int = Field(
+        1024, ge=1, description="Longest answer in tokens, and the default where a request names none."
+    )
+    max_choices: int = Field(8, ge=1, description="Highest `n` of a request.")
+    max_messages: int = Field(500, ge=1, description="Most messages in a request.")
+    max_body_bytes: int = Field(2_000_000, ge=1000, description="Largest request body.")
     max_upload_bytes: int = Field(1_000_000_000, ge=1000, description="Largest uploaded adapter, packed and unpacked.")
-    answer_seconds: float = Field(600, gt=0, description="Longest time an answer may take, waiting included.")
-    hang_seconds: float = Field(120, gt=0, description="The engine is rebuilt when it gives no token for this long.")
+    answer_seconds: float = Field(600, gt=0, description="Longest time for an answer, waiting included.")
+    hang_seconds: float = Field(120, gt=0, description="The engine is rebuilt after this long without a token.")
     start_seconds: float = Field(900, gt=0, description="Longest time the engine may take to start.")
     kv_cache_gib: int = Field(1, ge=1, description="Memory for the attention cache on a CPU, in GiB.")
-    cpu_threads: int | None = Field(None, ge=1, description="Threads of the engine on a CPU; by default one a core.")
-    cpu_lora: bool = Field(True, description="Whether adapters run on Polytone's CPU kernels, or on vLLM's own.")
-    gpu_memory_share: float = Field(0.85, gt=0, le=1, description="Share of the GPU's memory the engine may use.")
-    drain_seconds: float = Field(30, gt=0, description="How long answers under way may go on when a voice retires.")
-    poll_seconds: float = Field(0.5, gt=0, description="How often a replica looks at the desired state.")
-    traffic: bool = Field(True, description="Whether answers leave rows; without, there is no feedback and no drift.")
-    content: Policy = Field(Policy.FULL, description="What is kept of answers' texts: full, hashed or none.")
-    content_of: dict[str, Policy] = Field({}, description="The same for single voices, as a JSON object.")
-    traffic_queue: int = Field(10_000, ge=1, description="Answers that may wait to be written; more leave no row.")
-    traffic_days: float | None = Field(90, gt=0, description="Days after which answers are deleted; null keeps them.")
-    drift: bool = Field(True, description="Whether answers are measured for drift.")
-    drift_run_length: float = Field(
-        20_000, ge=100, le=1e6, description="Conversations until a detector's chance alarm, on average at least."
+    cpu_threads: int | None = Field(None, ge=1, description="Threads of the engine on a CPU; by default one per core.")
+    cpu_lora: bool = Field(True, description="Run adapters on Polytone's CPU kernels instead of vLLM's own.")
+    gpu_memory_share: float = Field(0.85, gt=0, le=1, description="Share of the GPU's memory that the engine may use.")
+    drain_seconds: float = Field(
+        30, gt=0, description="How long running answers may go on when their version is retired."
     )
-    drift_quiet_seconds: float = Field(600, ge=0, description="A conversation this long without an answer is over.")
+    poll_seconds: float = Field(0.5, gt=0, description="How often a server reads the desired state.")
+    traffic: bool = Field(True, description="Record answers; without records there is no feedback and no drift.")
+    content: Policy = Field(Policy.FULL, description="Texts of answers that are kept: `full`, `hashed` or `none`.")
+    content_of: dict[str, Policy] = Field({}, description="The same for single voices, as a JSON object.")
+    traffic_queue: int = Field(
+        10_000, ge=1, description="Answers that may wait to be written; further ones are not recorded."
+    )
+    traffic_days: float | None = Field(90, gt=0, description="Days after which answers are deleted; null keeps them.")
+    drift: bool = Field(True, description="Measure answers for drift.")
+    drift_run_length: float = Field(
+        20_000,
+        ge=100,
+        le=1e6,
+        description="Conversations before a detector alarms by chance, on average and at least.",
+    )
+    drift_quiet_seconds: float = Field(600, ge=0, description="A conversation without an answer for this long is over.")
     origins: list[str] = Field([], description="Origins whose pages may call the API, as a JSON list.")
     tool_parser: str | None = Field(None, description="vLLM's parser for the base's tool calls, such as `hermes`.")
     json_logs: bool = Field(False, description="Write logs as one JSON object a line.")
-    page: bool = Field(True, description="Whether to serve the chat page under /ui.")
+    page: bool = Field(True, description="Serve the pages under /ui.")
 
     def is_loopback(self) -> bool:
         try:
