@@ -118,11 +118,13 @@ async def serving(
     policies: Policies = Policies(),
     store: AdapterStore | None = None,
     shared_database: str | None = None,
+    base: Base | None = None,
+    engine: FakeEngine | None = None,
     **limits: float,
 ) -> AsyncIterator[Server]:
     home = Home(root)
-    base = make_base(home)
-    engine = FakeEngine(base.id, step_seconds)
+    base = base or make_base(home)
+    engine = engine or FakeEngine(base.id, step_seconds)
     metrics = Metrics()
     database = open_database(shared_database or database_url(home))
     keys = KeyStore(database)
