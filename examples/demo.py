@@ -1,6 +1,6 @@
-"""The demo: prepare the base, train a brand voice, serve both, train a second voice beside the running server.
+"""The demo: prepare the base, train a voice, serve both, and train a second voice beside the running server.
 
-Everything goes through the same commands and the same HTTP API a user has. A second run reuses what exists.
+It uses the commands and the HTTP API that every user has. A second run reuses what the first one made.
 """
 
 import hashlib
@@ -19,6 +19,7 @@ import httpx
 from polytone.contract.adapter import list_versions, read_version
 from polytone.contract.errors import PolytoneError
 from polytone.contract.home import Home
+from polytone.serve.settings import read_settings
 from polytone.train.recipe import read_recipe
 
 HERE = Path(__file__).resolve().parent
@@ -30,52 +31,49 @@ START_SECONDS = 300
 
 def main() -> int:
     began = time.monotonic()
-    home = Home(Path(os.environ.get("POLYTONE_HOME", ".polytone")).absolute())
+    settings = read_settings()
+    home, port = settings.paths(), settings.port
     os.environ["POLYTONE_HOME"] = str(home.root)
-    port = os.environ.get("POLYTONE_PORT", "8000")
-    if not port_is_free(int(port)):
-        print(
-            f"Port {port} is in use. Stop what uses it, or run: POLYTONE_PORT={int(port) + 1} make demo",
-            file=sys.stderr,
-        )
+    if not port_is_free(port):
+        print(f"Port {port} is in use. Stop what uses it, or run: POLYTONE_PORT={port + 1} make demo", file=sys.stderr)
         return 2
     polytone("base", "prepare", BASE)
     first, *others = VOICES
-    bring(home, first)
+    ensure_voice(home, first)
     server = subprocess.Popen([sys.executable, "-m", "polytone", "serve"])
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: server.terminate())
     try:
-        return show(home, server, f"http://127.0.0.1:{port}", others, began)
+        return serve_voices(home, server, f"http://127.0.0.1:{port}", others, began)
     finally:
-        server.terminate()  # whatever went wrong, no server is left behind
+        server.terminate()  # no server is left behind, whatever went wrong
         server.wait()
 
 
-def show(home: Home, server: subprocess.Popen[bytes], url: str, others: list[str], began: float) -> int:
+def serve_voices(home: Home, server: subprocess.Popen[bytes], url: str, others: list[str], began: float) -> int:
     if not wait_until_answered(url, server, VOICES[0]):
         return server.wait() or 1
-    say(url, BASE, VOICES[0], began=began)
+    print_answers(url, BASE, VOICES[0], began=began)
     for voice in others:
-        print(f"\n{voice} is next; the server goes on answering meanwhile.", flush=True)
-        bring(home, voice)
+        print(f"\nNext is {voice}; the server goes on answering meanwhile.", flush=True)
+        ensure_voice(home, voice)
         if not wait_until_answered(url, server, voice):
             return server.wait() or 1
-        say(url, voice, began=began)
-    print(what_to_try(url), flush=True)
+        print_answers(url, voice, began=began)
+    print(suggestions(url), flush=True)
     return server.wait()
 
 
-def bring(home: Home, voice: str) -> None:
-    """Train a voice unless that was done, then publish and promote it."""
+def ensure_voice(home: Home, voice: str) -> None:
+    """Train a voice unless it is trained already, then publish and promote it."""
     recipe = HERE / voice / "recipe.yaml"
-    version = trained(home, recipe) or train(recipe)
+    version = find_trained(home, recipe) or train(recipe)
     polytone("adapters", "publish", version, "--wait", "0")
     polytone("adapters", "promote", version, "--wait", "0")
 
 
 def port_is_free(port: int) -> bool:
-    """Asked before minutes of training, not after."""
+    """Checked before minutes of training, not after."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -86,14 +84,14 @@ def port_is_free(port: int) -> bool:
 
 
 def polytone(*arguments: str) -> None:
-    """Run a command of the command line; its progress goes to the terminal."""
+    """Run a `polytone` command; its progress goes to the terminal."""
     subprocess.run([sys.executable, "-m", "polytone", *arguments], check=True)
 
 
-def trained(home: Home, path: Path) -> str | None:
-    """A version made by exactly this recipe from exactly this data, if there is one."""
+def find_trained(home: Home, path: Path) -> str | None:
+    """The newest version made by exactly this recipe from exactly this data, if there is one."""
     recipe = read_recipe(path)
-    wanted = (recipe.record(), hashlib.sha256(recipe.data.train.read_bytes()).hexdigest())
+    source = (recipe.record(), hashlib.sha256(recipe.data.train.read_bytes()).hexdigest())
     for version in reversed(list_versions(home)):
         if not version.startswith(f"{recipe.name}@"):
             continue
@@ -101,7 +99,7 @@ def trained(home: Home, path: Path) -> str | None:
             manifest = read_version(home, version)
         except PolytoneError:
             continue
-        if (manifest.recipe, manifest.data.train.sha256) == wanted:
+        if (manifest.recipe, manifest.data.train.sha256) == source:
             return version
     return None
 
@@ -110,8 +108,8 @@ def train(path: Path) -> str:
     command = [sys.executable, "-m", "polytone", "train", str(path), "--json"]
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
     result: dict[str, Any] = json.loads(done.stdout)
-    loss = result["evaluation"]
-    print(f"{result['version']}: held-out loss {loss['adapter_loss']:.2f}, the base has {loss['base_loss']:.2f}")
+    losses = result["evaluation"]
+    print(f"{result['version']}: held-out loss {losses['adapter_loss']:.2f}, the base's is {losses['base_loss']:.2f}")
     return str(result["version"])
 
 
@@ -127,12 +125,12 @@ def wait_until_answered(url: str, server: subprocess.Popen[bytes], voice: str) -
             pass
         time.sleep(0.5)
     if server.poll() is None:
-        print("The server did not become ready; its log is above.", file=sys.stderr)
+        print("The server did not become ready. Its log is above.", file=sys.stderr)
         server.terminate()
     return False
 
 
-def say(url: str, *models: str, began: float) -> None:
+def print_answers(url: str, *models: str, began: float) -> None:
     print(f"\n{QUESTION}")
     for model in models:
         print(f"\n  {model}: {ask(url, model)}", flush=True)
@@ -150,7 +148,7 @@ def ask(url: str, model: str) -> str:
     return str(response.json()["choices"][0]["message"]["content"])
 
 
-def what_to_try(url: str) -> str:
+def suggestions(url: str) -> str:
     return f"""
 Try:
 
@@ -162,7 +160,7 @@ Try:
                    client = OpenAI(base_url="{url}/v1", api_key="none")
                    print(client.models.list())
   the versions     .venv/bin/polytone adapters list
-  your own voice   copy examples/driftpepper, change the words, and run .venv/bin/polytone train on its recipe
+  your own voice   copy examples/driftpepper, change its texts, and run .venv/bin/polytone train on its recipe
 
 Ctrl-C stops the server."""
 
@@ -171,4 +169,7 @@ if __name__ == "__main__":
     try:
         sys.exit(main())
     except subprocess.CalledProcessError as error:
-        sys.exit(error.returncode)  # the command said why
+        sys.exit(error.returncode)  # the command printed the reason
+    except PolytoneError as error:
+        print(f"error: {error.message}", file=sys.stderr)
+        sys.exit(error.exit_code)
