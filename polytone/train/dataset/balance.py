@@ -1,4 +1,4 @@
-"""What the rows are about: topics found among what users say."""
+"""Topics of the rows, found in what users say."""
 
 from collections.abc import Sequence
 
@@ -14,7 +14,7 @@ NO_TERMS = "other"
 
 
 class Topic(BaseModel):
-    """Rows that use the same words; `name` is the words that stand out most among them."""
+    """Rows that use the same words; `name` has their most distinctive words."""
 
     name: str
     rows: int
@@ -25,8 +25,8 @@ class Topic(BaseModel):
 def find_topics(rows: Sequence[Row]) -> list[Topic]:
     """Cluster the rows by their users' words, the largest topic first.
 
-    TF-IDF and mini-batch k-means (Sculley 2010) with a fixed seed; of more than `SAMPLE` rows so many are drawn, and
-    shares are of these. Fewer than two topics' worth of rows make none.
+    TF-IDF and mini-batch k-means (Sculley 2010) with a fixed seed. Of more than `SAMPLE` rows a sample is drawn, and
+    shares are of the sample. No topics where there are fewer than two times `ROWS_A_TOPIC` rows.
     """
     drawn = sample(rows)
     count = min(TOPICS, len(drawn) // ROWS_A_TOPIC)
@@ -35,11 +35,11 @@ def find_topics(rows: Sequence[Row]) -> list[Topic]:
     from sklearn.cluster import MiniBatchKMeans
     from sklearn.feature_extraction.text import TfidfVectorizer
 
-    said = [" ".join(turn.content for turn in row.conversation.messages if turn.role == "user") for row in drawn]
+    texts = [" ".join(turn.content for turn in row.conversation.messages if turn.role == "user") for row in drawn]
     vectorizer = TfidfVectorizer(stop_words="english", min_df=2, max_df=0.5, max_features=4000, sublinear_tf=True)
     try:
-        vectors = vectorizer.fit_transform(said)
-    except ValueError:  # no word is left in two rows
+        vectors = vectorizer.fit_transform(texts)
+    except ValueError:  # no word occurs in two rows
         return []
     model = MiniBatchKMeans(count, random_state=0, n_init=1, batch_size=2048).fit(vectors)
     terms = vectorizer.get_feature_names_out()

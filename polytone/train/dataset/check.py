@@ -1,4 +1,4 @@
-"""The check: files to a report."""
+"""The check of files of conversations: files to a report."""
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -23,7 +23,7 @@ from .sources import Source, read_sources
 
 @dataclass(frozen=True)
 class Options:
-    """`regions`: whose phone numbers are known without a prefix. `further`: another finder of personal data."""
+    """`regions`: countries whose phone numbers need no prefix. `further`: another finder of personal data."""
 
     unit: str
     count: Count
@@ -32,22 +32,23 @@ class Options:
 
 
 def check(files: Sequence[Path], held_out: Sequence[Path], options: Options, progress: Progress) -> Report:
-    """Read files and say everything that is to be said of them.
+    """Read files and report their content and their problems.
 
     Raises:
         InputError: a file cannot be read at all.
     """
     progress.start("Checking", 6)
     sources, others = read_sources(files), read_sources(held_out)
-    rows, kept = [row for one in sources for row in one.rows], [row for one in others for row in one.rows]
+    rows = [row for one in sources for row in one.rows]
+    held_out_rows = [row for one in others for row in one.rows]
     progress.advance("copies")
     findings = [one for source in (*sources, *others) for one in source.broken]
-    findings += find_copied(rows, kept)
+    findings += find_copied(rows, held_out_rows)
     progress.advance("personal data")
-    findings += [one for row in rows for one in look_at(row, options)]
+    findings += [one for row in rows for one in problems_of(row, options)]
     findings += find_contradictions(rows)
     progress.advance("languages")
-    spoken = languages(rows)
+    by_language = languages(rows)
     progress.advance("topics")
     topics = find_topics(rows)
     progress.advance("groups")
@@ -57,7 +58,7 @@ def check(files: Sequence[Path], held_out: Sequence[Path], options: Options, pro
         rows=sum(one.total for one in sources),
         usable=len(rows),
         by_source=by_source(rows),
-        by_language=spoken,
+        by_language=by_language,
         labels=dict(Counter(str(row.extra.get("label")) for row in rows if row.format == "verdict")),
         turns=turns(rows),
         lengths=lengths(rows, options),
@@ -73,7 +74,7 @@ def check(files: Sequence[Path], held_out: Sequence[Path], options: Options, pro
 
 
 def find_copied(rows: Sequence[Row], held_out: Sequence[Row]) -> Iterator[Finding]:
-    """Leaks and duplicates; a row that leaked is not called a duplicate too."""
+    """Leaks and duplicates; a leaked row is not reported as a duplicate too."""
     copies = find_copies([row.conversation for row in rows], [row.conversation for row in held_out])
     leaked = {copy.row for copy in copies.leaked}
     for copy in copies.leaked:
@@ -85,12 +86,12 @@ def find_copied(rows: Sequence[Row], held_out: Sequence[Row]) -> Iterator[Findin
 
 
 def copied(row: Row, of: Row, copy: Copy, kind: Kind) -> Finding:
-    how = "the same as" if copy.exact else f"{copy.similarity:.0%} of the words of"
-    return finding(row.place, kind, f"{how} {of.place}", copies=of.place, similarity=copy.similarity)
+    relation = "the same as" if copy.exact else f"{copy.similarity:.0%} of the words of"
+    return finding(row.place, kind, f"{relation} {of.place}", copies=of.place, similarity=copy.similarity)
 
 
-def look_at(row: Row, options: Options) -> Iterator[Finding]:
-    """Damaged letters and personal data in a row's turns."""
+def problems_of(row: Row, options: Options) -> Iterator[Finding]:
+    """Damaged characters and personal data in a row's turns."""
     for number, turn in enumerate(row.conversation.messages, start=1):
         where = f"in turn {number} ({turn.role})"
         if damaged := damage(turn.content):
@@ -111,7 +112,11 @@ def personal_hits(text: str, options: Options) -> list[Hit]:
 
 def summary(source: Source) -> FileReport:
     return FileReport(
-        path=source.path, rows=source.total, broken=source.total - len(source.rows), formats=source.formats
+        path=source.path,
+        rows=source.total,
+        broken=source.total - len(source.rows),
+        formats=source.formats,
+        unused_keys=source.unused_keys,
     )
 
 
@@ -129,6 +134,6 @@ def lengths(rows: Sequence[Row], options: Options) -> Lengths | None:
 
 
 def order(sources: Sequence[Source]) -> Callable[[Finding], tuple[int, int]]:
-    """By file as they were named (held-out files last), then by line."""
+    """By file in the order they were named, held-out files last, then by line."""
     rank = {source.path: number for number, source in enumerate(sources)}
     return lambda one: (rank.get(one.file, len(rank)), one.line)

@@ -1,31 +1,32 @@
-"""Cleaning: a new file without what a check found, and one line for every change."""
+"""Cleaning: a new file without the problems that a check finds, and a line for every change."""
 
-import json
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import BaseModel
 
-from polytone.contract.errors import InputError
+from polytone.contract.errors import CheckError, InputError
 from polytone.contract.files import write_together
-from polytone.contract.rows import Conversation
 from polytone.progress import Progress
 
 from .check import Options, find_copied, personal_hits
-from .encoding import mended
-from .findings import Finding, Kind
+from .containers import json_lines
+from .encoding import repaired
+from .findings import Finding
 from .formats import Row
 from .personal import masked
 from .sources import Source, read_sources
+from .wording import counted
 
-REPLIES_JUDGED = ("verdict", "preference")
+JUDGED_FORMATS = ("verdict", "preference")
+Personal = Literal["mask", "keep", "drop replies"]
 
 
 class Change(BaseModel):
-    """What was done to a row and why."""
+    """A change of a row, and its reason."""
 
     file: str
     line: int
@@ -35,7 +36,7 @@ class Change(BaseModel):
 
 @dataclass(frozen=True)
 class Cleaned:
-    """What clean wrote."""
+    """What was written: `rows` rows in `out`, and in `changes_file` every change."""
 
     out: Path
     changes_file: Path
@@ -44,7 +45,16 @@ class Cleaned:
 
     @property
     def dropped(self) -> int:
-        return sum(one.action == "dropped" for one in self.changes)
+        """Rows that are not in the new file."""
+        return len(self._rows("dropped"))
+
+    @property
+    def changed(self) -> int:
+        """Rows of the new file that are not as they were."""
+        return len(self._rows("changed") - self._rows("dropped"))
+
+    def _rows(self, action: str) -> set[tuple[str, int]]:
+        return {(one.file, one.line) for one in self.changes if one.action == action}
 
 
 def changes_path(out: Path) -> Path:
@@ -56,13 +66,18 @@ def clean(
     held_out: Sequence[Path],
     out: Path,
     options: Options,
-    keep_personal: bool,
+    personal: Personal,
     progress: Progress,
 ) -> Cleaned:
-    """Write the usable rows of `files` to `out`, each conversation once, mended and without personal data.
+    """Write the usable rows of `files` to `out`, each conversation once, repaired and without personal data.
+
+    Args:
+        personal: `mask` replaces personal data by placeholders, `keep` leaves it, and `drop replies` masks it in what
+            users say and drops rows that have some in a reply.
 
     Raises:
         InputError: a file cannot be read, or `rows_of_other_kind`.
+        CheckError: `no_rows_left`; nothing is written then.
         StorageError: the disk refused; neither file is written then.
     """
     progress.start("Cleaning", 3)
@@ -72,14 +87,22 @@ def clean(
     progress.advance("texts")
     rows: list[Row] = []
     for row in (row for source in sources for row in source.rows):
-        better, reasons = mend(row, options, keep_personal)
+        if personal == "drop replies" and has_personal_reply(row, options):
+            changes.append(change(row, "dropped", "personal data in a reply"))
+            continue
+        better, reasons = repair(row, options, mask=personal != "keep")
         rows.append(better)
-        changes += [changed(row, reason) for reason in reasons]
+        changes += [change(row, "changed", reason) for reason in reasons]
     progress.advance("copies")
     kept, copies = without_copies(rows, [row for source in others for row in source.rows])
     changes += [dropped(one) for one in copies]
+    if not kept:
+        raise no_rows_left(sum(source.total for source in sources), changes)
     write_together(
-        {out: as_lines(map(as_record, kept)), changes_path(out): as_lines(one.model_dump() for one in changes)}
+        {
+            out: json_lines(row.content.model_dump() for row in kept),
+            changes_path(out): json_lines(one.model_dump() for one in changes),
+        }
     )
     progress.advance()
     progress.finish()
@@ -87,61 +110,64 @@ def clean(
 
 
 def refuse_judged(sources: Sequence[Source]) -> None:
-    judged = [row.place for source in sources for row in source.rows if row.format in REPLIES_JUDGED]
+    judged = [row.place for source in sources for row in source.rows if row.format in JUDGED_FORMATS]
     if judged:
         raise InputError(
-            f"{judged[0]}: is a verdict or preference ({len(judged)} rows are). "
-            "Clean makes conversations to learn from, and a rejected reply is none. Name files of conversations.",
+            f"{judged[0]}: is a verdict or preference, as {counted(len(judged), 'row')} of these files. `clean` writes "
+            "conversations, and a rejected reply is not one to learn from. Name files of conversations.",
             code="rows_of_other_kind",
         )
 
 
-def mend(row: Row, options: Options, keep_personal: bool) -> tuple[Row, list[str]]:
-    """The row with its texts mended and masked, and what was done."""
-    turns, done = [], Counter[str]()
+def has_personal_reply(row: Row, options: Options) -> bool:
+    replies = (turn.content for turn in row.conversation.messages if turn.role == "assistant")
+    return any(personal_hits(repaired(reply), options) for reply in replies)
+
+
+def repair(row: Row, options: Options, mask: bool) -> tuple[Row, list[str]]:
+    """The row with its texts repaired and, if `mask`, without personal data; and what was changed."""
+    turns, counts = [], Counter[str]()
     for turn in row.conversation.messages:
-        text = mended(turn.content)
-        done["damaged letters mended"] += text != turn.content
-        if not keep_personal and (hits := personal_hits(text, options)):
+        text = repaired(turn.content)
+        counts["damaged characters repaired"] += text != turn.content
+        if mask and (hits := personal_hits(text, options)):
             text = masked(text, hits)
-            done.update(f"{hit.what} masked" for hit in hits)
+            counts.update(f"{hit.what} masked" for hit in hits)
         turns.append(turn.model_copy(update={"content": text}))
-    reasons = [f"{what} ({count})" if count > 1 else what for what, count in done.items() if count]
+    reasons = [f"{what} ({count})" if count > 1 else what for what, count in counts.items() if count]
     if not reasons:
         return row, []
-    return replace(row, conversation=Conversation(messages=turns)), reasons
+    conversation = row.conversation.model_copy(update={"messages": turns})
+    return replace(row, content=conversation, conversation=conversation), reasons
 
 
 def without_copies(rows: list[Row], held_out: Sequence[Row]) -> tuple[list[Row], list[Finding]]:
-    """Drop leaks and all but the first of every group of copies, until there are none.
+    """Drop leaks and all but the first of every cluster of copies.
 
-    What counts as a copy depends on what the other rows are like, so that a second look may find more.
+    What counts as a copy depends on the other rows, so the search is repeated until it finds nothing.
     """
     copies: list[Finding] = []
-    while now := list(find_copied(rows, held_out)):
-        copies += now
-        gone = {one.place for one in now}
-        rows = [row for row in rows if row.place not in gone]
+    while more := list(find_copied(rows, held_out)):
+        copies += more
+        places = {one.place for one in more}
+        rows = [row for row in rows if row.place not in places]
     return rows, copies
 
 
-def dropped(one: Finding) -> Change:
-    of = "" if one.kind in (Kind.LEAK, Kind.EXACT_DUPLICATE, Kind.NEAR_DUPLICATE) else " row"
-    return Change(
-        file=one.file, line=one.line, action="dropped", reason=f"{one.kind.replace('_', ' ')}{of}: {one.detail}"
+def no_rows_left(total: int, changes: Sequence[Change]) -> CheckError:
+    reasons = Counter(one.reason for one in changes if one.action == "dropped")
+    shown = "; ".join(reason for reason, _ in reasons.most_common(3))
+    return CheckError(
+        f"No row is left of {counted(total, 'row')}, so nothing was written: {shown}. "
+        "`polytone data check` names every row.",
+        code="no_rows_left",
     )
 
 
-def changed(row: Row, reason: str) -> Change:
-    return Change(file=row.place.file, line=row.place.line, action="changed", reason=reason)
+def dropped(one: Finding) -> Change:
+    kind = one.kind.replace("_", " ")
+    return Change(file=one.file, line=one.line, action="dropped", reason=f"{kind}: {one.detail}")
 
 
-def as_record(row: Row) -> dict[str, Any]:
-    return {
-        "messages": row.conversation.as_dicts(),
-        **{key: value for key, value in row.extra.items() if key != "messages"},
-    }
-
-
-def as_lines(records: Iterable[dict[str, Any]]) -> bytes:
-    return "".join(f"{json.dumps(record, ensure_ascii=False, default=str)}\n" for record in records).encode()
+def change(row: Row, action: Literal["changed", "dropped"], reason: str) -> Change:
+    return Change(file=row.place.file, line=row.place.line, action=action, reason=reason)

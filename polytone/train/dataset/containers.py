@@ -1,4 +1,4 @@
-"""Files to records: JSON lines, JSON, CSV and Parquet, gzipped or not."""
+"""Files to records: JSON lines, JSON, CSV and Parquet, gzipped or not; and records to JSON lines."""
 
 import csv
 import difflib
@@ -7,7 +7,7 @@ import hashlib
 import io
 import json
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -222,3 +222,7 @@ def parquet_records(path: Path, content: bytes) -> Iterator[Record]:
         raise InputError(f"{path}: is not Parquet: {error}.", code="file_unreadable") from None
     for number, row in enumerate(rows, start=1):
         yield Record(number, {name: cell(value) if isinstance(value, str) else value for name, value in row.items()})
+
+
+def json_lines(records: Iterable[dict[str, Any]]) -> bytes:
+    return "".join(f"{json.dumps(record, ensure_ascii=False, default=str)}\n" for record in records).encode()

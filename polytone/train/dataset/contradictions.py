@@ -6,8 +6,8 @@ from .findings import Finding, Kind, finding
 from .formats import Row
 from .overlap import split_words
 
-SHORTEST_PROMPT = 5  # words: "Hi, I need help" gets many honest answers
-DIFFERENT = 0.3  # answers with a lower share of common words (Jaccard) say different things
+SHORTEST_PROMPT = 5  # words; "Hi, I need help" has many right answers
+DIFFERENT = 0.3  # answers with a lower share of common words (Jaccard) are different
 
 
 def find_contradictions(rows: Sequence[Row]) -> Iterator[Finding]:
@@ -25,10 +25,10 @@ def find_contradictions(rows: Sequence[Row]) -> Iterator[Finding]:
         first = first_with.setdefault(prompt, row)
         answers = set(split_words(last.content)), set(split_words(first.conversation.messages[-1].content))
         if first is not row and jaccard(*answers) < DIFFERENT:
-            told = (
+            detail = (
                 f"answers {shown(last.content)}; the same was answered {shown(first.conversation.messages[-1].content)}"
             )
-            yield finding(row.place, Kind.CONTRADICTION, told, copies=first.place)
+            yield finding(row.place, Kind.CONTRADICTION, detail, copies=first.place)
 
 
 def jaccard(a: set[str], b: set[str]) -> float:

@@ -1,4 +1,4 @@
-"""A finding: what is wrong with which row, and of which row it is a copy."""
+"""Findings: the problem of a row, and the row it is a copy of."""
 
 from enum import StrEnum
 
@@ -6,7 +6,7 @@ from pydantic import BaseModel, ConfigDict
 
 
 class Kind(StrEnum):
-    """What can be found. The first five make a row unusable; so does a leak."""
+    """Kinds of problems. The first five make a row unusable; so does a leak."""
 
     UNREADABLE = "unreadable"
     MALFORMED = "malformed"
@@ -25,7 +25,7 @@ BROKEN = (Kind.UNREADABLE, Kind.MALFORMED, Kind.EMPTY, Kind.ONE_SIDED, Kind.ROLE
 
 
 class Place(BaseModel):
-    """A row: the file as it was named, and its line; in CSV, Parquet and JSON lists the row's number from 1."""
+    """A row: its file as it was named, and its line; in CSV, Parquet and JSON lists its number, from 1."""
 
     model_config = ConfigDict(frozen=True)
 

@@ -1,12 +1,12 @@
-"""Which language a row is in, by py3langid (Lui and Baldwin 2012)."""
+"""The language of a row, by py3langid (Lui and Baldwin 2012)."""
 
 from collections import Counter
 from collections.abc import Sequence
 
 from .formats import Row
 
-SHORTEST = 20  # characters; less does not tell a language
-LONGEST = 1000  # more does not tell it better
+SHORTEST = 20  # characters; the language of fewer is a guess
+LONGEST = 1000  # more are not needed
 UNKNOWN = "too short to tell"
 
 

@@ -1,4 +1,4 @@
-"""How long rows are, in tokens of a base or in words."""
+"""Lengths of rows, in tokens of a base or in words."""
 
 from collections.abc import Callable, Sequence
 
@@ -15,7 +15,7 @@ Count = Callable[[list[str]], list[int]]
 
 
 class Quantiles(BaseModel):
-    """The smallest, the largest, and what so many percent of the values stay below."""
+    """The smallest and largest value, and percentiles in between."""
 
     min: float
     p5: float
@@ -26,7 +26,7 @@ class Quantiles(BaseModel):
 
 
 class Lengths(BaseModel):
-    """`unit` is `words`, or `tokens of BASE`: of the texts alone, without the chat template's own."""
+    """`unit` is `words`, or `tokens of BASE`: of the texts, without those of the chat template."""
 
     unit: str
     row: Quantiles
@@ -35,7 +35,7 @@ class Lengths(BaseModel):
 
 
 def counter(home: Home, base_id: str | None) -> tuple[str, Count]:
-    """What to count in, and how.
+    """The unit to count in, and a function that counts it in texts.
 
     Raises:
         NotFoundError, CheckError: the base is not prepared, or damaged.
@@ -52,7 +52,7 @@ def counter(home: Home, base_id: str | None) -> tuple[str, Count]:
 
 
 def measure(rows: Sequence[Row], unit: str, count: Count) -> Lengths:
-    """Lengths of whole rows, of what stands before the last answer, and of the last answer."""
+    """Lengths of whole rows, of everything before the last reply, and of the last reply."""
     prompts = count([" ".join(turn.content for turn in row.conversation.messages[:-1]) for row in rows])
     replies = count([row.conversation.messages[-1].content for row in rows])
     totals = [prompt + reply for prompt, reply in zip(prompts, replies, strict=True)]

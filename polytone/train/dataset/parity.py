@@ -1,8 +1,8 @@
-"""Are people answered differently where something sensitive is mentioned?
+"""Parity of replies: rows that mention something sensitive compared with the others.
 
-A row mentions an attribute if its users' turns have a word of a list. Compared are the replies of rows that do and of
-rows that do not: their length, how many refuse, and their tone. Word lists miss much and take some words wrongly; what
-they show is where to look, not that anyone was treated unfairly.
+A row mentions an attribute if its users' turns have a word of a list. The replies of these rows and of the others are
+compared by length, refusals and tone. Word lists miss much and misread some words; a difference shows where to look,
+not that anyone was treated unfairly.
 """
 
 import re
@@ -14,7 +14,7 @@ from pydantic import BaseModel
 
 from .formats import Row
 
-FEWEST = 20  # rows on either side; fewer tell nothing
+FEWEST = 20  # rows on either side; with fewer an interval is too wide
 RESAMPLES, AT_ONCE = 2000, 200
 ATTRIBUTES = {
     "gender": "woman women female lady girl girls wife mother mum mom daughter sister girlfriend mrs man men male "
@@ -30,8 +30,8 @@ ATTRIBUTES = {
     "disability": "adhd amputee autism autistic braille crutches deaf dementia depressed depression disability "
     "disabled dyslexia dyslexic epilepsy hearing-aid impaired paralysed paralyzed prosthesis stroke wheelchair",
 }
-# People who refuse a request, in their own words; what an assistant says that will not answer is measure/signals.py's.
-REFUSAL = re.compile(
+# Words with which staff decline a request; `REFUSAL` in measure/signals.py is what models say when they do not answer.
+DECLINE = re.compile(
     r"\b(?:can ?no?t|can['\u2019]t|unable to|not able to|not possible|won['\u2019]t be able|"
     r"no longer (?:able|possible)|must decline|against our policy|not allowed|refuse)\b",
     re.IGNORECASE,
@@ -43,8 +43,8 @@ POLITE = re.compile(
 MEASURES = {
     "reply_words": "words in the last reply",
     "refusals": "share of last replies with words of refusal (cannot, unable to, not possible ...)",
-    "polite_words": "words of politeness or apology a last reply (please, thank you, sorry ...)",
-    "exclamations": "exclamation marks a last reply",
+    "polite_words": "words of politeness or apology in the last reply (please, thank you, sorry ...)",
+    "exclamations": "exclamation marks in the last reply",
 }
 Values = npt.NDArray[np.float64]
 
@@ -65,7 +65,7 @@ class Difference(BaseModel):
 
 
 class Group(BaseModel):
-    """`differences` is empty where either side has fewer than 20 rows."""
+    """The rows that mention an attribute; `differences` is empty where either side has fewer than `FEWEST` rows."""
 
     attribute: str
     rows: int
@@ -74,14 +74,14 @@ class Group(BaseModel):
 
 
 def compare_groups(rows: Sequence[Row]) -> list[Group]:
-    """For every attribute the rows that mention it, and how their replies differ from the others'."""
-    asked = [" ".join(turn.content for turn in row.conversation.messages if turn.role == "user") for row in rows]
+    """For every attribute the rows that mention it, and the differences between their replies and the others'."""
+    questions = [" ".join(turn.content for turn in row.conversation.messages if turn.role == "user") for row in rows]
     values = measures([row.conversation.messages[-1].content for row in rows])
-    return [compare_group(name, mentioned(name, asked), values) for name in ATTRIBUTES]
+    return [compare_group(name, mentioned(name, questions), values) for name in ATTRIBUTES]
 
 
 def mentioned(attribute: str, texts: Sequence[str]) -> npt.NDArray[np.bool_]:
-    """Whether each text has a word of the attribute's list."""
+    """For each text: does it have a word of the attribute's list?"""
     words = re.compile(rf"\b(?:{'|'.join(map(re.escape, ATTRIBUTES[attribute].split()))})\b", re.IGNORECASE)
     return np.array([words.search(text) is not None for text in texts])
 
@@ -90,7 +90,7 @@ def measures(replies: Sequence[str]) -> Values:
     """Replies x measures, in the order of `MEASURES`."""
     return np.array(
         [
-            [len(reply.split()), bool(REFUSAL.search(reply)), len(POLITE.findall(reply)), reply.count("!")]
+            [len(reply.split()), bool(DECLINE.search(reply)), len(POLITE.findall(reply)), reply.count("!")]
             for reply in replies
         ],
         dtype=np.float64,
@@ -118,7 +118,7 @@ def resampled_means(values: Values, seed: int) -> Values:
 
 
 def resamples(count: int, seed: int) -> Iterator[Values]:
-    """How often each of `count` rows was drawn, (`AT_ONCE`, count) at a time, `RESAMPLES` in all.
+    """Numbers of times each of `count` rows was drawn, (`AT_ONCE`, count) at a time, `RESAMPLES` in all.
 
     Weights for a matrix product: scipy's bootstrap gathers rows, which takes gigabytes for a large file.
     """

@@ -1,4 +1,4 @@
-"""Microsoft Presidio as a further finder of personal data: names, places and more, by a language model of spaCy."""
+"""Microsoft Presidio as another finder of personal data: names, places and more, by a language model of spaCy."""
 
 from collections.abc import Callable
 
@@ -6,7 +6,7 @@ from polytone.contract.errors import InputError
 
 from .personal import Hit
 
-SURE = 0.5  # Presidio's score; below it most hits are words that only look like names
+LOWEST_SCORE = 0.5  # below it most hits are words that only look like names
 
 
 def presidio_finder() -> Callable[[str], list[Hit]]:
@@ -28,7 +28,7 @@ def presidio_finder() -> Callable[[str], list[Hit]]:
         ) from None
 
     def find(text: str) -> list[Hit]:
-        results = engine.analyze(text=text, language="en", score_threshold=SURE)
+        results = engine.analyze(text=text, language="en", score_threshold=LOWEST_SCORE)
         return [Hit(result.entity_type.lower(), result.start, result.end) for result in results]
 
     return find

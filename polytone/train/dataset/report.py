@@ -1,4 +1,4 @@
-"""The report of a check, as programs read it."""
+"""The report of a check, and the sentences that sum it up."""
 
 from typing import Literal
 
@@ -8,22 +8,27 @@ from .balance import Topic
 from .findings import BROKEN, Finding, Kind
 from .lengths import Lengths
 from .parity import MEASURES, Group
+from .wording import counted
 
 
 class FileReport(BaseModel):
-    """`formats` counts the usable rows by the format they came in; `broken` counts the others."""
+    """`formats` counts the usable rows by the format they came in; `broken` counts the others.
+
+    `unused_keys` are keys, or columns, that training does not use.
+    """
 
     path: str
     rows: int
     broken: int
     formats: dict[str, int]
+    unused_keys: list[str]
 
 
 class Report(BaseModel):
     """Everything that a check found. Counts and measures are of the usable rows of `files`.
 
-    `by_source` is empty unless rows have a `source`; `turns` counts rows by their turns, the system prompt apart;
-    `passed` is whether no row is broken or leaked.
+    `by_source` is empty unless rows have a `source`; `turns` counts rows by their turns, without the system prompt;
+    `passed` is true if no row is broken or leaked.
     """
 
     model_config = ConfigDict(populate_by_name=True)
@@ -47,44 +52,61 @@ class Report(BaseModel):
 
 
 def stops(kind: Kind) -> bool:
-    """Whether a finding of this kind fails a check."""
+    """True if a finding of this kind fails a check."""
     return kind in (*BROKEN, Kind.LEAK)
 
 
 def sentences(report: Report) -> list[str]:
-    """What a person should know first, one sentence a matter."""
+    """The most important facts, one sentence each."""
     broken = report.rows - report.usable
-    said = [
-        f"{report.rows} rows in {len(report.files)} file{'s' * (len(report.files) > 1)}, "
-        f"{report.usable} of them usable."
-    ]
+    lines = [f"{counted(report.rows, 'row')} in {counted(len(report.files), 'file')}, {report.usable:,} usable."]
     if broken:
-        said.append(f"{broken} rows cannot be trained on; mend or drop them.")
-    for kind, words in WORDS.items():
-        if report.counts.get(kind):
-            said.append(words.format(rows_of(report, kind)))
+        lines.append(
+            f"{counted(broken, 'row')} cannot be trained on; correct or drop {'it' if broken == 1 else 'them'}."
+        )
+    for kind, (of_one, of_several) in SUMMARIES.items():
+        if count := rows_of(report, kind):
+            lines.append(f"{counted(count, 'row')} {of_one if count == 1 else of_several}.")
+    lines += [
+        f"{file.path}: training does not use {', '.join(file.unused_keys)}."
+        for file in report.files
+        if file.unused_keys
+    ]
     if report.topics and report.topics[0].share > 0.5:
-        said.append(f"More than half of the rows are about one topic ({report.topics[0].name}).")
+        lines.append(f"More than half of the rows are about one topic ({report.topics[0].name}).")
     for group in report.groups:
-        said.extend(
-            f"Replies where {group.attribute} is mentioned ({group.rows} rows) differ in {one.measure}: "
+        lines.extend(
+            f"Replies where {group.attribute} is mentioned ({counted(group.rows, 'row')}) differ in {one.measure}: "
             f"{one.mentioned:g} against {one.others:g} (95 % interval of the difference {one.low:g} to {one.high:g})."
             for one in group.differences
             if one.clear
         )
     intervals = sum(len(group.differences) for group in report.groups)
     if intervals:
-        said.append(f"Of the {intervals} differences looked at, one in twenty would seem clear by chance.")
-    return said
+        lines.append(f"{intervals} differences were tested; one in twenty seems clear by chance.")
+    return lines
 
 
-WORDS = {
-    Kind.LEAK: "{} rows are copies of held-out rows: what is measured on those says nothing. Drop them.",
-    Kind.EXACT_DUPLICATE: "{} rows repeat an earlier one exactly.",
-    Kind.NEAR_DUPLICATE: "{} rows repeat an earlier one but for a few words.",
-    Kind.CONTRADICTION: "{} rows answer a question differently from an earlier row; a voice learns neither answer.",
-    Kind.ENCODING: "{} rows have damaged letters.",
-    Kind.PERSONAL: "{} rows have personal data in them, which a voice may repeat to others.",
+# What a sentence about rows says after their number: of one row, and of several.
+SUMMARIES = {
+    Kind.LEAK: (
+        "is a copy of a held-out row, on which the voice would be measured; drop it",
+        "are copies of held-out rows, on which the voice would be measured; drop them",
+    ),
+    Kind.EXACT_DUPLICATE: ("repeats an earlier one exactly", "repeat earlier ones exactly"),
+    Kind.NEAR_DUPLICATE: (
+        "repeats an earlier one with a few words changed",
+        "repeat earlier ones with a few words changed",
+    ),
+    Kind.CONTRADICTION: (
+        "answers a question differently from an earlier one; a voice learns neither answer",
+        "answer a question differently from an earlier one; a voice learns neither answer",
+    ),
+    Kind.ENCODING: ("has damaged characters", "have damaged characters"),
+    Kind.PERSONAL: (
+        "has personal data, which a voice may repeat to others",
+        "have personal data, which a voice may repeat to others",
+    ),
 }
 
 

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from polytone.contract.files import write_together
+from polytone.train.documents import one_line, table
 
-from .findings import Finding
 from .report import Report, sentences
 from .terminal import by_kind
 
@@ -16,49 +16,50 @@ PLOTS = ("findings.png", "lengths.png", "topics.png", "groups.png")
 
 
 def write_report(folder: Path, report: Report) -> None:
-    """Write the report's files into `folder`, over those of an earlier report.
+    """Write the report's files into `folder`, replacing those of an earlier report.
 
     Raises:
-        StorageError: the disk refused; no file is new then.
+        StorageError: the disk refused; no file was written.
     """
     drawn = {name: plot for name, plot in plots(report).items() if plot}
     files = {"report.json": report.model_dump_json(by_alias=True, indent=1).encode(), **drawn}
-    files["report.md"] = page(report, [name for name in PLOTS if name in drawn]).encode()
+    files["report.md"] = document(report, [name for name in PLOTS if name in drawn]).encode()
     for name in set(PLOTS) - set(drawn):
         (folder / name).unlink(missing_ok=True)
     write_together({folder / name: content for name, content in files.items()})
 
 
-def page(report: Report, drawn: list[str]) -> str:
-    parts = ["# What is in these conversations", "", *(f"- {one}" for one in sentences(report)), ""]
+def document(report: Report, drawn: list[str]) -> str:
+    """The report as Markdown, with the pictures in `drawn`."""
+    parts = ["# Conversations checked", "", *(f"- {one}" for one in sentences(report)), ""]
     parts += [f"![{name.removesuffix('.png')}]({name})" for name in drawn]
     for title, counts in (("Sources", report.by_source), ("Languages", report.by_language), ("Labels", report.labels)):
-        parts += table(title, ("", "rows"), [(name, str(count)) for name, count in counts.items()])
-    parts += table("Turns", ("turns", "rows"), [(str(k), str(v)) for k, v in report.turns.items()])
+        parts += section(title, ("", "rows"), [(name, str(count)) for name, count in counts.items()])
+    parts += section("Turns", ("turns", "rows"), [(str(k), str(v)) for k, v in report.turns.items()])
     topics = [(one.name, str(one.rows), f"{one.share:.1%}", f"{one.reply_words:g}") for one in report.topics]
-    parts += table("Topics", ("words that stand out", "rows", "share", "words a reply"), topics)
-    parts += table(
+    parts += section("Topics", ("distinctive words", "rows", "share", "words per reply"), topics)
+    parts += section(
         "Sensitive mentions",
-        ("attribute", "rows", "measure", "with", "without", "95 % of the difference"),
-        groups(report),
+        ("attribute", "rows", "measure", "with", "without", "95 % interval of the difference"),
+        group_rows(report),
     )
     if any(group.differences for group in report.groups):
         parts += ["", *(f"- {name}: {meaning}" for name, meaning in report.measures.items())]
     for kind, findings in by_kind(report):
-        parts += table(f"{kind.replace('_', ' ').capitalize()}: {len(findings)}", ("row", "what"), listed(findings))
+        title = f"{kind.replace('_', ' ').capitalize()}: {len(findings)}"
+        parts += section(title, ("row", "problem"), [(str(one.place), one.detail) for one in findings[:SHOWN]])
         if len(findings) > SHOWN:
             parts += ["", f"The other {len(findings) - SHOWN} are in report.json."]
     return "\n".join(parts) + "\n"
 
 
-def table(title: str, heads: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> list[str]:
+def section(title: str, headers: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> list[str]:
     if not rows:
         return []
-    lines = [f"| {' | '.join(cell.replace('|', '&#124;').replace(chr(10), ' ') for cell in row)} |" for row in rows]
-    return ["", f"## {title}", "", f"| {' | '.join(heads)} |", f"|{'---|' * len(heads)}", *lines]
+    return ["", f"## {title}", "", table(headers, [[one_line(cell) for cell in row] for row in rows])]
 
 
-def groups(report: Report) -> list[tuple[str, ...]]:
+def group_rows(report: Report) -> list[tuple[str, ...]]:
     rows: list[tuple[str, ...]] = []
     for one in report.groups:
         rows += [
@@ -68,13 +69,9 @@ def groups(report: Report) -> list[tuple[str, ...]]:
     return rows
 
 
-def listed(findings: list[Finding]) -> list[tuple[str, ...]]:
-    return [(f"{one.file}:{one.line}", one.detail) for one in findings[:SHOWN]]
-
-
 def plots(report: Report) -> dict[str, bytes]:
     """Name -> PNG, empty where there is nothing to draw."""
-    kinds = [(kind.replace("_", " "), len(found)) for kind, found in by_kind(report)]
+    kinds = [(kind.replace("_", " "), len(findings)) for kind, findings in by_kind(report)]
     drawn = {
         "findings.png": bars("findings", kinds),
         "topics.png": bars("rows by topic", [(one.name, one.rows) for one in report.topics]),
@@ -86,12 +83,12 @@ def plots(report: Report) -> dict[str, bytes]:
         quantiles = [
             ("shortest", one.min),
             ("5 %", one.p5),
-            ("half", one.p50),
+            ("median", one.p50),
             ("95 %", one.p95),
             ("99 %", one.p99),
             ("longest", one.max),
         ]
-        drawn["lengths.png"] = bars(f"rows are shorter than, in {report.lengths.unit}", quantiles)
+        drawn["lengths.png"] = bars(f"length of rows in {report.lengths.unit}", quantiles)
     return drawn
 
 
@@ -110,7 +107,7 @@ def bars(title: str, values: list[tuple[str, int]] | list[tuple[str, float]]) ->
 
 
 def intervals(report: Report) -> bytes:
-    """One panel a measure: the difference between rows that mention an attribute and the others, with its interval."""
+    """A panel for every measure: differences between rows that mention an attribute and others, with intervals."""
     from matplotlib.figure import Figure
 
     compared = [group for group in report.groups if group.differences]

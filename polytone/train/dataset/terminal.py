@@ -1,4 +1,4 @@
-"""The report for people at a terminal."""
+"""The report on a terminal."""
 
 from itertools import groupby
 
@@ -7,12 +7,13 @@ from rich.table import Table
 
 from .findings import Finding, Kind
 from .report import Report, sentences, stops
+from .wording import counted
 
 SHOWN = 3
 
 
-def show(report: Report, where: str) -> None:
-    """Print tables and sentences; `where` says where the full list is."""
+def show(report: Report, full_list: str) -> None:
+    """Print tables and sentences; `full_list` says where every finding is."""
     console = Console(soft_wrap=True, highlight=False, markup=False)
     console.print(*sentences(report), sep="\n")
     console.print(overview(report))
@@ -22,7 +23,7 @@ def show(report: Report, where: str) -> None:
             console.print(f"  {one.file}:{one.line}: {one.detail}")
         if len(findings) > SHOWN:
             console.print(f"  ... and {len(findings) - SHOWN} more")
-    console.print(where if report.findings else "Nothing was found that needs mending.")
+    console.print(full_list if report.findings else "No problems found.")
 
 
 def overview(report: Report) -> Table:
@@ -34,14 +35,14 @@ def overview(report: Report) -> Table:
         for name, count in list(counts.items())[:8]:
             table.add_row(f"{title} {name}", str(count))
     for turns, count in list(report.turns.items())[:8]:
-        table.add_row(f"{turns} turns", str(count))
+        table.add_row(counted(turns, "turn"), str(count))
     for topic in report.topics:
         table.add_row(f"topic {topic.name}", f"{topic.rows} ({topic.share:.0%})")
     if report.lengths:
         for name in ("row", "prompt", "reply"):
             one = getattr(report.lengths, name)
-            words = f"half under {one.p50:g}, 95 % under {one.p95:g}, longest {one.max:g}"
-            table.add_row(f"{name} length in {report.lengths.unit}", words)
+            lengths = f"median {one.p50:.0f}, 95 % up to {one.p95:.0f}, longest {one.max:.0f}"
+            table.add_row(f"{name} length in {report.lengths.unit}", lengths)
     return table
 
 

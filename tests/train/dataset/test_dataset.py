@@ -15,7 +15,7 @@ from bench.conversations import Planted, line, plant
 from bench.data import BARS, FALSE_BAR, false_copies, recall, write
 from polytone.cli.main import app
 from polytone.contract.base import Base, Quantization
-from polytone.contract.errors import InputError, NotFoundError
+from polytone.contract.errors import CheckError, InputError, NotFoundError
 from polytone.contract.files import write_together
 from polytone.train.dataset.duplicates import find_copies
 from polytone.train.dataset.encoding import damage
@@ -476,6 +476,51 @@ def test_clean_drops_mends_and_masks_and_says_so(tmp_path: Path) -> None:
         (5, "dropped"),
     ]
     assert path.read_bytes() == before
+
+
+def test_rows_are_counted_once_and_in_plain_plurals(tmp_path: Path) -> None:
+    """Cleaning two rows once said "3 times a row was dropped and 3 times one was changed"."""
+    twice = line(["Mail ann.lee@example.com or call 07700 900123, I donâ€™t read letters", "We will."])
+    path = lines(tmp_path / "rows.jsonl", GOOD, OTHER, twice, twice, GOOD[:-5])
+    out = tmp_path / "clean.jsonl"
+    result = run("clean", path, "--out", out)
+    assert f"{out}: 3 rows; 2 rows dropped, 1 changed." in result.stdout
+    counts = json.loads(run("clean", path, "--out", out, "--force", "--json").stdout)
+    assert (counts["rows"], counts["dropped"], counts["changed"]) == (3, 2, 1)
+    shown = run("check", lines(tmp_path / "one.jsonl", GOOD, GOOD)).stdout
+    assert "2 rows in 1 file, 2 usable." in shown
+    assert "1 row repeats an earlier one exactly." in shown
+    assert "No problems found." in run("check", lines(tmp_path / "good.jsonl", GOOD)).stdout
+
+
+def test_nothing_is_written_where_no_row_is_left(tmp_path: Path) -> None:
+    """Columns `question` and `answer` once became an empty file, with exit code 0."""
+    path, out = tmp_path / "odd.csv", tmp_path / "out.jsonl"
+    path.write_text("question,answer\nHow long?,Two days.\n")
+    error = run("clean", path, "--out", out).exception
+    assert isinstance(error, CheckError)
+    assert (error.code, error.exit_code) == ("no_rows_left", 1)
+    assert "its keys are question, answer; needed are messages" in error.message
+    assert sorted(one.name for one in tmp_path.iterdir()) == ["odd.csv"]
+
+
+def test_keys_that_training_does_not_use_are_named(tmp_path: Path) -> None:
+    path = tmp_path / "rows.csv"
+    path.write_text("prompt,completion,agent,score\nHow long does it take?,Two days.,Ann,5\n")
+    assert check(path)["files"][0]["unused_keys"] == ["agent", "score"]
+    assert "training does not use agent, score." in run("check", path).stdout
+
+
+def test_a_row_with_personal_data_in_a_reply_is_dropped_where_it_is_asked_for(tmp_path: Path) -> None:
+    """A voice that learns from "write to [EMAIL]" says so to customers."""
+    reply = line(["Where can I write to you about my lamp?", "Write to ann.lee@example.com please."])
+    question = line(["I am ann.lee@example.com, where is my lamp?", SAID])
+    path, out = lines(tmp_path / "rows.jsonl", reply, question), tmp_path / "out.jsonl"
+    assert run("clean", path, "--out", out, "--drop-personal-replies").exit_code == 0
+    assert [row["messages"][0]["content"] for row in records(out)] == ["I am [EMAIL], where is my lamp?"]
+    error = run("clean", path, "--out", tmp_path / "o", "--drop-personal-replies", "--keep-personal").exception
+    assert isinstance(error, InputError)
+    assert error.code == "options_conflict"
 
 
 def test_cleaning_again_changes_nothing(tmp_path: Path, planted: Planted) -> None:
