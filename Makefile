@@ -13,6 +13,10 @@ setup: .venv/.ready
 	$(BIN)/python tools/install.py $(LOCK) requirements/dev.txt
 	@touch $@
 
+## Write the locks again from what pyproject.toml declares: make lock ARGUMENTS="--upgrade-package NAME"
+lock: setup
+	$(BIN)/python tools/lock.py $(ARGUMENTS)
+
 # Ray Serve, which a single machine does without.
 .venv/.cluster: .venv/.ready requirements/cluster.txt
 	$(BIN)/python tools/install.py requirements/cluster.txt

@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from install import PIP, TORCH_INDEX, read_pins
+from install import EXACTLY, PIP, run_with_torch, torch_requirements
 from sandbox import Sandbox, Server, output_of
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -80,12 +80,11 @@ def read_arguments() -> argparse.Namespace:
 
 def fetch_wheels(locks: list[Path]) -> None:
     """As tools/install.py installs: nothing is resolved, and PyTorch's index is asked for its own wheel only."""
-    of_torchs_index, others = read_pins(locks)
-    fetch = [*PIP, "download", "--quiet", "--no-deps", "--only-binary", ":all:", "--dest", str(WHEELS)]
-    for pin in of_torchs_index:
-        if not succeeds(*fetch, pin):
-            run(*fetch, "--extra-index-url", TORCH_INDEX, pin)
-    run(*fetch, *others)
+    download = ["download", "--quiet", *EXACTLY, "--dest", str(WHEELS)]
+    for requirement in torch_requirements(locks):
+        if not run_with_torch(download, requirement):
+            sys.exit(1)
+    run(*PIP, *download, "--find-links", str(WHEELS), *(f"--requirement={lock}" for lock in locks))
     print(f"{WHEELS}: {len(list(WHEELS.glob('*.whl')))} wheels")
 
 

