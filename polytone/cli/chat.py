@@ -102,13 +102,16 @@ class Conversation:
 
     async def _answer(self, messages: list[dict[str, str]]) -> str:
         answer, version = "", None
-        async for chunk in self.api.chat({"model": self.voice, "messages": messages}, self.id):
-            version = chunk.get("model") or version
-            for choice in chunk.get("choices") or []:
-                text = (choice.get("delta") or {}).get("content") or ""
-                answer += text
-                typer.echo(printable(text), nl=False)
-        typer.echo()
+        try:
+            async for chunk in self.api.chat({"model": self.voice, "messages": messages}, self.id):
+                version = chunk.get("model") or version
+                for choice in chunk.get("choices") or []:
+                    text = (choice.get("delta") or {}).get("content") or ""
+                    answer += text
+                    typer.echo(printable(text), nl=False)
+        finally:
+            if version:
+                typer.echo()  # the line ends, also where an answer broke off
         typer.secho(f"[{version}]", err=True, dim=True)
         return answer
 

@@ -69,7 +69,7 @@ def open_store(settings: Settings) -> "AdapterStore | None":
 
 
 def read_here(settings: Settings, store: "AdapterStore | None", version: str) -> Manifest:
-    """As `read_version`, of one that this home lacks after it was fetched from the store."""
+    """Read a version as `read_version` does, after fetching it from the store if the home does not have it."""
     home = settings.paths()
     if store is not None and not (home.adapter_folder(version) / MANIFEST).is_file():
         from polytone.serve.adapters.fetch import fetch_version
@@ -79,6 +79,7 @@ def read_here(settings: Settings, store: "AdapterStore | None", version: str) ->
 
 
 def actor() -> str:
+    """The name that the audit log records for a change made by a command."""
     try:
         return f"{getpass.getuser()} on the command line"
     except (OSError, KeyError):
@@ -100,27 +101,27 @@ def resolve(settings: Settings, version: str) -> str:
 
 
 def describe_versions(settings: Settings, state: Stores) -> list[dict[str, Any]]:
-    weights = {
+    """Every version on disk and in the registry, sorted by id, as `adapters list --json` prints it."""
+    shares = {
         part.version: part.weight / sum(p.weight for p in rollout.parts)
         for rollout in state.registry.desired().rollouts.values()
         for part in rollout.parts
     }
-    wanted = {row.id: row.state for row in state.registry.versions()}
-    heard = state.replicas.residency()
-    everything = sorted(set(wanted) | set(list_versions(settings.paths())))
+    published = {row.id: row.state for row in state.registry.versions()}
+    residency = state.replicas.residency()
     return [
         {
             "name": voice_of(version),
             "version": version,
-            "share": round(weights.get(version, 0.0), 4),
-            "wanted": wanted.get(version, "on disk"),
+            "share": round(shares.get(version, 0.0), 4),
+            "wanted": published.get(version, "on disk"),
             "replicas": [
                 {"replica": one.replica, "state": one.state, "reason": one.reason}
-                for one in heard
+                for one in residency
                 if one.version == version
             ],
         }
-        for version in everything
+        for version in sorted({*published, *list_versions(settings.paths())})
     ]
 
 

@@ -214,6 +214,13 @@ def test_the_readmes_code_runs(shop: Shop) -> None:
     assert [line for line in done.stdout.splitlines() if line.startswith(f"{shop.voices['aldermoor'].version}: ")]
 
 
+def test_a_voice_answers_in_the_terminal(shop: Shop) -> None:
+    words = ("chat", "driftpepper", "--message", "My order is late.", "--url", shop.server.url)
+    done = polytone(*words, home=shop.home.root)
+    assert (done.returncode, done.stderr) == (0, f"[{shop.voices['driftpepper'].version}]\n")
+    assert done.stdout.strip()
+
+
 def test_metrics_name_versions_and_the_engines_own_stand_beside_them(shop: Shop) -> None:
     text = httpx.get(f"{shop.server.url}/metrics").text
     assert f"polytone_adapters_resident {len(shop.voices)}.0" in text
