@@ -21,6 +21,7 @@ from .adapters.registry import Registry
 from .adapters.replicas import Replicas
 from .adapters.store import store_of
 from .api.app import create_app
+from .api.middleware import is_loopback
 from .api.ui_mount import PAGE_PATH, DeferredUi
 from .auth.keys import Keyring, KeyStore
 from .auth.rate_limits import Admission
@@ -141,7 +142,7 @@ def check_exposure(settings: Settings, has_keys: bool) -> None:
     """Nothing but this machine is served without keys."""
     if has_keys:
         return
-    if not settings.is_loopback():
+    if not is_loopback(settings.host):
         raise InputError(
             f"POLYTONE_HOST: {settings.host!r} is not a loopback address, and there is no key yet. Make one first: "
             "polytone keys create --kind admin --name operator",

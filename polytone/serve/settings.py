@@ -1,7 +1,6 @@
 """The server's settings: environment variables POLYTONE_*, or a YAML file named by POLYTONE_SETTINGS."""
 
 import os
-from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
@@ -77,12 +76,6 @@ class Settings(BaseSettings):
     tool_parser: str | None = Field(None, description="vLLM's parser for the base's tool calls, such as `hermes`.")
     json_logs: bool = Field(False, description="Write logs as one JSON object a line.")
     page: bool = Field(True, description="Serve the pages under /ui.")
-
-    def is_loopback(self) -> bool:
-        try:
-            return self.host == "localhost" or ip_address(self.host).is_loopback
-        except ValueError:
-            return False
 
     def paths(self) -> Home:
         return Home(self.home.absolute())

@@ -22,7 +22,7 @@ from polytone.serve.services import Services
 
 from .auth import admin_actor
 from .openapi import UPLOAD
-from .request_body import limited
+from .request_body import allow_body
 from .version_views import all_voices, view_version
 
 
@@ -114,10 +114,11 @@ def roll_out(services: Services, name: str, body: RolloutBody, who: str) -> dict
 async def receive(services: Services, name: str, request: Request, who: str) -> dict[str, Any]:
     """Write the body to a file, then check it in a thread; the engine notices nothing. The store has it before the
     database does, so that no replica hears of what it cannot fetch."""
+    allow_body(request, services.limits.upload_bytes)
     store, base = services.store, services.adapters.base
     services.home.adapters.mkdir(parents=True, exist_ok=True)
     with tempfile.NamedTemporaryFile(prefix=".upload.", suffix=".tar.gz", dir=services.home.adapters) as file:
-        async for chunk in limited(request, services.limits.upload_bytes):
+        async for chunk in request.stream():
             await asyncio.to_thread(file.write, chunk)
         file.flush()
         check = partial(

@@ -1,9 +1,10 @@
 """The HTTP app: only the routes Polytone means to offer."""
 
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Collection
 from contextlib import asynccontextmanager, nullcontext
 
 from fastapi import FastAPI
+from starlette.middleware.cors import CORSMiddleware
 
 from polytone import __version__
 from polytone.serve.services import Services
@@ -17,17 +18,21 @@ from .drift import drift_routes
 from .errors import install_error_handlers
 from .feedback import export_routes, feedback_routes
 from .health import health_routes
+from .inflight import VERSION_HEADER
 from .keys import key_routes
-from .middleware import RequestGuard
+from .middleware import ID_HEADER, RequestGuard
 from .models import model_routes
 from .openapi import ERRORS
+from .request_body import BodyLimit
 from .reviews import review_routes
 from .traffic import traffic_routes
 from .ui_mount import DeferredUi, UiMiddleware
 
+EXPOSED = (ID_HEADER, VERSION_HEADER)
+
 
 def create_app(
-    services: Services, supervisor: EngineSupervisor, origins: Iterable[str] = (), page: DeferredUi | None = None
+    services: Services, supervisor: EngineSupervisor, origins: Collection[str] = (), page: DeferredUi | None = None
 ) -> FastAPI:
     """Build the app; the supervisor and the page start and stop with it."""
 
@@ -48,9 +53,16 @@ def create_app(
     install_error_handlers(app)
     if page is not None:
         app.add_middleware(UiMiddleware, page=page)
-    app.add_middleware(
-        RequestGuard, keyring=services.keyring, origins=tuple(origins), body_bytes=services.limits.body_bytes
-    )
+    app.add_middleware(BodyLimit, max_bytes=services.limits.body_bytes)
+    if origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=origins,
+            allow_methods=("GET", "POST", "PUT", "DELETE"),
+            allow_headers=("*",),  # OpenAI's clients send several of their own, x-stainless-*
+            expose_headers=EXPOSED,
+        )
+    app.add_middleware(RequestGuard, keyring=services.keyring, origins=origins)
     for routes in (
         chat_routes,
         model_routes,

@@ -41,7 +41,7 @@ async def admit(services: Services, request: Request, fields: frozenset[str]) ->
     try:
         key = services.keyring.authenticate(request.headers.get("authorization"), Kind.INFERENCE)
         request.state.key = key.name if key else None
-        raw = await read_body(request, services.limits.body_bytes)
+        raw = await read_body(request)
         body = parse_body(raw)
         model = check_fields(body, fields, services.limits.request)
         if key is not None and not key.allows(model, voice_of(model)):

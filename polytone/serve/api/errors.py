@@ -58,7 +58,7 @@ def install_error_handlers(app: FastAPI) -> None:
 
     async def http_error(_: Request, error: Exception) -> JSONResponse:
         status = error.status_code if isinstance(error, HTTPException) else 500
-        code = {404: "route_not_found", 405: "method_not_allowed"}.get(status, "http_error")
+        code = {404: "route_not_found", 405: "method_not_allowed", 413: "body_too_large"}.get(status, "http_error")
         detail = str(getattr(error, "detail", error))
         return JSONResponse(envelope(detail, status, code), status, headers=getattr(error, "headers", None))
 

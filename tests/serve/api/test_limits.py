@@ -129,9 +129,29 @@ async def test_a_body_too_large_is_refused_announced_or_not(tmp_path: Path) -> N
             for _ in range(100):
                 yield b"x" * 100
 
-        for content in (b"x" * 2000, chunks()):
-            response = await server.client.post("/v1/chat/completions", content=content)
-            assert (response.status_code, response.json()["error"]["code"]) == (413, "body_too_large")
+        for path in ("/v1/chat/completions", "/v1/feedback"):
+            for content in (b"x" * 2000, chunks()):
+                response = await server.client.post(path, content=content)
+                assert (response.status_code, response.json()["error"]["code"]) == (413, "body_too_large")
+        assert 'polytone_rejected_total{reason="body_too_large"} 2.0' in (await server.client.get("/metrics")).text
+
+
+async def test_the_key_is_asked_for_before_the_body_is_read(tmp_path: Path) -> None:
+    """A stranger's upload costs nothing."""
+    async with serving(tmp_path, body_bytes=1000) as server:
+        server.key(Kind.ADMIN)
+
+        chunks_read = 0
+
+        async def chunks() -> Any:
+            nonlocal chunks_read
+            chunks_read += 1
+            yield b"x"
+
+        for path in ("/v1/chat/completions", "/admin/adapters/acme/versions"):
+            response = await server.client.post(path, content=chunks())
+            assert (response.status_code, response.json()["error"]["code"]) == (401, "key_missing")
+        assert chunks_read == 0
 
 
 async def test_an_answer_that_takes_too_long_ends_with_an_error(tmp_path: Path) -> None:
@@ -178,8 +198,25 @@ async def test_pages_from_elsewhere_may_not_call_unless_listed(tmp_path: Path) -
         assert own.status_code == 200
         listed = await server.chat("tiny", headers={"origin": "https://desk.example"})
         assert listed.headers["access-control-allow-origin"] == "https://desk.example"
-        asked = await server.client.options("/v1/chat/completions", headers={"origin": "https://desk.example"})
-        assert asked.status_code == 204
+        assert listed.headers["access-control-expose-headers"] == "x-request-id, x-polytone-adapter"
+
+
+async def test_openais_client_may_call_from_a_page_that_is_listed(tmp_path: Path) -> None:
+    """Its own headers are asked for in the preflight; a list of ours that lacked them stopped it in browsers."""
+    headers = "authorization,content-type,x-conversation-id,x-stainless-lang,x-stainless-retry-count"
+    preflight = {"access-control-request-method": "POST", "access-control-request-headers": headers}
+    async with serving(tmp_path, origins=("https://desk.example",)) as server:
+
+        async def asked(origin: str) -> Any:
+            return await server.client.options("/v1/chat/completions", headers={"origin": origin, **preflight})
+
+        listed = await asked("https://desk.example")
+        assert (listed.status_code, listed.headers["access-control-allow-headers"]) == (200, headers)
+        assert listed.headers["access-control-allow-origin"] == "https://desk.example"
+        assert "POST" in listed.headers["access-control-allow-methods"]
+        evil = await asked("https://evil.example")
+        assert (evil.status_code, evil.json()["error"]["code"]) == (403, "origin_not_allowed")
+        assert "access-control-allow-origin" not in evil.headers
 
 
 async def test_without_keys_only_a_loopback_name_is_served(tmp_path: Path) -> None:
