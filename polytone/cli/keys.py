@@ -50,11 +50,11 @@ def create_key(
         name,
         Kind(kind),
         actor(),
-        names,
-        requests_per_minute,
-        tokens_per_minute,
-        concurrent_requests,
-        datetime.now(UTC) + timedelta(days=days) if days is not None else None,
+        adapters=names,
+        requests_per_minute=requests_per_minute,
+        tokens_per_minute=tokens_per_minute,
+        concurrent_requests=concurrent_requests,
+        expires_at=datetime.now(UTC) + timedelta(days=days) if days is not None else None,
     )
     unknown = unknown_models(settings, state, names or frozenset())
     if as_json:

@@ -1,4 +1,4 @@
-"""API keys: made once, shown once, kept as a hash; who holds one may do what the key is for."""
+"""API keys: creating, revoking and checking them. Only a hash of a key's secret is stored."""
 
 import hashlib
 import hmac
@@ -20,7 +20,7 @@ from polytone.serve.database.tables import KeyRow
 
 
 class Kind(StrEnum):
-    """Inference keys ask for answers; admin keys change what answers. Neither can do the other's work."""
+    """Inference keys ask for answers, admin keys change what answers. Neither does the work of the other."""
 
     INFERENCE = "inference"
     ADMIN = "admin"
@@ -28,13 +28,13 @@ class Kind(StrEnum):
 
 PREFIXES = {Kind.INFERENCE: "pt-inf", Kind.ADMIN: "pt-adm"}
 TOKEN = re.compile(r"pt-(?:inf|adm)-([0-9a-f]{12})-([A-Za-z0-9_-]{43})")
-NOBODY = "0" * 64
-HIGHEST_LIMIT = 2**31 - 1  # of a column
+UNKNOWN = (None, "0" * 64)
+HIGHEST_LIMIT = 2**31 - 1  # a 32-bit column
 
 
 @dataclass(frozen=True)
 class Key:
-    """What a key allows. `adapters` are the model names it may ask for; None means all."""
+    """A key without its secret. `adapters` are the models it may ask for, by voice or version; None means all."""
 
     id: str
     name: str
@@ -82,19 +82,20 @@ class KeyStore:
         name: str,
         kind: Kind,
         actor: str,
+        *,
         adapters: frozenset[str] | None = None,
         requests_per_minute: int | None = None,
         tokens_per_minute: int | None = None,
         concurrent_requests: int | None = None,
         expires_at: datetime | None = None,
     ) -> tuple[Key, str]:
-        """Make a key; the text is returned here and never again.
+        """Make a key. Its text is returned here and cannot be read again.
 
         Raises:
             InputError: `invalid_name`, or `invalid_request` for a limit.
-            ConflictError: `key_name_taken`.
+            ConflictError: `key_name_taken`, also by a key that was revoked.
         """
-        check_name(name, "name")
+        check_name(name)
         check_limits(
             requests_per_minute=requests_per_minute,
             tokens_per_minute=tokens_per_minute,
@@ -119,13 +120,15 @@ class KeyStore:
                 session.add(row)
                 audit.record(session, actor, "create_key", name, None, as_key(row).as_json())
         except IntegrityError:
-            raise ConflictError(
-                f"There is or was a key {name!r}. Choose another name.", code="key_name_taken", param="name"
-            ) from None
+            raise self._name_taken(name) from None
         return as_key(row), f"{PREFIXES[kind]}-{row.id}-{secret}"
 
     def revoke(self, name: str, actor: str) -> Key:
-        """Raises NotFoundError `key_not_found`. Again is fine."""
+        """End a key; one that was revoked before stays as it is.
+
+        Raises:
+            NotFoundError: `key_not_found`.
+        """
         with writing(self._database) as session:
             row = session.scalar(select(KeyRow).where(KeyRow.name == name).with_for_update())
             if row is None:
@@ -135,17 +138,31 @@ class KeyStore:
                 audit.record(session, actor, "revoke_key", name, "live", "revoked")
             return as_key(row)
 
+    def _name_taken(self, name: str) -> ConflictError:
+        """A revoked key keeps its name: its conversations would be shown to a new holder, and the audit log would name
+        two keys alike."""
+        with reading(self._database) as session:
+            revoked_at = session.scalar(select(KeyRow.revoked_at).where(KeyRow.name == name))
+        state = (
+            f"The key {name} was revoked, and its name stays taken because its conversations, the answers it asked for "
+            "and the audit log name it"
+            if revoked_at
+            else f"There is a key {name}"
+        )
+        return ConflictError(f"{state}. Choose another name, such as {name}-2.", code="key_name_taken", param="name")
+
     def all(self) -> list[Key]:
         return [key for key, _ in self.with_hashes()]
 
     def with_hashes(self) -> list[tuple[Key, str]]:
+        """Every key, the oldest first, with the hash of its secret."""
         with reading(self._database) as session:
             rows = session.scalars(select(KeyRow).order_by(KeyRow.created_at))
             return [(as_key(row), row.secret_sha256) for row in rows]
 
 
 class Keyring:
-    """The keys in memory, refreshed from the store; checks a request's key without a look at the database."""
+    """The keys in memory, to check a request's key without asking the database."""
 
     def __init__(self, keys: list[tuple[Key, str]]) -> None:
         self._keys: dict[str, tuple[Key, str]] = {}
@@ -156,7 +173,7 @@ class Keyring:
 
     @property
     def required(self) -> bool:
-        """Once a key was made, every request needs one; revoking the last does not open the server."""
+        """Once a key was made, every request needs one. Revoking the last one does not open the server again."""
         return bool(self._keys)
 
     def authenticate(self, authorization: str | None, kind: Kind) -> Key | None:
@@ -171,16 +188,16 @@ class Keyring:
         if scheme.lower() != "bearer" or not token.strip():
             raise DeniedError("This server needs a key. Send the header: Authorization: Bearer KEY", code="key_missing")
         match = TOKEN.fullmatch(token.strip())
-        found = self._keys.get(match[1]) if match else None
-        # The comparison runs whether or not the id is known, and takes the same time wherever the two differ.
-        good = hmac.compare_digest(hash_secret(match[2] if match else ""), found[1] if found else NOBODY)
-        if found is None or not good or not found[0].live():
+        key, secret_hash = self._keys.get(match[1], UNKNOWN) if match else UNKNOWN
+        # Compared even where the id is unknown, so that the time taken does not tell which ids exist.
+        matches = hmac.compare_digest(hash_secret(match[2] if match else ""), secret_hash)
+        if key is None or not matches or not key.live():
             raise DeniedError("The key is not valid: unknown, revoked or expired.", code="key_invalid")
-        if found[0].kind is not kind:
+        if key.kind is not kind:
             raise DeniedError(
-                f"This is an {found[0].kind} key; here an {kind} key is needed.", code="key_of_other_kind", status=403
+                f"This is an {key.kind} key; this route needs an {kind} key.", code="key_of_other_kind", status=403
             )
-        return found[0]
+        return key
 
 
 def check_limits(**limits: int | None) -> None:
@@ -192,7 +209,7 @@ def check_limits(**limits: int | None) -> None:
 
 
 def hash_secret(secret: str) -> str:
-    """The secret has 256 random bits: a plain hash cannot be searched, and a slow one would only slow requests."""
+    """A plain hash: nobody can guess 256 random bits, and a slow hash would only slow down requests."""
     return hashlib.sha256(secret.encode()).hexdigest()
 
 

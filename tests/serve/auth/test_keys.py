@@ -117,6 +117,18 @@ async def test_keys_are_made_over_http_shown_once_and_stored_hashed(tmp_path: Pa
     assert all(text[-43:].encode() not in content for content in files_of(tmp_path))
 
 
+def test_a_revoked_key_keeps_its_name_and_the_message_says_why(tmp_path: Path) -> None:
+    database = open_database(database_url(Home(tmp_path)))
+    store = KeyStore(database)
+    store.create("bot", Kind.INFERENCE, "test")
+    with pytest.raises(ConflictError, match=r"^There is a key bot\. Choose another name, such as bot-2\.$"):
+        store.create("bot", Kind.INFERENCE, "test")
+    store.revoke("bot", "test")
+    with pytest.raises(ConflictError, match="was revoked, and its name stays taken because its conversations"):
+        store.create("bot", Kind.INFERENCE, "test")
+    database.dispose()
+
+
 def files_of(folder: Path) -> list[bytes]:
     return [path.read_bytes() for path in folder.glob("polytone.db*")]
 
@@ -129,9 +141,9 @@ def test_the_keyring_tells_kinds_apart(tmp_path: Path) -> None:
     with pytest.raises(ConflictError):
         store.create("ops", Kind.INFERENCE, "test")
     ring = Keyring(store.with_hashes())
-    found = ring.authenticate(f"Bearer {text}", Kind.ADMIN)
-    assert found is not None
-    assert found.name == "ops"
+    key = ring.authenticate(f"Bearer {text}", Kind.ADMIN)
+    assert key is not None
+    assert key.name == "ops"
     for header in (None, "", "Bearer", f"Bearer {text}x", f"Bearer {text[:-1]}", text):
         with pytest.raises(DeniedError):
             ring.authenticate(header, Kind.ADMIN)
