@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -16,7 +17,7 @@ from .options import HomeOption, JsonOption
 from .state import open_store
 
 if TYPE_CHECKING:
-    from polytone.serve.backup.dump import Database
+    from polytone.serve.backup.dump import DatabaseDumper
     from polytone.serve.backup.manifest import Backup
     from polytone.serve.backup.restoring import Restored
     from polytone.serve.backup.taking import Taken
@@ -91,10 +92,10 @@ def restore(
     print(json.dumps(document) if as_json else restore_words(done, folder, settings))
 
 
-def database_in(settings: Settings) -> "Database":
-    from polytone.serve.backup.databases import database_of
+def database_in(settings: Settings) -> "DatabaseDumper":
+    from polytone.serve.backup.databases import dumper_for
 
-    return database_of(settings.database())
+    return dumper_for(settings.database())
 
 
 def as_document(backup: "Backup", folder: Path, **more: Any) -> dict[str, Any]:
@@ -151,4 +152,12 @@ def restore_words(done: "Restored", folder: Path, settings: Settings) -> str:
         f"digest {base.digest[:12]}."
         for base in done.missing
     ]
-    return "\n".join([*lines, "Then start the server: polytone serve"])
+    return "\n".join([*lines, f"Then start the server: {serve_command(settings)}"])
+
+
+def serve_command(settings: Settings) -> str:
+    """The command that serves the restored home; with --home it is not the one that `polytone serve` would take."""
+    root = settings.paths().root
+    return (
+        "polytone serve" if root == read_settings().paths().root else f"POLYTONE_HOME={quote(str(root))} polytone serve"
+    )

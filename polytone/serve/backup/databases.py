@@ -1,4 +1,4 @@
-"""Which kind of database a URL names."""
+"""Choose how to dump and restore the database that a URL names."""
 
 from pathlib import Path
 
@@ -7,23 +7,27 @@ from sqlalchemy.exc import ArgumentError
 
 from polytone.contract.errors import InputError
 
-from .dump import Database
-from .postgresql import PostgresqlDatabase
-from .sqlite import SqliteDatabase
+from .dump import DatabaseDumper
+from .postgresql import PostgresqlDumper
+from .sqlite import SqliteDumper
 
 
-def database_of(url: str) -> Database:
-    """Raises: InputError: `settings_invalid`."""
+def dumper_for(url: str) -> DatabaseDumper:
+    """The dumper for SQLite in a file, or for PostgreSQL.
+
+    Raises:
+        InputError: `settings_invalid`.
+    """
     try:
         parts = make_url(url)
     except ArgumentError:
         raise InputError("POLYTONE_DATABASE_URL: is not an SQLAlchemy URL.", code="settings_invalid") from None
     kind = parts.get_backend_name()
     if kind == "sqlite" and parts.database:
-        return SqliteDatabase(Path(parts.database))
+        return SqliteDumper(Path(parts.database))
     if kind == "postgresql":
-        return PostgresqlDatabase(url)
+        return PostgresqlDumper(url)
     raise InputError(
-        f"POLYTONE_DATABASE_URL: a database of the kind {kind} cannot be saved; SQLite in a file and PostgreSQL can.",
+        f"POLYTONE_DATABASE_URL: a {kind} database cannot be backed up. SQLite in a file and PostgreSQL can.",
         code="settings_invalid",
     )

@@ -1,6 +1,6 @@
-"""The whole database as one file, and back: what every kind of database has in common.
+"""Dump a whole database to one file and restore it: the parts common to SQLite and PostgreSQL.
 
-A dump stops no server, and is of one moment: what was committed before it and nothing after.
+A dump stops no server and shows one moment: everything committed before it and nothing after it.
 """
 
 import os
@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Literal, Protocol
 
 from alembic.script import ScriptDirectory
-from sqlalchemy import Connection, Engine, delete, func, inspect, select, table, text
+from sqlalchemy import Connection, delete, func, inspect, select, table, text
 from sqlalchemy.exc import SQLAlchemyError
 
 from polytone.contract.errors import (
@@ -27,18 +27,18 @@ from polytone.serve.database.session import MIGRATIONS, open_database, writing
 from polytone.serve.database.tables import ReplicaRow, ResidencyRow, Table, VersionRow
 
 Kind = Literal["sqlite", "postgresql"]
-Tell = Callable[[str, int, int], None]
-"""Is told what is being done, how many bytes of it are done, and of how many; 0 where nobody knows."""
+Report = Callable[[str, int, int], None]
+"""Called with what is being done, the bytes done, and the bytes in all, or 0 if unknown."""
 
 OBSERVED = frozenset({ReplicaRow.__tablename__, ResidencyRow.__tablename__})
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """What a database held at the moment of its dump.
+    """The content of a database at the moment of its dump.
 
-    `rows` has no table of what servers say of themselves; `versions` is version -> published or retired; `tool` is the
-    major version of the pg_dump that wrote it, 0 where none did.
+    `rows` counts each table's rows, without those that running servers write about themselves. `versions` is version ->
+    published or retired. `tool` is the major version of the pg_dump that wrote it, 0 for SQLite.
     """
 
     revision: str
@@ -47,10 +47,10 @@ class Snapshot:
     tool: int = 0
 
 
-class Database(Protocol):
-    """One kind of database, whose dumps have the `ending`: to a file, and from a file into an empty one.
+class DatabaseDumper(Protocol):
+    """Dumps one database to a file, and restores a dump into an empty one. Methods block.
 
-    Methods block.
+    `ending` is the file ending of its dumps.
     """
 
     kind: Kind
@@ -58,9 +58,9 @@ class Database(Protocol):
 
     @property
     def prepared(self) -> Path | None:
-        """The hidden file that `prepare` leaves, if it does."""
+        """The hidden file that `prepare` makes, if it makes one."""
 
-    def dump(self, target: Path, tell: Tell) -> Snapshot:
+    def dump(self, target: Path, report: Report) -> Snapshot:
         """Write everything into `target`, an empty file.
 
         Raises:
@@ -71,43 +71,50 @@ class Database(Protocol):
         """
 
     def contents(self) -> list[str]:
-        """What is in the way of a restore; empty where nothing is.
-
-        Raises: UnavailableError: `database_unavailable`.
-        """
-
-    def prepare(self, dump: Path, expected: Snapshot, tell: Tell) -> None:
-        """Whatever can fail before anything is put in place; a cut off one may be repeated.
-
-        Raises: as `put_in_place`.
-        """
-
-    def put_in_place(self, dump: Path, expected: Snapshot, tell: Tell) -> None:
-        """Bring back what was prepared, all of it or nothing, and its schema up to date. What was put in place before a
-        restore was cut off may be put there again.
+        """What is in the way of a restore; empty if nothing is.
 
         Raises:
-            CheckError: `backup_damaged` if it holds other rows than `expected`, `dump_failed`.
-            InputError: `database_not_empty` where anything else is.
+            UnavailableError: `database_unavailable`.
+        """
+
+    def prepare(self, dump: Path, expected: Snapshot, report: Report) -> None:
+        """Do everything that can fail before anything is put in place. May be repeated after an interruption.
+
+        Raises:
+            PolytoneError: as `put_in_place`.
+        """
+
+    def put_in_place(self, dump: Path, expected: Snapshot, report: Report) -> None:
+        """Put the prepared database in place, whole or not at all, and bring its schema up to date. May be repeated
+        after an interruption.
+
+        Raises:
+            CheckError: `backup_damaged` if it has other rows than `expected`, `dump_failed`.
+            InputError: `database_not_empty` if something else is there.
             NotFoundError: `postgresql_tools_missing`.
             UnavailableError: `database_unavailable`.
             StorageError: `disk_full` or `disk_error`.
         """
 
     def discard(self) -> None:
-        """Take back what was prepared."""
+        """Remove what was prepared."""
 
 
 def known_revisions() -> list[str]:
-    """The schemas that this Polytone can bring up to date, the newest first."""
+    """The schema revisions that this Polytone can bring up to date, newest first."""
     return [script.revision for script in ScriptDirectory(str(MIGRATIONS)).walk_revisions()]
 
 
-def described(connection: Connection, where: str) -> Snapshot:
-    there = set(inspect(connection).get_table_names())
-    if not {"alembic_version", VersionRow.__tablename__} <= there:
+def take_snapshot(connection: Connection, where: str) -> Snapshot:
+    """Describe a database within the connection's transaction.
+
+    Raises:
+        NotFoundError: `database_not_found`.
+    """
+    tables = set(inspect(connection).get_table_names())
+    if not {"alembic_version", VersionRow.__tablename__} <= tables:
         raise not_found(where)
-    counted = sorted((set(Table.metadata.tables) - OBSERVED) & there)
+    counted = sorted((set(Table.metadata.tables) - OBSERVED) & tables)
     return Snapshot(
         revision=str(connection.scalar(text("SELECT version_num FROM alembic_version"))),
         rows={name: int(connection.scalar(select(func.count()).select_from(table(name))) or 0) for name in counted},
@@ -115,34 +122,42 @@ def described(connection: Connection, where: str) -> Snapshot:
     )
 
 
-def check_rows(found: Snapshot, expected: Snapshot) -> None:
-    """Raises: CheckError: `backup_damaged`."""
+def check_rows(restored: Snapshot, expected: Snapshot) -> None:
+    """Compare the numbers of rows.
+
+    Raises:
+        CheckError: `backup_damaged`.
+    """
     wrong = [
-        f"{name} has {found.rows.get(name, 0)} rows, not {count}"
+        f"{name} has {restored.rows.get(name, 0)} rows, not {count}"
         for name, count in expected.rows.items()
-        if found.rows.get(name) != count
+        if restored.rows.get(name) != count
     ]
     if wrong:
-        raise CheckError(f"The restored database is not what was saved: {', '.join(wrong)}.", code="backup_damaged")
+        raise CheckError(
+            f"The restored database differs from the saved one: {', '.join(wrong)}.", code="backup_damaged"
+        )
 
 
 def bring_up_to_date(url: str) -> None:
-    """Migrate, and forget the servers that ran when it was saved: one whose clock was ahead would seem to live on."""
-    engine: Engine = open_database(url)
+    """Migrate the database, and forget the servers that ran when it was saved. One whose clock was ahead would
+    otherwise seem to be alive."""
+    database = open_database(url)
     try:
-        with writing(engine) as session:
+        with writing(database) as session:
             session.execute(delete(ResidencyRow))
             session.execute(delete(ReplicaRow))
     finally:
-        engine.dispose()
+        database.dispose()
 
 
 @contextmanager
-def reaching(where: str, written: Path | None = None) -> Iterator[None]:
-    """What the libraries raise, as errors for people; none of them has a password.
+def database_errors(where: str, written: Path | None = None) -> Iterator[None]:
+    """Turn errors of the database libraries into errors for people, without any password.
 
     Args:
-        written: the file that takes space, if that is not `where`.
+        where: the database, as messages name it.
+        written: the file that is written, if that is not `where`.
     """
     try:
         yield
@@ -170,8 +185,8 @@ def sqlite_refusal(where: str, written: str, error: sqlite3.Error) -> PolytoneEr
 
 def not_found(where: str) -> NotFoundError:
     return NotFoundError(
-        f"{where}: there is no database of Polytone. Is POLYTONE_HOME or POLYTONE_DATABASE_URL right? "
-        "A server makes one at its first start.",
+        f"{where}: there is no Polytone database. Check POLYTONE_HOME and POLYTONE_DATABASE_URL. "
+        "A server makes one when it first starts.",
         code="database_not_found",
     )
 
@@ -179,7 +194,7 @@ def not_found(where: str) -> NotFoundError:
 def not_empty(what: str) -> InputError:
     return InputError(
         f"The database to restore into is not empty: {what}. Name an empty one (POLYTONE_DATABASE_URL), or remove "
-        "that; nothing of it was touched.",
+        "that. Nothing in it was changed.",
         code="database_not_empty",
     )
 
@@ -195,5 +210,5 @@ def unavailable(where: str, why: str) -> UnavailableError:
 
 
 def make_private(file: Path) -> None:
-    """A new empty file that only its owner may read."""
+    """Create an empty file that only its owner may read."""
     os.close(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))

@@ -1,13 +1,15 @@
-"""Files of a backup: private, copied to the disk and hashed on the way; and who may write them."""
+"""Copy, hash, compare and lock the files of a backup. They are readable by their owner alone."""
 
 import contextlib
-import fcntl
+import errno
 import filecmp
 import hashlib
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from filelock import FileLock, Timeout
 
 from polytone.contract.errors import ConflictError, StorageError
 from polytone.contract.files import disk_refusal
@@ -18,32 +20,37 @@ PRIVATE = 0o600
 CHUNK = 1 << 20
 READ_AGAIN_BYTES = 1 << 20
 NOT_OURS = frozenset({"lost+found"})
+NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP)  # of file systems without locks: a backup there goes on without one
 
 
 @contextmanager
-def alone(lock: Path) -> Iterator[None]:
-    """Nobody else is in a block with the same lock; a process that is killed lets go of it.
+def exclusive_lock(file: Path) -> Iterator[None]:
+    """Keep other processes out of blocks with the same lock file. A killed process releases its lock.
 
-    Raises: ConflictError: `already_running`.
+    Raises:
+        ConflictError: `already_running`.
     """
-    descriptor = os.open(lock, os.O_CREAT | os.O_RDWR, PRIVATE)
+    lock = FileLock(file, timeout=0, mode=PRIVATE)
     try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ConflictError(
-                f"Another backup or restore is at work in {lock.parent}. Wait for its end.", code="already_running"
-            ) from None
-        except OSError:
-            pass  # a file system without locks
+        lock.acquire()
+    except Timeout:
+        raise ConflictError(
+            f"Another backup or restore is running in {file.parent}. Wait until it ends.", code="already_running"
+        ) from None
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise
+    try:
         yield
     finally:
-        os.close(descriptor)
+        lock.release()
 
 
 def alike(source: Path, copy: Path) -> bool:
-    """The same names and sizes, and the same bytes in every small file. Among those is always one that names the digest
-    of the large ones."""
+    """Whether two folders have the same names and sizes, and the same bytes in every small file.
+
+    Large files are compared by size alone, since one of the small ones always names their digest.
+    """
     one, other = files_in(source), files_in(copy)
     return one.keys() == other.keys() and all(
         path.stat().st_size == other[name].stat().st_size
@@ -66,9 +73,13 @@ def copy_files(source: Path, target: Path, moved: Callable[[int], None] = lambda
 def copy_file(
     source: Path, target: Path | None, mode: int, moved: Callable[[int], None] = lambda _: None
 ) -> StoredFile:
-    """Copy to a new file, on disk when this returns, or only read where there is no target.
+    """Copy to a new file and flush it to the disk; without a target, read and hash only.
 
-    Raises: StorageError: `disk_error` if it cannot be read.
+    Args:
+        moved: is told the number of bytes after each chunk.
+
+    Raises:
+        StorageError: `disk_error` if the source cannot be read.
     """
     digest, size = hashlib.sha256(), 0
     with contextlib.ExitStack() as opened:
@@ -98,7 +109,7 @@ def hash_file(path: Path) -> StoredFile:
 
 @contextmanager
 def disk_errors(place: Path) -> Iterator[None]:
-    """Raises: StorageError: `disk_full` or `disk_error`."""
+    """Turn an OSError into a StorageError, `disk_full` or `disk_error`."""
     try:
         yield
     except OSError as error:

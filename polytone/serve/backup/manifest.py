@@ -1,4 +1,4 @@
-"""backup.json: what is in a backup."""
+"""The content of backup.json."""
 
 from collections.abc import Iterator
 from datetime import datetime
@@ -21,13 +21,13 @@ MANIFEST_NAME = "backup.json"
 def check_path(path: str) -> str:
     parts = PurePosixPath(path).parts
     if not parts or path.startswith("/") or ".." in parts or "\0" in path:
-        raise ValueError("leads out of its folder")
+        raise ValueError("points outside its folder")
     return path
 
 
 def check_word(name: str) -> str:
     if check_path(name) and len(PurePosixPath(name).parts) != 1:
-        raise ValueError("is no single name")
+        raise ValueError("is not a single name")
     return name
 
 
@@ -41,7 +41,7 @@ class StoredFile(FrozenModel):
 
 
 class StoredFolder(FrozenModel):
-    """A folder of the home: where it lies in the backup, and its files by their paths in it."""
+    """A folder of the home: its place in the backup, and its files by their paths in it."""
 
     folder: RelativePath
     files: dict[RelativePath, StoredFile]
@@ -52,21 +52,21 @@ class StoredFolder(FrozenModel):
 
 
 class StoredVersion(StoredFolder):
-    """`state` is what the database says of it; None for one that it does not name."""
+    """A version. `state` is the state recorded in the database; None if the database does not name it."""
 
     digest: str
     state: str | None
 
 
 class StoredBase(FrozenModel):
-    """base.json's content; `weights` is None where they were left out."""
+    """A base. `weights` is None if they were left out."""
 
     base: Base
     weights: StoredFolder | None
 
 
 class StoredDatabase(StoredFile):
-    """The dump. `rows` says how many each table has, `tool` which pg_dump wrote it."""
+    """The dump. `rows` counts the rows of each table, `tool` is the major version of the pg_dump that wrote it."""
 
     file: Word
     kind: Kind
@@ -76,10 +76,10 @@ class StoredDatabase(StoredFile):
 
 
 class Backup(FrozenModel, populate_by_name=True):
-    """The content of backup.json. Everything that was acknowledged before `created` is in the backup.
+    """One backup. Everything that was acknowledged before `created` is in it.
 
-    `verdicts` holds evaluations/<version>.json as text; `left_out` says why a version or base is missing that the
-    database names or the home has.
+    `verdicts` holds evaluations/<version>.json as text; `left_out` says why a version or base that
+    the database names or the home has is missing.
     """
 
     schema_: Literal["polytone.backup/1"] = Field("polytone.backup/1", alias="schema")
@@ -97,18 +97,24 @@ class Backup(FrozenModel, populate_by_name=True):
         return self.database.bytes + sum(stored.bytes for _, stored in self.folders())
 
     def folders(self) -> Iterator[tuple[str, StoredFolder]]:
-        """Every folder with its place in a home."""
+        """Every folder, with its place in a home."""
         for version, stored in self.versions.items():
             yield f"adapters/{VersionId.parse(version).path}", stored
-        for name, found in self.evaluations.items():
-            yield f"evaluations/{name}", found
+        for name, evaluation in self.evaluations.items():
+            yield f"evaluations/{name}", evaluation
         for base_id, base in self.bases.items():
             if base.weights is not None:
                 yield f"bases/{check_name(base_id, 'base id')}", base.weights
 
 
 def read_backup(folder: Path) -> Backup:
-    """Raises: NotFoundError: `backup_not_found`. CheckError: `backup_invalid`."""
+    """Read and check backup.json.
+
+    Raises:
+        NotFoundError: `backup_not_found`.
+        CheckError: `backup_invalid`.
+        StorageError: `disk_error`.
+    """
     path = folder / MANIFEST_NAME
     try:
         backup = Backup.model_validate_json(path.read_bytes())
@@ -116,7 +122,7 @@ def read_backup(folder: Path) -> Backup:
         return backup
     except FileNotFoundError:
         raise NotFoundError(
-            f"There is no backup in {folder}: it has no {MANIFEST_NAME}, which is written when a backup is complete.",
+            f"There is no backup in {folder}: it has no {MANIFEST_NAME}, which is written once a backup is complete.",
             code="backup_not_found",
         ) from None
     except OSError as error:
@@ -126,7 +132,7 @@ def read_backup(folder: Path) -> Backup:
     except InputError as error:
         problems = error.message
     raise CheckError(
-        f"{path}: {problems}. It was changed or damaged, or is of another Polytone. Use another backup; to make a new "
-        "one here, move this file away.",
+        f"{path}: {problems}. It was changed or damaged, or comes from another version of Polytone. "
+        "Use another backup. To make a new one here, move this file away.",
         code="backup_invalid",
     )

@@ -24,8 +24,8 @@ from polytone.serve.adapters.rollout import Part
 from polytone.serve.adapters.store import AdapterStore
 from polytone.serve.auth.keys import KeyStore, Kind
 from polytone.serve.backup.checking import check_backup
-from polytone.serve.backup.databases import database_of
-from polytone.serve.backup.files import alone, hash_file
+from polytone.serve.backup.databases import dumper_for
+from polytone.serve.backup.files import exclusive_lock, hash_file
 from polytone.serve.backup.manifest import MANIFEST_NAME, Backup, read_backup
 from polytone.serve.backup.restoring import Restored, restore
 from polytone.serve.backup.taking import Taken, back_up
@@ -41,6 +41,7 @@ from tests.serve.traffic.test_export import ask, give
 from tests.serve.traffic.test_reviews import decide, lease
 from tests.support.adapters import make_base, make_version
 from tests.support.postgresql import Postgresql
+from tests.support.processes import polytone
 from tests.support.serving import Server, database_url, serving
 
 OBSERVED = {"replicas", "residency"}
@@ -55,12 +56,12 @@ class Place:
     url: str
 
     def back_up(self, folder: Path, bases: bool = True, tell: Callable[..., None] = lambda *_: None) -> Taken:
-        return back_up(self.home, database_of(self.url), None, folder, bases, tell)
+        return back_up(self.home, dumper_for(self.url), None, folder, bases, tell)
 
     def restore(
         self, folder: Path, store: AdapterStore | None = None, tell: Callable[..., None] = lambda *_: None
     ) -> Restored:
-        return restore(folder, self.home, database_of(self.url), store, tell)
+        return restore(folder, self.home, dumper_for(self.url), store, tell)
 
     def files(self) -> dict[str, bytes]:
         """Everything in the home but the database."""
@@ -405,7 +406,7 @@ def test_what_is_not_whole_is_refused_and_nothing_is_written(small: Place, elsew
             check_backup(folder, lambda *_: None)
         assert caught.value.code == code, change.__name__
         assert not elsewhere.home.root.exists()
-        assert database_of(elsewhere.url).contents() == []
+        assert dumper_for(elsewhere.url).contents() == []
     elsewhere.restore(good)
     assert elsewhere.rows() == small.rows()
 
@@ -446,7 +447,7 @@ def test_what_is_there_is_in_the_way_and_stays(small: Place, elsewhere: Place, t
     assert not elsewhere.home.root.exists()
 
 
-def test_a_backup_goes_into_a_database_of_its_kind(small: Place, postgresql: Postgresql, tmp_path: Path) -> None:
+def test_a_backup_goes_into_a_dumper_for_its_kind(small: Place, postgresql: Postgresql, tmp_path: Path) -> None:
     small.back_up(tmp_path / "backup")
     with pytest.raises(PolytoneError) as caught:
         Place(Home(tmp_path / "elsewhere"), postgresql.empty()).restore(tmp_path / "backup")
@@ -595,7 +596,7 @@ def test_versions_that_only_the_store_has_are_saved_and_go_back_into_a_store(
     for version in versions:
         stores[0].put(small.home.adapter_folder(version), version)
     shutil.rmtree(small.home.adapters)
-    taken = back_up(small.home, database_of(small.url), stores[0], tmp_path / "backup", True, lambda *_: None)
+    taken = back_up(small.home, dumper_for(small.url), stores[0], tmp_path / "backup", True, lambda *_: None)
     assert (sorted(taken.new), taken.lacking) == (sorted(versions), ())
     check_private(tmp_path / "backup")
     elsewhere.restore(tmp_path / "backup", stores[1])
@@ -619,15 +620,26 @@ def test_a_folder_of_something_else_is_refused(small: Place, tmp_path: Path) -> 
 def test_one_at_a_time(small: Place, elsewhere: Place, tmp_path: Path) -> None:
     folder = tmp_path / "backup"
     small.back_up(folder)
-    with alone(folder / ".backup.lock"), pytest.raises(PolytoneError) as caught:
+    with exclusive_lock(folder / ".backup.lock"), pytest.raises(PolytoneError) as caught:
         small.back_up(folder)
     assert caught.value.code == "already_running"
     elsewhere.home.root.mkdir()
     (elsewhere.home.root / ".restoring").mkdir()
-    with alone(elsewhere.home.root / ".restoring" / "lock"), pytest.raises(PolytoneError) as caught:
+    with exclusive_lock(elsewhere.home.root / ".restoring" / "lock"), pytest.raises(PolytoneError) as caught:
         elsewhere.restore(folder)
     assert caught.value.code == "already_running"
     elsewhere.restore(folder)
+
+
+def test_a_restore_into_another_home_names_the_command_that_serves_it(
+    small: Place, elsewhere: Place, tmp_path: Path
+) -> None:
+    """It once said `polytone serve`, which starts the live home."""
+    small.back_up(tmp_path / "backup")
+    arguments = ("restore", str(tmp_path / "backup"), "--home", str(elsewhere.home.root))
+    done = polytone(*arguments, home=small.home.root, POLYTONE_DATABASE_URL=elsewhere.url)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == f"Then start the server: POLYTONE_HOME={elsewhere.home.root} polytone serve"
 
 
 def test_no_database_and_a_damaged_one_are_told_apart(small: Place, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Versions, aliases and what replicas say of them."""
+"""Versions, aliases, and the state of versions on each replica."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -34,8 +34,3 @@ def upgrade() -> None:
         sa.Column("state", sa.String(16), nullable=False),
         sa.Column("reason", sa.Text(), nullable=True),
     )
-
-
-def downgrade() -> None:
-    for table in ("residency", "replicas", "aliases", "versions"):
-        op.drop_table(table)

@@ -69,14 +69,3 @@ def upgrade() -> None:
         sa.Column("state", sa.String(16), nullable=False),
         sa.Column("reason", sa.Text(), nullable=True),
     )
-
-
-def downgrade() -> None:
-    op.create_table(
-        "aliases",
-        sa.Column("name", sa.String(63), primary_key=True),
-        sa.Column("version", sa.String(80), sa.ForeignKey("versions.id"), nullable=False),
-        sa.Column("promoted_at", sa.DateTime(timezone=True), nullable=False),
-    )
-    for table in ("keys", "audit", "rollouts"):
-        op.drop_table(table)

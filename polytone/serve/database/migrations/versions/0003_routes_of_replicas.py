@@ -1,4 +1,4 @@
-"""What each replica answers a voice with, so that a change can be waited for."""
+"""The rollouts that each replica answers with, so that commands can wait for a change."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -9,7 +9,3 @@ down_revision = "0002"
 
 def upgrade() -> None:
     op.add_column("replicas", sa.Column("routes", sa.JSON(), nullable=False, server_default="{}"))
-
-
-def downgrade() -> None:
-    op.drop_column("replicas", "routes")

@@ -1,4 +1,4 @@
-"""Answers, feedback on them, what waits for review, and what the drift detectors know."""
+"""Answers, feedback on them, the queue for review, and the drift detectors' state."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -87,8 +87,3 @@ def upgrade() -> None:
         sa.Column("acknowledged_at", sa.DateTime(timezone=True), nullable=True),
         sa.Column("acknowledged_by", sa.String(120), nullable=True),
     )
-
-
-def downgrade() -> None:
-    for table in ("drift_alarms", "drift", "reviews", "feedback", "traffic"):
-        op.drop_table(table)

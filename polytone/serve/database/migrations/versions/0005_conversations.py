@@ -33,8 +33,3 @@ def upgrade() -> None:
         sa.UniqueConstraint("conversation", "id"),
     )
     op.create_index("ix_turns_conversation", "turns", ["conversation"])
-
-
-def downgrade() -> None:
-    op.drop_table("turns")
-    op.drop_table("conversations")
