@@ -1,7 +1,7 @@
 """An adapter version on disk: the folder train hands to serve.
 
-`$POLYTONE_HOME/adapters/<name>/<digest12>/` holds exactly the files of `FILES`, and those of `OPTIONAL` that its
-manifest names. Its name is the digest of what answers, so a version can never change under its id.
+`$POLYTONE_HOME/adapters/<voice>/<digest12>/` holds exactly the files of `FILES`, and those of `OPTIONAL` that its
+manifest names. The folder is named by the digest of configuration and weights, so a version cannot change under its id.
 """
 
 import contextlib
@@ -69,7 +69,7 @@ class PeftConfig(FrozenModel, extra="allow"):
         return [self.r, *(self.rank_pattern or {}).values()]
 
     def unsupported(self) -> list[str]:
-        """What is set here and cannot be served."""
+        """Settings that cannot be served."""
         fixed = {
             "peft_type": self.peft_type == "LORA",
             "bias": self.bias == "none",
@@ -80,7 +80,7 @@ class PeftConfig(FrozenModel, extra="allow"):
 
 
 def digest_adapter(folder: Path) -> str:
-    """sha256 over the adapter's configuration and weights, each with its name and length."""
+    """SHA-256 over the names, lengths and contents of the adapter's configuration and weights."""
     total = hashlib.sha256()
     for name in (CONFIG, WEIGHTS):
         path = folder / name
@@ -89,17 +89,17 @@ def digest_adapter(folder: Path) -> str:
 
 
 def read_version(home: Home, version: str) -> Manifest:
-    """Read the manifest of a version and check that the folder is what its name says.
+    """Read the manifest of a version and check its folder.
 
     Raises:
         NotFoundError: `version_not_found`.
-        CheckError: as `read_folder`, or `wrong_digest` if the folder's name is not its content.
+        CheckError: as `read_folder`, or `wrong_digest` if the folder holds another version than its name says.
     """
     folder = home.adapter_folder(version)
     if not (folder / MANIFEST).is_file():
         known = ", ".join(list_versions(home)) or "none"
         raise NotFoundError(
-            f"There is no version {version} under {home.adapters} (there: {known}).",
+            f"There is no version {version} under {home.adapters} (found: {known}).",
             code="version_not_found",
             param="version",
         )
@@ -116,59 +116,60 @@ def read_folder(folder: Path) -> Manifest:
     """Read and check an adapter folder: its files, its manifest, its digest and its tensors.
 
     Raises:
-        CheckError: with every reason `inspect_folder` finds.
+        CheckError: with every problem that `inspect_folder` finds.
     """
-    manifest, found = inspect_folder(folder)
-    if manifest is None or found:
-        raise combined(found)
+    manifest, problems = inspect_folder(folder)
+    if manifest is None or problems:
+        raise combined(problems)
     return manifest
 
 
 def inspect_folder(folder: Path) -> tuple[Manifest | None, list[CheckError]]:
-    """The manifest, if it can be read, and everything that is wrong with the folder.
+    """The manifest, if it can be read, and every problem of the folder.
 
     Codes: `not_safetensors`, `files_missing`, `files_unexpected`, `manifest_invalid`, `wrong_digest`,
     `file_truncated`, `config_invalid`, `peft_unsupported`, `tensors_mismatch` and `reference_mismatch`.
     """
-    found = list(check_files(folder))
+    problems = list(check_files(folder))
     manifest, config, tensors = None, None, None
     if (folder / MANIFEST).is_file():
-        try:
+        with collected(problems):
             manifest = read_manifest(folder)
-        except CheckError as error:
-            found.append(error)
     if (folder / CONFIG).is_file():
-        try:
+        with collected(problems):
             config = read_config(folder)
-        except CheckError as error:
-            found.append(error)
     if (folder / WEIGHTS).is_file():
-        try:
+        with collected(problems):
             tensors = read_header(folder / WEIGHTS)
-        except CheckError as error:
-            found.append(error)
     if config is not None:
-        found += check_config(folder, config)
+        problems += check_config(folder, config)
     if config is not None and tensors is not None:
-        found += check_tensors(folder, config, tensors)
+        problems += check_tensors(folder, config, tensors)
     if manifest is not None and (folder / CONFIG).is_file() and (folder / WEIGHTS).is_file():
-        found += check_manifest(folder, manifest, config)
+        problems += check_manifest(folder, manifest, config)
     if manifest is not None:
-        try:
+        with collected(problems):
             check_reference(folder, manifest.drift_reference)
-        except CheckError as error:
-            found.append(error)
-    return manifest, found
+    return manifest, problems
+
+
+@contextlib.contextmanager
+def collected(problems: list[CheckError]) -> Iterator[None]:
+    """Add a CheckError that the block raises to `problems`, and go on."""
+    try:
+        yield
+    except CheckError as error:
+        problems.append(error)
 
 
 def check_files(folder: Path) -> Iterator[CheckError]:
-    there = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
     pickles = sorted(path.name for pattern in PICKLES for path in folder.glob(pattern))
     if pickles:
         yield not_safetensors(folder / pickles[0], "it is a pickle, which can run code when it is read")
-    if missing := sorted(FILES - there):
+    if missing := sorted(FILES - names):
         yield CheckError(f"{folder}: lacks {', '.join(missing)}.", code="files_missing")
-    if unexpected := sorted(there - FILES - OPTIONAL):
+    if unexpected := sorted(names - FILES - OPTIONAL):
         yield CheckError(f"{folder}: has unexpected {', '.join(unexpected)}.", code="files_unexpected")
 
 
@@ -187,7 +188,7 @@ def read_config(folder: Path) -> PeftConfig:
 
 
 def check_config(folder: Path, config: PeftConfig) -> Iterator[CheckError]:
-    """What the engine would refuse or, worse, silently ignore."""
+    """Find what the engine would refuse or, worse, silently ignore."""
     if unsupported := config.unsupported():
         yield CheckError(
             f"{folder / CONFIG}: {', '.join(unsupported)} cannot be served. Train a plain LoRA.",
@@ -246,40 +247,40 @@ def check_manifest(folder: Path, manifest: Manifest, config: PeftConfig | None) 
 
 
 def check_servable(manifest: Manifest, base: Base, max_rank: int) -> None:
-    """Refuse a version this server cannot answer with exactly as it was trained.
+    """Refuse a version with which this server cannot answer exactly as it was trained.
 
     Raises:
-        CheckError: with every reason of `wrong_base`, `wrong_quantization`, `wrong_chat_template`, `rank_too_high`.
+        CheckError: with every problem of `wrong_base`, `wrong_quantization`, `wrong_chat_template`, `rank_too_high`.
     """
-    if found := list(unservable(manifest, base, max_rank)):
-        raise combined(found)
+    if problems := list(unservable(manifest, base, max_rank)):
+        raise combined(problems)
 
 
 def unservable(manifest: Manifest, base: Base, max_rank: int) -> Iterator[CheckError]:
-    who = f"{manifest.version}: manifest.json:"
+    field_of = f"{manifest.version}: manifest.json:"
     if (manifest.base.id, manifest.base.digest) != (base.id, base.digest):
         yield CheckError(
-            f"{who} base: was trained on {manifest.base.id} ({manifest.base.digest[:12]}); this server runs "
+            f"{field_of} base: was trained on {manifest.base.id} ({manifest.base.digest[:12]}); this server runs "
             f"{base.id} ({base.digest[:12]}). Train it again on this base or serve that one.",
             code="wrong_base",
             param="base",
         )
     if manifest.quantization != base.quantization:
         yield CheckError(
-            f"{who} quantization: was trained on {manifest.quantization}, the base is served as "
+            f"{field_of} quantization: was trained on {manifest.quantization}, the base is served as "
             f"{base.quantization}. Train it again.",
             code="wrong_quantization",
             param="quantization",
         )
     if manifest.chat_template_sha256 != base.chat_template_sha256:
         yield CheckError(
-            f"{who} chat_template_sha256: was trained with another chat template than this base has. Train it again.",
+            f"{field_of} chat_template_sha256: was trained with another chat template than the base's. Train it again.",
             code="wrong_chat_template",
             param="chat_template_sha256",
         )
     if manifest.peft.rank > max_rank:
         yield CheckError(
-            f"{who} peft.rank: is {manifest.peft.rank}; this server takes at most {max_rank}. Train with a lower "
+            f"{field_of} peft.rank: is {manifest.peft.rank}; this server takes at most {max_rank}. Train with a lower "
             f"rank or start the server with POLYTONE_MAX_LORA_RANK={manifest.peft.rank}.",
             code="rank_too_high",
             param="peft.rank",
@@ -287,9 +288,9 @@ def unservable(manifest: Manifest, base: Base, max_rank: int) -> Iterator[CheckE
 
 
 def list_versions(home: Home) -> list[str]:
-    """Ids of all whole versions on disk, oldest manifest first."""
+    """Ids of all complete versions on disk, the oldest manifest first."""
     written: dict[str, float] = {}
-    # Hidden names are what a writer has under its hands: they may be gone while one looks.
+    # Hidden folders belong to a writer and may be gone at any moment.
     for manifest in home.adapters.glob(f"[!.]*/[!.]*/{MANIFEST}"):
         with contextlib.suppress(FileNotFoundError):
             written[str(VersionId(*manifest.parts[-3:-1]))] = manifest.stat().st_mtime

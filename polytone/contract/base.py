@@ -1,4 +1,4 @@
-"""A prepared base model on disk: base.json, source/ (unquantized) and nf4-dense/ (NF4 values, dense)."""
+"""A prepared base model on disk: base.json, source/ (unquantized weights) and nf4-dense/ (NF4 values, dense)."""
 
 import hashlib
 import json
@@ -18,7 +18,7 @@ DIGESTED = ("config.json", "tokenizer.json", "tokenizer.model")
 
 
 class Quantization(FrozenModel):
-    """How base weights are quantized; served and trained must agree on every field."""
+    """The quantization of the base's weights. Training and serving must agree on every field."""
 
     method: Literal["nf4"] = "nf4"
     double_quantization: bool = True
@@ -28,8 +28,8 @@ class Quantization(FrozenModel):
 class Base(FrozenModel, populate_by_name=True):
     """The content of base.json.
 
-    `digest` is a sha256 over the configuration, the tokenizer and the unquantized weights, so two machines that
-    prepared the same model agree on it.
+    `digest` is a SHA-256 over the configuration, the tokenizer and the unquantized weights. Two machines that prepared
+    the same model agree on it.
     """
 
     schema_: Literal["polytone.base/1"] = Field("polytone.base/1", alias="schema")
@@ -51,14 +51,14 @@ def load_base(home: Home, base_id: str) -> Base:
     """Read base.json of a prepared base.
 
     Raises:
-        NotFoundError: `base_not_found`, with the bases there are.
+        NotFoundError: `base_not_found`, naming those that are prepared.
         CheckError: `base_damaged`.
     """
     path = base_folder(home, base_id) / "base.json"
     if not path.is_file():
         known = ", ".join(list_bases(home)) or "none"
         raise NotFoundError(
-            f"There is no prepared base {base_id!r} under {home.bases} (there: {known}). Prepare it: "
+            f"There is no prepared base {base_id!r} under {home.bases} (found: {known}). Prepare it: "
             f"polytone base prepare {base_id}, or under this name from a folder or the hub: "
             f"polytone base prepare MODEL --id {base_id}",
             code="base_not_found",
@@ -76,7 +76,7 @@ def list_bases(home: Home) -> list[str]:
 
 
 def digest_model(folder: Path) -> str:
-    """sha256 over names and bytes of configuration, tokenizer and safetensors weights."""
+    """SHA-256 over names and contents of configuration, tokenizer and safetensors weights."""
     total = hashlib.sha256()
     names = [name for name in DIGESTED if (folder / name).is_file()]
     for name in [*names, *sorted(path.name for path in folder.glob("*.safetensors"))]:

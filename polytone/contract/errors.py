@@ -1,12 +1,12 @@
-"""The errors a user meets. Each says what is wrong, where, and how to mend it.
+"""Errors that users see. Each says what is wrong, where, and how to fix it.
 
 PolytoneError
 ├── InputError        a file, field or option is wrong        exit 2   HTTP 400
 ├── NotFoundError     a named thing does not exist            exit 2   HTTP 404
-├── DeniedError      no key, the wrong key or the wrong place exit 1   HTTP 401 or 403
-├── TooLargeError    more than this server takes             exit 2   HTTP 413
-├── LimitError       too much at once; try again later       exit 1   HTTP 429
-├── ConflictError    someone else changed it meanwhile        exit 1   HTTP 409
+├── DeniedError       no key, the wrong key or a forbidden origin exit 1   HTTP 401 or 403
+├── TooLargeError     more than this server takes             exit 2   HTTP 413
+├── LimitError        too much at once; try again later       exit 1   HTTP 429
+├── ConflictError     someone else changed it meanwhile       exit 1   HTTP 409
 ├── CheckError        a check or gate failed                  exit 1   HTTP 422
 ├── StorageError      the disk refused (full, read-only)      exit 1   HTTP 507
 └── UnavailableError  not now, but perhaps later              exit 1   HTTP 503
@@ -21,7 +21,7 @@ class PolytoneError(Exception):
         code: stable snake_case identifier.
         param: the field or option at fault, if there is one.
 
-    `reasons` holds every reason where a check found several; `headers` go with the HTTP answer.
+    `reasons` lists every problem where a check found several; `headers` are added to the HTTP response.
     """
 
     exit_code = 1
@@ -60,7 +60,7 @@ class TooLargeError(PolytoneError):
 
 
 class LimitError(PolytoneError):
-    """`retry_after`: seconds until it may go through."""
+    """`retry_after`: seconds after which a retry may succeed."""
 
     status = 429
 
@@ -85,10 +85,10 @@ class UnavailableError(PolytoneError):
     status = 503
 
 
-def combined(found: list[CheckError]) -> CheckError:
-    """Every reason as one error: the first one's code, everyone's message."""
-    error = CheckError("\n".join(one.message for one in found), code=found[0].code, param=found[0].param)
+def combined(problems: list[CheckError]) -> CheckError:
+    """Several problems as one error, with the code of the first and the messages of all."""
+    error = CheckError("\n".join(one.message for one in problems), code=problems[0].code, param=problems[0].param)
     error.reasons = [
-        {"code": one.code, "message": one.message, **({"param": one.param} if one.param else {})} for one in found
+        {"code": one.code, "message": one.message, **({"param": one.param} if one.param else {})} for one in problems
     ]
     return error

@@ -1,7 +1,7 @@
-"""The verdict of an evaluation: did a version pass the gates of its recipe, and if not, which of them and by how much.
+"""The verdict of an evaluation on a version, by the gates of its recipe.
 
-`$POLYTONE_HOME/evaluations/<name@digest12>.json` is the newest verdict on a version. Evaluation writes it, promotion
-reads it. It lies outside the version's folder, whose content never changes.
+`$POLYTONE_HOME/evaluations/<voice@digest12>.json` is the newest verdict on a version. Evaluation writes it and
+promotion reads it. It is not in the version's folder because the content of that never changes.
 """
 
 from datetime import UTC, datetime
@@ -20,9 +20,9 @@ Word: TypeAlias = Literal["good", "nothing learned", "damaged", "not good enough
 
 
 class FailedGate(FrozenModel):
-    """A gate, the figure that was held against it and the bar; `message` says so in words.
+    """A gate, the figure that was measured and the bar that it missed; `message` says so in words.
 
-    `gate` is a key of the recipe's `gates`, or `damaged` or `nothing_learned`, which no recipe can switch off.
+    `gate` is a key of the recipe's `gates`, or `damaged` or `nothing_learned`, which no recipe can turn off.
     """
 
     gate: str
@@ -32,7 +32,7 @@ class FailedGate(FrozenModel):
 
 
 class EvaluatedOn(FrozenModel):
-    """The held-out file."""
+    """The file of held-out rows."""
 
     path: str
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
@@ -41,9 +41,9 @@ class EvaluatedOn(FrozenModel):
 
 
 class GateVerdict(FrozenModel):
-    """What an evaluation found, in one word and with every failed gate.
+    """The result of an evaluation, with every failed gate.
 
-    `not_measured` names the gates it says nothing of, and why; they do not fail.
+    `not_measured` maps gates that could not be measured to the reason; these do not fail.
     """
 
     version: str
@@ -56,7 +56,7 @@ class GateVerdict(FrozenModel):
     folder: str | None = None
 
     def in_words(self) -> list[str]:
-        """One sentence a failed gate."""
+        """A sentence for each failed gate."""
         return [f"{self.version}: {reason.message}" for reason in self.reasons]
 
 
@@ -65,10 +65,10 @@ def verdict_path(home: Home, version: str) -> Path:
 
 
 def write_verdict(home: Home, verdict: GateVerdict) -> Path:
-    """Make this the newest verdict on its version; a reader sees the old file or the new one.
+    """Make this the newest verdict on its version. A reader sees the old file or the new one.
 
     Raises:
-        StorageError: `disk_full` or `disk_error`; the verdict before stays.
+        StorageError: `disk_full` or `disk_error`; the earlier verdict stays.
     """
     path = verdict_path(home, verdict.version)
     write_whole(path, verdict.model_dump_json(indent=2) + "\n")
@@ -76,7 +76,7 @@ def write_verdict(home: Home, verdict: GateVerdict) -> Path:
 
 
 def read_verdict(home: Home, version: str) -> GateVerdict | None:
-    """The newest verdict on a version; None where it was never evaluated on this machine.
+    """The newest verdict on a version; None if it was never evaluated on this machine.
 
     Raises:
         CheckError: `verdict_damaged`.
@@ -96,6 +96,6 @@ def read_verdict(home: Home, version: str) -> GateVerdict | None:
 
 def damaged(path: Path, why: str) -> CheckError:
     return CheckError(
-        f"{path}: is no verdict on this version ({why}). Evaluate it again with polytone evaluate, or remove the file.",
+        f"{path}: is not a verdict on this version ({why}). Run polytone evaluate again, or remove the file.",
         code="verdict_damaged",
     )

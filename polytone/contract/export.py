@@ -1,4 +1,4 @@
-"""A dataset exported from traffic: `X.jsonl` with `X.manifest.json` beside it, which says where its rows came from."""
+"""The manifest of a dataset exported from traffic: `X.manifest.json` beside `X.jsonl` says where its rows came from."""
 
 from datetime import datetime
 from pathlib import Path
@@ -16,8 +16,8 @@ Format: TypeAlias = Literal["sft", "kto", "dpo"]
 class ExportManifest(FrozenModel, populate_by_name=True):
     """The content of X.manifest.json.
 
-    `sha256` is that of the rows file, `completions` the ids of the answers the rows were made from, and `left_out`
-    counts by reason what was not exported.
+    `sha256` is the digest of the file of rows, `completions` are the ids of the answers that the rows were made from,
+    and `left_out` counts what was not exported, by reason.
     """
 
     schema_: Literal["polytone.export/1"] = Field("polytone.export/1", alias="schema")
@@ -33,7 +33,7 @@ class ExportManifest(FrozenModel, populate_by_name=True):
 
 
 class ExportReference(FrozenModel):
-    """What an adapter version keeps of the export it was trained on: enough to find every answer behind it."""
+    """The part of the manifest that a version trained on the export keeps: enough to find every answer behind it."""
 
     sha256: str
     format: Format
@@ -46,10 +46,10 @@ def export_manifest_path(rows: Path) -> Path:
 
 
 def read_export_manifest(rows: Path) -> ExportManifest | None:
-    """Read the manifest beside a rows file; None where there is none.
+    """Read the manifest beside a file of rows; None if there is none.
 
     Raises:
-        InputError: `export_invalid`, or `export_mismatch` if the rows are not those that were exported.
+        InputError: `export_invalid`, or `export_mismatch` if the rows were changed since their export.
     """
     path = export_manifest_path(rows)
     if not path.is_file():

@@ -1,4 +1,4 @@
-"""Files and folders that are written whole or not at all: whoever reads sees the old one or the new one."""
+"""Write files and folders atomically: a reader sees the old one or the new one."""
 
 import contextlib
 import os
@@ -20,7 +20,7 @@ READABLE = 0o644
 def folder_written_whole(target: Path) -> Iterator[Path]:
     """Yield a temporary folder beside `target`; rename it to `target` only when the block succeeds.
 
-    A reader sees the whole folder or none. If `target` exists already, it stays and the new copy is dropped.
+    A reader sees the whole folder or none. If `target` exists already, it stays and the new folder is dropped.
 
     Raises:
         StorageError: `disk_full` or `disk_error`; nothing is left behind.
@@ -47,7 +47,7 @@ def folder_written_whole(target: Path) -> Iterator[Path]:
 
 @contextmanager
 def suppress_if_there(target: Path) -> Iterator[None]:
-    """Renaming onto a folder that is there already fails; then the one that is there is the same version."""
+    """Ignore that a rename failed because the folder exists; it holds the same content then."""
     try:
         yield
     except OSError:
@@ -56,7 +56,7 @@ def suppress_if_there(target: Path) -> Iterator[None]:
 
 
 def remove_folder(folder: Path) -> None:
-    """Take a folder away at once, then remove what was in it; that there is none is fine."""
+    """Hide a folder by a rename, then delete it. It may be missing."""
     hidden = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}")
     with contextlib.suppress(FileNotFoundError):
         folder.rename(hidden)
@@ -67,13 +67,13 @@ def write_whole(target: Path, content: str | bytes, mode: int = READABLE) -> Non
     """Write a file, text as UTF-8.
 
     Raises:
-        StorageError: `disk_full` or `disk_error`; the file before stays.
+        StorageError: `disk_full` or `disk_error`; the earlier file stays.
     """
     write_together({target: content.encode() if isinstance(content, str) else content}, mode)
 
 
 def write_together(contents: Mapping[Path, bytes], mode: int = READABLE) -> None:
-    """Write every file under a temporary name beside it, then rename them all.
+    """Write several files under temporary names beside them, then rename them all.
 
     Raises:
         StorageError: `disk_full` or `disk_error`; no new file is left behind.
@@ -115,14 +115,14 @@ def disk_refusal(target: Path | str, error: OSError) -> StorageError:
     full = error.errno in (28, 122)  # ENOSPC, EDQUOT
     return StorageError(
         f"Cannot write {target}: {error.strerror or error}. "
-        + ("Free some space and try again; " if full else "")
-        + "nothing was left half-written.",
+        + ("Free some space and try again. " if full else "")
+        + "Nothing was left half-written.",
         code="disk_full" if full else "disk_error",
     )
 
 
 def unused_folder(folder: Path) -> Path:
-    """`folder`, or with a number behind its name where something is there: two runs may begin in the same second."""
+    """`folder`, or the same name with a number if it exists: two runs may begin in the same second."""
     free, number = folder, 1
     while free.exists():
         number += 1
@@ -131,9 +131,9 @@ def unused_folder(folder: Path) -> Path:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Remove what writers left in `folder` that were killed: hidden names, older than any writer takes."""
+    """Remove what killed writers left in `folder`: hidden names that are older than any write takes."""
     limit = time.time() - LEFTOVER_SECONDS
-    with contextlib.suppress(FileNotFoundError):  # a writer beside us finished; the rest can wait for the next start
+    with contextlib.suppress(FileNotFoundError):  # another writer just finished; the rest can wait until the next start
         for path in [*folder.glob(".*"), *folder.glob("*/.*")]:
             if path.stat().st_mtime < limit:
                 if path.is_dir():

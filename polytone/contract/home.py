@@ -1,4 +1,4 @@
-"""Where things lie on disk: the layout of POLYTONE_HOME."""
+"""The layout of POLYTONE_HOME on disk."""
 
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Does an adapter sit on modules that its base has? An engine ignores the rest without a word."""
+"""Compare the modules of an adapter with those of its base. An engine silently ignores what does not match."""
 
 from collections.abc import Iterator
 
@@ -10,17 +10,17 @@ SHOWN = 5
 
 
 def check_against_base(tensors: dict[str, TensorInfo], shapes: dict[str, tuple[int, ...]]) -> Iterator[CheckError]:
-    """Every adapted module must be one of the base's, in its shape.
+    """Every adapted module must be a module of the base and fit its shape.
 
     Args:
-        tensors: the adapter's, as `read_header` gives them.
-        shapes: module -> (out, in) of the base, as `module_shapes` gives them.
+        tensors: the adapter's tensors, from `read_header`.
+        shapes: module -> (out, in) of the base, from `module_shapes`.
     """
     wrong = []
     for module, pair in lora_pairs(tensors).items():
         shape = shapes.get(module)
         if shape is None:
-            wrong.append(f"{module} is no module of the base")
+            wrong.append(f"{module} is not a module of the base")
         elif set(pair) == {"A", "B"} and (pair["B"].shape[0], pair["A"].shape[1]) != shape:
             got = (pair["B"].shape[0], pair["A"].shape[1])
             wrong.append(f"{module} is {got} where the base has {shape}")

@@ -1,6 +1,6 @@
-"""What a voice and its bare base answered to held-out prompts when it was trained: the reference for drift.
+"""The drift reference of a version: its answers and its base's to held-out prompts when it was trained.
 
-`reference.jsonl` in a version's folder holds one `ReferenceRow` a line; the manifest names its hash.
+`reference.jsonl` in the version's folder has one `ReferenceRow` per line; the manifest names its digest.
 """
 
 import hashlib
@@ -15,16 +15,15 @@ from .models import FrozenModel, describe_problem
 from .rows import Message
 
 REFERENCE = "reference.jsonl"
-# A thousand prompts of a thousand tokens are a third of it.
-MAX_BYTES = 16 << 20
+MAX_BYTES = 16 << 20  # three times a thousand prompts of a thousand tokens
 
 FinishReason: TypeAlias = Literal["stop", "length"]
 
 
 class ReferenceRow(FrozenModel):
-    """One held-out prompt, as the engine gets it (system prompt included), with what was answered to it.
+    """One held-out prompt with its system prompt, and the two answers to it.
 
-    Tokens are counted as the API's usage does: the token that ends the turn is one of them.
+    Tokens are counted as in the usage of the API: the token that ends the turn is one of them.
     """
 
     messages: list[Message] = Field(min_length=1)
@@ -37,7 +36,7 @@ class ReferenceRow(FrozenModel):
 
 
 class DriftReference(FrozenModel):
-    """What the manifest says of the reference: rows, hash of the file, and where replies were cut."""
+    """The reference as the manifest describes it: rows, digest of the file, and the longest reply in tokens."""
 
     rows: int = Field(ge=1)
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
@@ -49,7 +48,7 @@ def write_reference(folder: Path, rows: list[ReferenceRow]) -> None:
 
 
 def describe_reference(rows: list[ReferenceRow], max_tokens: int) -> DriftReference | None:
-    """What the manifest says of `rows`; None where there are none."""
+    """The manifest's description of `rows`; None if there are none."""
     if not rows:
         return None
     return DriftReference(rows=len(rows), sha256=hashlib.sha256(as_lines(rows)).hexdigest(), max_tokens=max_tokens)
@@ -60,7 +59,7 @@ def as_lines(rows: list[ReferenceRow]) -> bytes:
 
 
 def read_reference(folder: Path) -> list[ReferenceRow]:
-    """The reference of a version's folder; empty where it has none.
+    """The reference in a version's folder; empty if it has none.
 
     Raises:
         CheckError: `reference_mismatch`, naming the first bad line.
@@ -80,7 +79,7 @@ def read_reference(folder: Path) -> list[ReferenceRow]:
 
 
 def check_reference(folder: Path, named: DriftReference | None) -> None:
-    """Refuse a reference that is not the one the manifest names.
+    """Refuse a reference other than the one that the manifest describes.
 
     Raises:
         CheckError: `reference_mismatch`.
@@ -88,10 +87,10 @@ def check_reference(folder: Path, named: DriftReference | None) -> None:
     path = folder / REFERENCE
     if named is None:
         if path.exists():
-            raise mismatch(path, "is not named by the manifest")
+            raise mismatch(path, "is not in the manifest")
         return
     if not path.is_file():
-        raise mismatch(path, "is missing, and the manifest names it")
+        raise mismatch(path, "is missing, though the manifest describes it")
     digest = digest_file(path)
     if digest != named.sha256:
         raise mismatch(path, f"hashes to {digest[:12]} where the manifest says {named.sha256[:12]}")

@@ -1,6 +1,6 @@
 """Dataset rows: conversations in OpenAI's messages format, verdicts and preferences.
 
-Verdicts and preferences have TRL's column names in its conversational form. Keys beyond those named are kept.
+Verdicts and preferences have TRL's column names in its conversational form. Other keys are kept.
 """
 
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from .models import FrozenModel
 
 
 class Message(FrozenModel, extra="allow"):
-    """One turn. Keys beyond role and content (names, tool calls) are kept as they are."""
+    """One turn. Other keys than role and content, such as names and tool calls, are kept."""
 
     role: Literal["system", "user", "assistant", "tool"]
     content: str
@@ -27,7 +27,7 @@ class Message(FrozenModel, extra="allow"):
 
 
 class Conversation(FrozenModel, extra="allow"):
-    """A conversation to learn from: it ends with the assistant, and someone speaks before the assistant does."""
+    """A conversation to learn from. A user speaks first, after an optional system prompt, and the assistant last."""
 
     messages: list[Message] = Field(min_length=2)
 
@@ -37,12 +37,12 @@ class Conversation(FrozenModel, extra="allow"):
         return self
 
     def as_dicts(self) -> list[dict[str, str]]:
-        """The messages as the chat template and the API take them."""
+        """The messages in the form that chat templates and the API take."""
         return [message.model_dump() for message in self.messages]
 
 
 class Verdict(FrozenModel, extra="allow"):
-    """A reply that someone found good (`label` true) or bad, with what was said before it."""
+    """A reply that was judged good (`label` true) or bad, with the conversation before it."""
 
     prompt: list[Message] = Field(min_length=1)
     completion: list[Message] = Field(min_length=1, max_length=1)
@@ -58,7 +58,7 @@ class Verdict(FrozenModel, extra="allow"):
 
 
 class Preference(FrozenModel, extra="allow"):
-    """Two replies to the same prompt, of which one was preferred."""
+    """Two replies to the same prompt, one of them preferred."""
 
     prompt: list[Message] = Field(min_length=1)
     chosen: list[Message] = Field(min_length=1, max_length=1)
@@ -72,7 +72,7 @@ class Preference(FrozenModel, extra="allow"):
 
 
 def check_turns(messages: Sequence[Message]) -> None:
-    """Raise ValueError unless the turns are a conversation that the assistant ends."""
+    """Raise ValueError unless the turns form a conversation that ends with the assistant."""
     roles = [message.role for message in messages]
     if "system" in roles[1:]:
         raise ValueError("a system turn may only come first")

@@ -1,1 +1,1 @@
-"""Measures of a reply that training and serving share (docs/decisions/0012-measures-are-shared.md)."""
+"""Measures of a reply, shared by training and serving (docs/decisions/0012-measures-are-shared.md)."""

@@ -1,13 +1,13 @@
-"""What can be measured of an answer without knowing what is right: numbers in [0, 1], one by name."""
+"""Signals of an answer that need no reference: numbers in [0, 1] by name."""
 
 import math
 import re
 from typing import Any
 
-LONGEST = 2000  # words; longer texts count as this long
+LONGEST = 2000  # words; longer texts are counted as this long
 GRAM = 4
 
-# How assistants say that they will not or cannot, and what they say of themselves when they do.
+# Typical refusals, and what assistants say about themselves in them.
 REFUSAL = re.compile(
     r"\b(i\s*(can(no|')?t|am\s+(not\s+able|unable)|'m\s+(not\s+able|unable|sorry,?\s+but)|won'?t|will\s+not)"
     r"\s+(\w+\s+){0,3}(help|assist|answer|provide|do\s+that|comply|discuss|fulfil)"
@@ -17,10 +17,10 @@ REFUSAL = re.compile(
 
 
 def measure(prompt: list[Any], reply: str, finish_reason: str | None) -> dict[str, float]:
-    """Signals of one chat answer.
+    """Signals of one chat answer, each in [0, 1].
 
-    Lengths are on a logarithmic scale from no word to `LONGEST`; `repetition` is the share of a reply's sequences of
-    four words that occurred before in it (Welleck et al. 2020, "rep-n").
+    Lengths are on a logarithmic scale from 0 to `LONGEST` words. `repetition` is the share of four-word sequences in
+    the reply that occurred in it before (rep-n of Welleck et al. 2020).
     """
     words = reply.split()
     return {
@@ -34,18 +34,18 @@ def measure(prompt: list[Any], reply: str, finish_reason: str | None) -> dict[st
 
 
 def question_of(prompt: list[Any]) -> str:
-    """The last thing the user said."""
-    spoken = (text_of(one) for one in reversed(prompt) if isinstance(one, dict) and one.get("role") == "user")
-    return next(spoken, "")
+    """The text of the last user message."""
+    texts = (text_of(one) for one in reversed(prompt) if isinstance(one, dict) and one.get("role") == "user")
+    return next(texts, "")
 
 
 def asked_of(prompt: list[Any]) -> str:
-    """Everything the user said in the conversation so far: what it is about is seldom in the last words alone."""
+    """The text of all user messages: the last one alone seldom shows what the conversation is about."""
     return " ".join(text_of(one) for one in prompt if isinstance(one, dict) and one.get("role") == "user")
 
 
 def text_of(message: dict[str, Any] | None) -> str:
-    """A message's text; of one that is parts, the parts of text."""
+    """The text of a message; the text parts if its content is a list of parts."""
     content: Any = (message or {}).get("content") or ""
     if isinstance(content, str):
         return content

@@ -1,4 +1,4 @@
-"""Tone fidelity: how much a reply sounds like this voice rather than like the base or its siblings."""
+"""Tone: a classifier that tells replies of a voice from those of its base and of other voices."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -11,19 +11,19 @@ FEWEST = 16
 
 @dataclass(frozen=True)
 class Tone:
-    """A logistic regression on hashed sequences of letters; `weights` (features,) float32."""
+    """A logistic regression on hashed letter sequences; `weights` (FEATURES,) float32."""
 
     weights: Any
     bias: float
 
     def off(self, replies: list[str]) -> Any:
-        """(n,) probabilities that a reply is not this voice's."""
+        """(n,) probabilities that each reply is not from this voice."""
         logits = features(replies) @ self.weights + self.bias
         return 1 / (1 + np.exp(-np.clip(logits, -30, 30)))
 
 
 def features(replies: list[str]) -> Any:
-    """(n, features), sparse: sequences of two to four letters within words, counted and hashed."""
+    """(n, FEATURES), sparse: counts of hashed sequences of two to four letters within words."""
     from sklearn.feature_extraction.text import HashingVectorizer
 
     hashing = HashingVectorizer(analyzer="char_wb", ngram_range=(2, 4), n_features=FEATURES, lowercase=False)
@@ -31,7 +31,7 @@ def features(replies: list[str]) -> Any:
 
 
 def learn(mine: list[str], others: list[str]) -> Tone | None:
-    """Tell `mine` from `others`; None where there are too few to learn from."""
+    """Train a classifier to tell `mine` from `others`; None if either has fewer than `FEWEST` replies."""
     from sklearn.linear_model import LogisticRegression
 
     if min(len(mine), len(others)) < FEWEST:

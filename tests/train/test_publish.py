@@ -80,7 +80,7 @@ def test_what_an_engine_would_refuse_is_not_published(
 
 
 @pytest.mark.parametrize(
-    ("tensors", "part"), [(elsewhere, "is no module of the base"), (too_wide, "where the base has")]
+    ("tensors", "part"), [(elsewhere, "is not a module of the base"), (too_wide, "where the base has")]
 )
 def test_tensors_that_match_no_module_of_the_base_are_not_published(
     tiny: TinyHome, trained: Trained, tmp_path: Path, tensors: Any, part: str

@@ -1,4 +1,4 @@
-"""Who may ask now: requests and tokens per minute and at once for a key, and at once in all."""
+"""Limits on requests: per minute and concurrent for each key, and concurrent for the whole server."""
 
 import math
 import time
@@ -14,7 +14,7 @@ MINUTE = 60.0
 
 
 class Window:
-    """What was used in the last minute, kept by the second."""
+    """A sum over the last minute, in steps of a second."""
 
     def __init__(self) -> None:
         self._seconds: deque[tuple[int, int]] = deque()
@@ -33,13 +33,13 @@ class Window:
             self._total -= self._seconds.popleft()[1]
         return self._total
 
-    def seconds_until(self, room: int, limit: int, now: float) -> float:
-        """Until `room` more fit under `limit`."""
-        over = self.used(now) + room - limit
-        for second, amount in self._seconds:
+    def seconds_until(self, amount: int, limit: int, now: float) -> float:
+        """Seconds until `amount` more fit under `limit`."""
+        over = self.used(now) + amount - limit
+        for second, used in self._seconds:
             if over <= 0:
                 break
-            over -= amount
+            over -= used
             if over <= 0:
                 return max(0.0, second + MINUTE - now) + 1
         return 0.0
@@ -47,15 +47,15 @@ class Window:
 
 @dataclass
 class Usage:
-    """One key's use of this replica."""
+    """What a key has used of this replica."""
 
     requests: Window = field(default_factory=Window)
     tokens: Window = field(default_factory=Window)
-    at_once: int = 0
+    concurrent: int = 0
 
 
 class Admission:
-    """Counts on this replica; with several replicas each key has its limits on each of them."""
+    """Admits requests and counts them. Each replica counts for itself, so limits apply to each replica."""
 
     def __init__(self, at_once: int, clock: Callable[[], float] = time.monotonic) -> None:
         self._limit = at_once
@@ -64,13 +64,15 @@ class Admission:
         self.at_once = 0
 
     def enter(self, key: Key | None) -> None:
-        """Take a place; each `enter` that returns is followed by one `leave`.
+        """Admit a request. Each `enter` that returns must be followed by one `leave`.
 
         Raises:
             LimitError: `overloaded`, `too_many_at_once`, `requests_per_minute` or `tokens_per_minute`.
         """
         if self.at_once >= self._limit:
-            raise LimitError(f"The server works on {self.at_once} requests already.", code="overloaded", retry_after=2)
+            raise LimitError(
+                f"The server is already working on {self.at_once} requests.", code="overloaded", retry_after=2
+            )
         if key is not None:
             self._check_key(key, self._usage.setdefault(key.id, Usage()))
         self.at_once += 1
@@ -79,30 +81,30 @@ class Admission:
         self.at_once -= 1
         if key is not None:
             usage = self._usage[key.id]
-            usage.at_once -= 1
+            usage.concurrent -= 1
             usage.tokens.add(tokens, self._clock())
 
     def headers(self, key: Key | None) -> dict[str, str]:
-        """OpenAI's rate-limit headers for what the key has."""
+        """OpenAI's rate-limit headers for the limits of the key."""
         if key is None:
             return {}
         now, usage = self._clock(), self._usage.get(key.id, Usage())
-        said = {}
+        headers = {}
         for name, limit, window in (
             ("requests", key.requests_per_minute, usage.requests),
             ("tokens", key.tokens_per_minute, usage.tokens),
         ):
             if limit is not None:
-                said[f"x-ratelimit-limit-{name}"] = str(limit)
-                said[f"x-ratelimit-remaining-{name}"] = str(max(0, limit - window.used(now)))
-                said[f"x-ratelimit-reset-{name}"] = f"{math.ceil(window.seconds_until(limit, limit, now))}s"
-        return said
+                headers[f"x-ratelimit-limit-{name}"] = str(limit)
+                headers[f"x-ratelimit-remaining-{name}"] = str(max(0, limit - window.used(now)))
+                headers[f"x-ratelimit-reset-{name}"] = f"{math.ceil(window.seconds_until(limit, limit, now))}s"
+        return headers
 
     def _check_key(self, key: Key, usage: Usage) -> None:
         now = self._clock()
-        if key.concurrent_requests is not None and usage.at_once >= key.concurrent_requests:
+        if key.concurrent_requests is not None and usage.concurrent >= key.concurrent_requests:
             raise LimitError(
-                f"The key {key.name} has {usage.at_once} requests under way and may have {key.concurrent_requests}.",
+                f"The key {key.name} has {usage.concurrent} requests running; it may have {key.concurrent_requests}.",
                 code="too_many_at_once",
                 retry_after=1,
             )
@@ -116,5 +118,5 @@ class Admission:
                     code=code,
                     retry_after=window.seconds_until(1, limit, now),
                 )
-        usage.at_once += 1
+        usage.concurrent += 1
         usage.requests.add(1, now)

@@ -1,4 +1,4 @@
-"""How to open the database, read and write it; what lies in it stands in `tables`."""
+"""Open the database, migrate it, and read and write it in transactions. Its tables are in `tables.py`."""
 
 import hashlib
 import re
@@ -22,9 +22,10 @@ from polytone.contract.errors import CheckError, InputError, UnavailableError
 
 MIGRATIONS = Path(__file__).parent / "migrations"
 LOCK_SECONDS = 10  # how long a writer waits for another one
-# How long PostgreSQL is waited for when its machine is gone: to connect, and in the middle of a query.
-PATIENCE = {"connect_timeout": 5, "keepalives_idle": 5, "keepalives_interval": 5, "tcp_user_timeout": 15_000}
-# Given one at a time: a row that came into sight after one with a higher number would be on nobody's next page.
+# Timeouts of libpq, so that a PostgreSQL whose machine is gone is given up on. The last is in milliseconds.
+TIMEOUTS = {"connect_timeout": 5, "keepalives_idle": 5, "keepalives_interval": 5, "tcp_user_timeout": 15_000}
+# The name of a lock for `one_at_a_time`. Readers page through feedback by number, so no row may become visible after
+# one with a higher number.
 FEEDBACK = "feedback"
 LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 
@@ -37,7 +38,7 @@ def now() -> datetime:
 
 
 def open_database(url: str) -> Database:
-    """Open the database and bring its schema up to date; who does so at the same time waits.
+    """Open the database and bring its schema up to date. Others that do so at the same time wait.
 
     Raises:
         InputError: `settings_invalid`, if the URL names no database that Polytone can use.
@@ -82,11 +83,11 @@ def new_database(url: str) -> Database:
 
 def new_postgresql_database(url: str) -> Database:
     try:
-        asked = make_url(url)
-        if asked.get_backend_name() != "postgresql":
-            raise ArgumentError(f"there is no {asked.get_backend_name()} here")
-        patience = {name: value for name, value in PATIENCE.items() if name not in asked.query}
-        database = create_engine(asked, pool_pre_ping=True, pool_timeout=LOCK_SECONDS, connect_args=patience)
+        parsed = make_url(url)
+        if parsed.get_backend_name() != "postgresql":
+            raise ArgumentError(f"{parsed.get_backend_name()} is not supported")
+        timeouts = {name: value for name, value in TIMEOUTS.items() if name not in parsed.query}
+        database = create_engine(parsed, pool_pre_ping=True, pool_timeout=LOCK_SECONDS, connect_args=timeouts)
     except (ArgumentError, ImportError) as error:
         raise InputError(
             f"POLYTONE_DATABASE_URL: {error}. Write sqlite:///PATH or postgresql://USER:PASSWORD@HOST/NAME.",
@@ -101,14 +102,14 @@ def migrate(database: Database, revision: str = "head") -> None:
     config.set_main_option("script_location", str(MIGRATIONS))
     with database.execution_options(write=True).begin() as connection:
         if database.dialect.name == "postgresql":
-            connection.exec_driver_sql("SET LOCAL lock_timeout = 0")  # another replica may be at it for long
+            connection.exec_driver_sql("SET LOCAL lock_timeout = 0")  # another replica may be migrating for a long time
         one_at_a_time(connection, "migrations")
         config.attributes["connection"] = connection
         command.upgrade(config, revision)
 
 
 def prepare_sqlite(connection: Any, _record: Any) -> None:
-    connection.isolation_level = None  # transactions begin where `begin_sqlite` says
+    connection.isolation_level = None  # `begin_sqlite` begins transactions
     cursor = connection.cursor()
     for pragma in (f"busy_timeout={LOCK_SECONDS * 1000}", "synchronous=FULL", "foreign_keys=ON"):
         cursor.execute(f"PRAGMA {pragma}")
@@ -118,7 +119,7 @@ def prepare_sqlite(connection: Any, _record: Any) -> None:
 
 
 def turn_on_wal(cursor: Any) -> None:
-    """Where another one does so with a new file at the same moment, SQLite refuses instead of waiting."""
+    """Turn on write-ahead logging. While another process does so on a new file, SQLite refuses instead of waiting."""
     deadline = time.monotonic() + LOCK_SECONDS
     while True:
         try:
@@ -131,12 +132,12 @@ def turn_on_wal(cursor: Any) -> None:
 
 
 def lower(value: Any) -> Any:
-    """SQLite's own knows no letters but A to Z."""
+    """Replaces SQLite's `lower`, which knows the letters A to Z only."""
     return value.lower() if isinstance(value, str) else value
 
 
 def begin_sqlite(connection: Connection) -> None:
-    """A writer takes the write lock first, so that what it reads is still true when it writes."""
+    """Begin a transaction. A writer locks at once, so that what it reads is still true when it writes."""
     write = connection.get_execution_options().get("write", False)
     connection.exec_driver_sql("BEGIN IMMEDIATE" if write else "BEGIN")
 
@@ -150,12 +151,12 @@ def prepare_postgresql(connection: Any, _record: Any) -> None:
 def refuse_unstorable(
     _connection: Connection, _cursor: Any, _statement: str, parameters: Any, _context: Any, many: bool
 ) -> None:
-    """Text from outside that a database would refuse or, as SQLite does, keep for others to stumble over."""
+    """Refuse text that PostgreSQL cannot store. SQLite would store it, and whoever reads it would fail."""
     for row in parameters if many else [parameters]:
         for value in row.values() if isinstance(row, dict) else row:
             if isinstance(value, str) and not is_storable(value):
                 raise InputError(
-                    "A text has a NUL character or half of a surrogate pair in it. Leave them out.",
+                    "A text contains a NUL character or half of a surrogate pair. Remove it.",
                     code="invalid_request",
                 )
 
@@ -166,8 +167,8 @@ def is_storable(text: str) -> bool:
 
 @contextmanager
 def reading(database: Database) -> Iterator[Session]:
-    """Whatever the block reads is of one moment."""
-    if database.dialect.name == "postgresql":  # SQLite knows nothing else
+    """A session that reads one moment: it sees no change that is committed after its first query."""
+    if database.dialect.name == "postgresql":  # SQLite always reads so
         database = database.execution_options(isolation_level="REPEATABLE READ")
     with Session(database, expire_on_commit=False) as session:
         yield session
@@ -175,21 +176,21 @@ def reading(database: Database) -> Iterator[Session]:
 
 @contextmanager
 def writing(database: Database) -> Iterator[Session]:
-    """One transaction, committed when the block ends and undone when it raises."""
+    """A session with one transaction, committed when the block ends and rolled back when it raises."""
     with Session(database.execution_options(write=True), expire_on_commit=False) as session, session.begin():
         yield session
 
 
-def one_at_a_time(session: Session | Connection, what: str) -> None:
-    """Let nobody else do `what` until the transaction ends. SQLite has one writer at a time anyway."""
+def one_at_a_time(session: Session | Connection, task: str) -> None:
+    """Let no other transaction do the same task until this one ends. SQLite has one writer at a time anyway."""
     bind = session if isinstance(session, Connection) else session.get_bind()
     if bind.dialect.name == "postgresql":
-        key = int.from_bytes(hashlib.sha256(f"polytone {what}".encode()).digest()[:8], signed=True)
+        key = int.from_bytes(hashlib.sha256(f"polytone {task}".encode()).digest()[:8], signed=True)
         session.execute(select(func.pg_advisory_xact_lock(key)))
 
 
 def insert_for(session: Session) -> Any:
-    """The database's own INSERT, which can pass over rows that are there already."""
+    """The database's own INSERT, which can skip rows that exist already."""
     return {"sqlite": sqlite.insert, "postgresql": postgresql.insert}[session.get_bind().dialect.name]
 
 
@@ -197,9 +198,9 @@ def in_utc(moment: datetime) -> datetime:
     """The same moment in UTC. One without a time zone is taken for UTC.
 
     Raises:
-        InputError: `invalid_request`, if it lies before the first year or after the last in UTC.
+        InputError: `invalid_request`, if that would be before year 1 or after year 9999.
     """
     try:
         return moment.astimezone(UTC) if moment.tzinfo else moment.replace(tzinfo=UTC)
     except OverflowError:
-        raise InputError(f"{moment.isoformat()} is no time in UTC.", code="invalid_request") from None
+        raise InputError(f"{moment.isoformat()} cannot be written in UTC.", code="invalid_request") from None

@@ -1,4 +1,4 @@
-"""The tables: what should be served and what is, keys, answers, feedback, reviews, and the detectors' state.
+"""The tables: versions, rollouts, replicas, keys, the audit log, answers, feedback, reviews, conversations and drift.
 
 A column called `adapter` holds the name of a voice; its attribute is called `voice`.
 """
@@ -23,7 +23,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from .session import in_utc, now
 
-MAYBE_JSON = JSON(none_as_null=True)
+NULLABLE_JSON = JSON(none_as_null=True)
 
 
 class UtcDateTime(TypeDecorator[datetime]):
@@ -44,7 +44,7 @@ class Table(DeclarativeBase):
 
 
 class VersionRow(Table):
-    """A version that replicas should hold (`published`) or let go (`retired`)."""
+    """A version that replicas should load (`published`) or unload (`retired`)."""
 
     __tablename__ = "versions"
 
@@ -55,9 +55,9 @@ class VersionRow(Table):
 
 
 class RolloutRow(Table):
-    """Who answers for a voice. The highest generation counts; no parts means nobody does.
+    """The versions that answer for a voice. The highest generation is in force; without parts no version answers.
 
-    `parts` is a list of [version, weight]; `previous` is the generation a rollback goes back to.
+    `parts` is a list of [version, weight]; `previous` is the generation that a rollback returns to.
     """
 
     __tablename__ = "rollouts"
@@ -72,7 +72,7 @@ class RolloutRow(Table):
 
 
 class AuditRow(Table):
-    """Who changed what, when, from what to what. Rows are only ever added."""
+    """One entry of the audit log. Rows are only ever added."""
 
     __tablename__ = "audit"
 
@@ -104,7 +104,7 @@ class KeyRow(Table):
 
 
 class ReplicaRow(Table):
-    """A running server, when it was last heard from, and the generation of the rollout it answers each voice with."""
+    """A running server, when it last reported, and which generation of each voice's rollout it answers with."""
 
     __tablename__ = "replicas"
 
@@ -114,7 +114,7 @@ class ReplicaRow(Table):
 
 
 class ResidencyRow(Table):
-    """What a replica says of a version: loading, ready, draining or failed, and why."""
+    """The state of a version on a replica: loading, ready, draining or failed, and the reason."""
 
     __tablename__ = "residency"
 
@@ -125,8 +125,10 @@ class ResidencyRow(Table):
 
 
 class AnswerRow(Table):
-    """One answer. `prompt` is a list of messages or a text, `reply` the assistant's message; both or their hashes or
-    neither are there, as the content policy of its time said. `vectors` are two embeddings (float16), prompt and reply.
+    """One answer.
+
+    `prompt` is a list of messages or a text, `reply` the assistant's message. The content policy at the time decided
+    whether they, their hashes or neither were kept. `vectors` are two embeddings (float16), of prompt and reply.
     """
 
     __tablename__ = "traffic"
@@ -145,8 +147,8 @@ class AnswerRow(Table):
     policy: Mapped[str] = mapped_column(String(8))
     status: Mapped[int]
     parameters: Mapped[dict[str, Any]] = mapped_column(JSON)
-    prompt: Mapped[Any] = mapped_column(MAYBE_JSON, nullable=True)
-    reply: Mapped[Any] = mapped_column(MAYBE_JSON, nullable=True)
+    prompt: Mapped[Any] = mapped_column(NULLABLE_JSON, nullable=True)
+    reply: Mapped[Any] = mapped_column(NULLABLE_JSON, nullable=True)
     prompt_sha256: Mapped[str | None] = mapped_column(String(64))
     reply_sha256: Mapped[str | None] = mapped_column(String(64))
     prompt_tokens: Mapped[int]
@@ -154,7 +156,7 @@ class AnswerRow(Table):
     finish_reason: Mapped[str | None] = mapped_column(String(32))
     first_token_seconds: Mapped[float | None] = mapped_column(Float)
     seconds: Mapped[float] = mapped_column(Float)
-    signals: Mapped[dict[str, float] | None] = mapped_column(MAYBE_JSON)
+    signals: Mapped[dict[str, float] | None] = mapped_column(NULLABLE_JSON)
     vectors: Mapped[bytes | None] = mapped_column(LargeBinary)
     observed: Mapped[bool] = mapped_column(default=False)
 
@@ -162,7 +164,7 @@ class AnswerRow(Table):
 class FeedbackRow(Table):
     """One statement about an answer, a conversation or a pair of answers. Rows are only ever added.
 
-    One that `supersedes` another takes its place; with the key `retract` nothing takes its place.
+    A row may supersede an earlier one and so replace it; with the key `retract` it only removes it.
     """
 
     __tablename__ = "feedback"
@@ -180,7 +182,7 @@ class FeedbackRow(Table):
     voice: Mapped[str] = mapped_column("adapter", String(63))
     version: Mapped[str] = mapped_column(String(80))
     key: Mapped[str] = mapped_column(String(16))
-    value: Mapped[Any] = mapped_column(MAYBE_JSON, nullable=True)
+    value: Mapped[Any] = mapped_column(NULLABLE_JSON, nullable=True)
     text: Mapped[str | None] = mapped_column(Text)
     annotator: Mapped[str] = mapped_column(String(120))
     annotator_kind: Mapped[str] = mapped_column(String(8))
@@ -190,7 +192,7 @@ class FeedbackRow(Table):
 
 
 class ReviewRow(Table):
-    """An answer that someone should look at, why, and what became of it: open, accepted, edited or rejected."""
+    """An answer in the queue for review: why it is there, and its state: open, accepted, edited or rejected."""
 
     __tablename__ = "reviews"
     __table_args__ = (Index("ix_reviews_state", "state", "adapter"),)
@@ -208,7 +210,7 @@ class ReviewRow(Table):
 
 
 class ConversationRow(Table):
-    """A conversation that a tester keeps; `owner` is the name of the key that made it, or nobody's."""
+    """A conversation that a tester keeps. `owner` is the name of the key that made it."""
 
     __tablename__ = "conversations"
     __table_args__ = (Index("ix_conversations_owner_updated", "owner", "updated_at"),)
@@ -222,7 +224,7 @@ class ConversationRow(Table):
 
 
 class TurnRow(Table):
-    """What was said once, after which turn. Rows are only ever added, and deleted with their conversation."""
+    """One turn of a conversation, after its `parent`. Rows are only ever added, and deleted with their conversation."""
 
     __tablename__ = "turns"
     __table_args__ = (UniqueConstraint("conversation", "id"),)
@@ -239,7 +241,7 @@ class TurnRow(Table):
 
 
 class DriftRow(Table):
-    """What a detector of a version knows; it goes on from there after a restart, on whichever replica."""
+    """The state of a version's detector, from which any replica continues after a restart."""
 
     __tablename__ = "drift"
 
@@ -250,7 +252,7 @@ class DriftRow(Table):
 
 
 class DriftAlarmRow(Table):
-    """An alarm; it stands until someone acknowledges it."""
+    """An alarm. It stays active until someone acknowledges it."""
 
     __tablename__ = "drift_alarms"
 

@@ -118,7 +118,7 @@ async def test_who_waits_too_long_for_another_is_told_to_come_back(
 
 @pytest.mark.timeout(60)
 def test_a_database_that_never_answers_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(opening.PATIENCE, "connect_timeout", 2)
+    monkeypatch.setitem(opening.TIMEOUTS, "connect_timeout", 2)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         port = silent.getsockname()[1]
         with pytest.raises(UnavailableError, match=rf"127\.0\.0\.1:{port}/polytone .* cannot be opened") as caught:

@@ -1,4 +1,4 @@
-"""Alembic runs migrations on the connection that serve/database/session.py hands it."""
+"""Alembic's entry point: run migrations on the connection that `session.migrate` passes."""
 
 from alembic import context
 
