@@ -15,6 +15,7 @@ from schemathesis.specs.openapi.checks import (
 from polytone.contract.base import load_base
 from polytone.serve.auth.keys import KeyStore, Kind
 from polytone.serve.database.session import open_database
+from tests.support.openapi import described
 from tests.support.processes import Process, polytone, served
 from tests.support.serving import serving
 from tests.support.tiny_home import TinyHome
@@ -33,12 +34,12 @@ def as_bytes(_: Any, value: Any) -> bytes:
 
 async def description(folder: Path) -> dict[str, Any]:
     async with serving(folder) as server:
-        return server.app.openapi()
+        return described(server.app)
 
 
-def fuzz(server: Process, described: dict[str, Any], skip: set[str], headers: dict[str, dict[str, str]]) -> int:
+def fuzz(server: Process, document: dict[str, Any], skip: set[str], headers: dict[str, dict[str, str]]) -> int:
     """Every operation with generated requests, good and bad; returns how many were sent."""
-    schema = schemathesis.openapi.from_dict(described)
+    schema = schemathesis.openapi.from_dict(document)
     sent = 0
     for found in schema.get_all_operations():
         operation = found.ok()
@@ -67,20 +68,20 @@ def fuzz_operation(url: str, operation: Any, headers: dict[str, str]) -> int:
 
 
 async def test_no_request_breaks_the_server_or_its_description(mine: TinyHome, tmp_path: Path) -> None:
-    described = await description(tmp_path / "described")
+    document = await description(tmp_path / "described")
     version = mine.voices["acme"].version
     with served(mine.home.root, tmp_path / "log", POLYTONE_BASE="tiny") as server:
         server.until_ready()
         for step in ("publish", "promote"):
             assert polytone("adapters", step, version, home=mine.home.root, POLYTONE_BASE="tiny").returncode == 0
         # Without keys; making one would end that.
-        open_ = fuzz(server, described, {"POST /admin/keys"}, {})
+        open_ = fuzz(server, document, {"POST /admin/keys"}, {})
         database = open_database(mine.home.database_url)
         keys = KeyStore(database)
         inference = {"authorization": f"Bearer {keys.create('fuzz-inference', Kind.INFERENCE, 'soak')[1]}"}
         admin = {"authorization": f"Bearer {keys.create('fuzz-admin', Kind.ADMIN, 'soak')[1]}"}
         database.dispose()
-        keyed = fuzz(server, described, {"DELETE /admin/keys/{name}"}, {"v1": inference, "": admin})
+        keyed = fuzz(server, document, {"DELETE /admin/keys/{name}"}, {"v1": inference, "": admin})
         print(f"{open_} requests without keys, {keyed} with")
         assert server.popen.poll() is None
     assert load_base(mine.home, "tiny")

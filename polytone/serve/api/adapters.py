@@ -21,7 +21,6 @@ from polytone.serve.adapters.upload import receive_version
 from polytone.serve.services import Services
 
 from .auth import admin_actor
-from .openapi import UPLOAD
 from .request_body import allow_body
 from .version_views import all_voices, view_version
 
@@ -66,7 +65,7 @@ def adapter_routes(services: Services) -> APIRouter:
                 return {**adapter, "history": [{**one.as_json(), "previous": one.previous} for one in history]}
         raise NotFoundError(f"There is no voice {name!r}.", code="voice_not_found", param="name")
 
-    @router.post("/{name}/versions", status_code=201, openapi_extra=UPLOAD)
+    @router.post("/{name}/versions", status_code=201)
     async def upload(name: str, request: Request, who: actor) -> dict[str, Any]:
         """Take a tar.gz of an adapter folder, check and publish it. It answers under its id, not yet for the voice."""
         check_name(name)

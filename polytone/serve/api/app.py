@@ -22,7 +22,6 @@ from .inflight import VERSION_HEADER
 from .keys import key_routes
 from .middleware import ID_HEADER, RequestGuard
 from .models import model_routes
-from .openapi import ERRORS
 from .request_body import BodyLimit
 from .reviews import review_routes
 from .traffic import traffic_routes
@@ -48,7 +47,6 @@ def create_app(
         docs_url=None,
         redoc_url=None,
         openapi_url=None,
-        responses=ERRORS,
     )
     install_error_handlers(app)
     if page is not None:

@@ -11,7 +11,6 @@ from polytone.serve.services import Services
 
 from .chat_request import CHAT_FIELDS, COMPLETION_FIELDS, check_fields, parse_body
 from .inflight import InflightRequest, answer
-from .openapi import CHAT, COMPLETION
 from .request_body import read_body
 
 CONVERSATION_HEADER = "x-conversation-id"
@@ -22,12 +21,12 @@ LONGEST_CONVERSATION_ID = 128
 def chat_routes(services: Services) -> APIRouter:
     router = APIRouter(prefix="/v1", tags=["chat"])
 
-    @router.post("/chat/completions", response_model=None, openapi_extra=CHAT)
+    @router.post("/chat/completions", response_model=None)
     async def chat_completions(request: Request) -> Response:
         """OpenAI's chat completions; `model` is the base, a voice or a pinned version."""
         return await answer(*await admit(services, request, CHAT_FIELDS), services.engine.chat)
 
-    @router.post("/completions", response_model=None, openapi_extra=COMPLETION)
+    @router.post("/completions", response_model=None)
     async def completions(request: Request) -> Response:
         """OpenAI's text completions; `model` likewise."""
         return await answer(*await admit(services, request, COMPLETION_FIELDS), services.engine.complete)

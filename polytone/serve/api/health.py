@@ -8,8 +8,6 @@ from polytone.serve.auth.keys import Kind
 from polytone.serve.services import Services
 from polytone.serve.supervisor import EngineSupervisor
 
-from .openapi import METRICS
-
 
 def health_routes(services: Services, supervisor: EngineSupervisor) -> APIRouter:
     router = APIRouter(tags=["health"])
@@ -27,7 +25,7 @@ def health_routes(services: Services, supervisor: EngineSupervisor) -> APIRouter
         content = {"status": "not_ready", "reason": services.status.problem or "the engine stopped"}
         return JSONResponse(content, 503, headers={"retry-after": "5"})
 
-    @router.get("/metrics", response_class=PlainTextResponse, openapi_extra=METRICS)
+    @router.get("/metrics", response_class=PlainTextResponse)
     async def metrics(request: Request) -> Response:
         """Polytone's metrics and the engine's own, in Prometheus' text format. With keys, an admin key is needed."""
         services.keyring.authenticate(request.headers.get("authorization"), Kind.ADMIN)
