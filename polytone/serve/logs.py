@@ -1,12 +1,15 @@
 """Log lines for people, or one JSON object a line for programs; both carry the request's id and never its content."""
 
-import json
 import logging
 from contextvars import ContextVar
-from datetime import UTC, datetime
+from typing import Any
+
+from pythonjsonlogger.core import RESERVED_ATTRS
+from pythonjsonlogger.json import JsonFormatter
 
 REQUEST_ID: ContextVar[str | None] = ContextVar("request_id", default=None)
 NOISY = ("httpx", "alembic", "matplotlib")
+SHOWN_IN_TEXT = ("ms", "version", "key")
 
 
 class TextLines(logging.Formatter):
@@ -14,29 +17,24 @@ class TextLines(logging.Formatter):
         super().__init__("%(asctime)s %(levelname)s %(name)s: %(message)s")
 
     def format(self, record: logging.LogRecord) -> str:
-        line = super().format(record)
-        fields = getattr(record, "fields", {})
-        more = " ".join(f"{key}={value}" for key, value in fields.items() if key in EXTRAS and value is not None)
-        number = REQUEST_ID.get()
-        return line + (f" {more}" if more else "") + (f" [{number}]" if number else "")
+        fields = {name: getattr(record, name, None) for name in SHOWN_IN_TEXT}
+        request_id = REQUEST_ID.get()
+        parts = [super().format(record), *(f"{name}={value}" for name, value in fields.items() if value is not None)]
+        return " ".join(parts + ([f"[{request_id}]"] if request_id else []))
 
 
-class JsonLines(logging.Formatter):
-    def format(self, record: logging.LogRecord) -> str:
-        line = {
-            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
-            "level": record.levelname.lower(),
-            "logger": record.name,
-            "message": record.getMessage(),
-            "request_id": REQUEST_ID.get(),
-            **getattr(record, "fields", {}),
-        }
-        if record.exc_info:
-            line["exception"] = self.formatException(record.exc_info)
-        return json.dumps({key: value for key, value in line.items() if value is not None}, default=str)
+class JsonLines(JsonFormatter):
+    def __init__(self) -> None:
+        super().__init__(
+            ("levelname", "name", "message"),
+            timestamp="time",
+            rename_fields={"levelname": "level", "name": "logger", "exc_info": "exception"},
+            reserved_attrs=[*RESERVED_ATTRS, "color_message"],  # uvicorn's second copy of its message
+        )
 
-
-EXTRAS = ("ms", "version", "key")
+    def process_log_record(self, log_data: dict[str, Any]) -> dict[str, Any]:
+        line = {**log_data, "level": log_data["level"].lower(), "request_id": REQUEST_ID.get()}
+        return {name: value for name, value in line.items() if value is not None}
 
 
 def set_up_logs(as_json: bool) -> None:

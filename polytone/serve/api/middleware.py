@@ -110,13 +110,11 @@ def log_line(scope: Scope, status: int, seconds: float) -> None:
         scope["path"],
         status,
         extra={
-            "fields": {
-                "method": scope["method"],
-                "path": scope["path"],
-                "status": status,
-                "ms": round(seconds * 1000, 1),
-                "version": state.get("answered_by"),
-                "key": state.get("key"),
-            }
+            "method": scope["method"],
+            "path": scope["path"],
+            "status": status,
+            "ms": round(seconds * 1000, 1),
+            "version": state.get("answered_by"),
+            "key": state.get("key"),
         },
     )
