@@ -133,11 +133,11 @@ def is_same_base(home: Home, name: str, backup: Backup) -> bool:
 
 
 @contextlib.contextmanager
-def taken_back_unless_done(staging: Path, dumper: DatabaseDumper, made: Path | None) -> Iterator[None]:
+def taken_back_unless_done(staging: Path, dumper: DatabaseDumper, new_home: Path | None) -> Iterator[None]:
     """Remove what an earlier attempt left, and if the block fails, what the block wrote.
 
     Args:
-        made: the home, if it was made for this restore; it is removed too if the block fails.
+        new_home: the home, if it was made for this restore; it is removed too if the block fails.
     """
     empty(staging)
     dumper.discard()
@@ -146,9 +146,9 @@ def taken_back_unless_done(staging: Path, dumper: DatabaseDumper, made: Path | N
     except BaseException:
         shutil.rmtree(staging, ignore_errors=True)
         dumper.discard()
-        if made is not None:
+        if new_home is not None:
             with contextlib.suppress(OSError):
-                made.rmdir()
+                new_home.rmdir()
         raise
 
 

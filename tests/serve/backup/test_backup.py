@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import Engine, create_engine, inspect, select, text
+from sqlalchemy import create_engine, inspect, select, text
 from typer.testing import CliRunner
 
 from polytone.cli.main import app
@@ -30,7 +30,7 @@ from polytone.serve.backup.manifest import MANIFEST_NAME, Backup, read_backup
 from polytone.serve.backup.restoring import Restored, restore
 from polytone.serve.backup.taking import Taken, back_up
 from polytone.serve.database.audit import read_audit
-from polytone.serve.database.session import migrate, new_database, now, open_database, reading, writing
+from polytone.serve.database.session import Database, migrate, new_database, now, open_database, reading, writing
 from polytone.serve.database.tables import FeedbackRow, ReplicaRow, ReviewRow, Table
 from polytone.serve.traffic.capture import CompletionRef
 from polytone.serve.traffic.feedback import FeedbackStore
@@ -69,25 +69,25 @@ class Place:
         return {name: path.read_bytes() for name, path in files.items() if path.is_file() and "polytone.db" not in name}
 
     @contextmanager
-    def opened(self) -> Iterator[Engine]:
-        engine = open_database(self.url)
+    def opened(self) -> Iterator[Database]:
+        database = open_database(self.url)
         try:
-            yield engine
+            yield database
         finally:
-            engine.dispose()
+            database.dispose()
 
     def rows(self) -> dict[str, list[tuple[Any, ...]]]:
         """Every row of every table, but for what servers say of themselves."""
-        engine = create_engine(self.url)
+        database = create_engine(self.url)
         try:
-            with engine.connect() as connection:
+            with database.connect() as connection:
                 return {
                     table.name: sorted(map(tuple, connection.execute(select(table))), key=str)
                     for table in Table.metadata.sorted_tables
                     if table.name not in OBSERVED and inspect(connection).has_table(table.name)
                 }
         finally:
-            engine.dispose()
+            database.dispose()
 
 
 @pytest.fixture
@@ -127,7 +127,7 @@ def small(here: Place) -> Place:
     return here
 
 
-def say(database: Engine, completion: str, version: str) -> str:
+def say(database: Database, completion: str, version: str) -> str:
     body = FeedbackBody.model_validate({"completion_id": completion, "key": "thumb", "value": "down"})
     return FeedbackStore(database).give(body, CompletionRef("acme", version, None), ANN).row.id
 
@@ -334,9 +334,9 @@ def test_a_backup_of_an_older_schema_is_brought_up_to_date(
 ) -> None:
     """And taking it leaves the database as it is: the server that uses it is the older one."""
     old, folder = empty_place(Home(tmp_path / "old"), kind_of_database, request), tmp_path / "backup"
-    engine = new_database(old.url)
-    migrate(engine, "0004")
-    engine.dispose()
+    database = new_database(old.url)
+    migrate(database, "0004")
+    database.dispose()
     assert old.back_up(folder).backup.database.revision == "0004"
     assert "conversations" not in old.rows()
     elsewhere.restore(folder)

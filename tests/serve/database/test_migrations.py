@@ -13,14 +13,14 @@ from alembic.autogenerate import compare_metadata
 from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import Engine, Integer, MetaData, Table, insert, select
+from sqlalchemy import Integer, MetaData, Table, insert, select
 from sqlalchemy.types import JSON, Boolean, DateTime, Float, LargeBinary, TypeEngine
 
 from polytone.contract.home import Home
 from polytone.serve.adapters.registry import Registry
 from polytone.serve.adapters.rollout import Part, Rollout
 from polytone.serve.auth.keys import KeyStore
-from polytone.serve.database.session import MIGRATIONS, migrate, new_database, open_database
+from polytone.serve.database.session import MIGRATIONS, Database, migrate, new_database, open_database
 from polytone.serve.database.tables import Table as Model
 from tests.support.postgresql import Postgresql
 
@@ -61,10 +61,10 @@ class Databases:
             return self._server.empty()
         return Home(self._folder / str(self._count)).database_url
 
-    def engine(self) -> Engine:
-        engine = new_database(self.empty())
-        self._stack.callback(engine.dispose)
-        return engine
+    def database(self) -> Database:
+        database = new_database(self.empty())
+        self._stack.callback(database.dispose)
+        return database
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
@@ -81,23 +81,23 @@ def revisions() -> list[str]:
     return [script.revision for script in ScriptDirectory.from_config(config).walk_revisions()][::-1]
 
 
-def differences(engine: Engine) -> list[Any]:
-    with engine.connect() as connection:
+def differences(database: Database) -> list[Any]:
+    with database.connect() as connection:
         return list(compare_metadata(MigrationContext.configure(connection), Model.metadata))
 
 
-def tables(engine: Engine) -> list[Table]:
+def tables(database: Database) -> list[Table]:
     """As they are, and in an order in which rows can be added."""
     metadata = MetaData()
-    metadata.reflect(engine)
+    metadata.reflect(database)
     return [table for table in metadata.sorted_tables if table.name != "alembic_version"]
 
 
-def plant(engine: Engine) -> dict[str, dict[str, Any]]:
+def plant(database: Database) -> dict[str, dict[str, Any]]:
     """Table -> the row that was put into it."""
     planted = {}
-    with engine.begin() as connection:
-        for table in tables(engine):
+    with database.begin() as connection:
+        for table in tables(database):
             meant = MEANT.get(table.name, {})
             row = {
                 column.name: meant.get(column.name, anything(column.name, column.type))
@@ -123,11 +123,11 @@ def anything(name: str, kind: TypeEngine[Any]) -> Any:
     return name[: getattr(kind, "length", None)]
 
 
-def kept(engine: Engine, planted: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+def kept(database: Database, planted: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
     """What is left of planted rows, in the columns they had; a table that is gone is left out."""
     found = {}
-    with engine.connect() as connection:
-        for table in tables(engine):
+    with database.connect() as connection:
+        for table in tables(database):
             columns = [column for column in table.columns if column.name in planted.get(table.name, {})]
             for row in connection.execute(select(*columns)) if columns else []:
                 found[table.name] = {name: in_utc(value) for name, value in row._mapping.items()}
@@ -141,29 +141,29 @@ def in_utc(value: Any) -> Any:
 
 
 def test_the_models_are_what_the_migrations_make(databases: Databases) -> None:
-    engine = databases.engine()
-    assert differences(engine) != []
-    migrate(engine)
-    assert differences(engine) == []
-    migrate(engine)
-    assert differences(engine) == []
+    database = databases.database()
+    assert differences(database) != []
+    migrate(database)
+    assert differences(database) == []
+    migrate(database)
+    assert differences(database) == []
 
 
 @pytest.mark.parametrize("revision", revisions())
 def test_rows_of_every_earlier_schema_are_there_afterwards(databases: Databases, revision: str) -> None:
-    engine = databases.engine()
-    migrate(engine, revision)
-    planted = plant(engine)
-    migrate(engine)
-    assert differences(engine) == []
+    database = databases.database()
+    migrate(database, revision)
+    planted = plant(database)
+    migrate(database)
+    assert differences(database) == []
     gone = {"aliases"} | ({"residency"} if revision == "0001" else set())  # what replicas say, they say again
-    assert kept(engine, planted) == {name: row for name, row in planted.items() if name not in gone}
-    registry = Registry(engine)
+    assert kept(database, planted) == {name: row for name, row in planted.items() if name not in gone}
+    registry = Registry(database)
     assert registry.desired().versions == {OLD}
     assert registry.desired().rollouts == {"acme": Rollout(1, (Part(OLD, 100),))}
     registry.publish(NEW, "test")
     assert registry.promote("acme", NEW, "test").generation == 2
-    assert len(KeyStore(engine).all()) == len(planted.keys() & {"keys"})
+    assert len(KeyStore(database).all()) == len(planted.keys() & {"keys"})
 
 
 def test_servers_that_start_at_the_same_moment_migrate_once(databases: Databases) -> None:
@@ -184,9 +184,9 @@ def test_servers_that_start_at_the_same_moment_migrate_once(databases: Databases
                 assert server.stdin is not None
                 server.stdin.flush()
             assert [said(server) for server in servers] == ["done"] * SERVERS
-            engine = open_database(url)
-            assert differences(engine) == []
-            engine.dispose()
+            database = open_database(url)
+            assert differences(database) == []
+            database.dispose()
     finally:
         for server in servers:
             server.communicate()
