@@ -5,11 +5,12 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class RequestLimits:
-    """The most a request may ask for."""
+    """The most a request may ask for. Without `tools` the model's choice of a tool cannot be read from its answer."""
 
     messages: int
     output_tokens: int
     choices: int
+    tools: bool = True
 
 
 @dataclass(frozen=True)

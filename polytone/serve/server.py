@@ -114,7 +114,12 @@ def build_services(settings: Settings) -> Services:
         drift=DriftMonitor(database, baselines, metrics, settings.drift_run_length, settings.drift_quiet_seconds),
         home=home,
         limits=ServerLimits(
-            request=RequestLimits(settings.max_messages, settings.max_output_tokens, settings.max_choices),
+            request=RequestLimits(
+                messages=settings.max_messages,
+                output_tokens=settings.max_output_tokens,
+                choices=settings.max_choices,
+                tools=settings.tool_parser is not None,
+            ),
             body_bytes=settings.max_body_bytes,
             upload_bytes=settings.max_upload_bytes,
             answer_seconds=settings.answer_seconds,

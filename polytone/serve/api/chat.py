@@ -3,7 +3,7 @@
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
-from polytone.contract.errors import DeniedError, InputError, PolytoneError, UnavailableError
+from polytone.contract.errors import DeniedError, InputError, NotFoundError, PolytoneError, UnavailableError
 from polytone.contract.version_id import voice_of
 from polytone.serve.auth.keys import Key, Kind
 from polytone.serve.engine.base import Body
@@ -11,6 +11,7 @@ from polytone.serve.services import Services
 
 from .chat_request import CHAT_FIELDS, COMPLETION_FIELDS, check_fields, parse_body
 from .inflight import InflightRequest, answer
+from .models import missing_model
 from .request_body import read_body
 
 CONVERSATION_HEADER = "x-conversation-id"
@@ -50,7 +51,10 @@ async def admit(services: Services, request: Request, fields: frozenset[str]) ->
                 f"No answers now: {services.status.problem or 'the engine stopped'}.", code="engine_unavailable"
             )
         conversation = conversation_of(request, body)
-        route = services.adapters.route(model, sticky_by(conversation, key))
+        try:
+            route = services.adapters.route(model, sticky_by(conversation, key))
+        except NotFoundError:
+            raise await missing_model(services, model, key) from None
         services.admission.enter(key)
     except PolytoneError as error:
         services.metrics.requests_total.labels(*OTHER, error.status).inc()

@@ -25,6 +25,7 @@ CHAT_FIELDS = SAMPLING | frozenset(
     | {"add_generation_prompt", "chat_template_kwargs", "continue_final_message"}
 )
 COMPLETION_FIELDS = SAMPLING | frozenset({"model", "prompt"})
+REASONS = {"store": "the server records answers by the content policy of the voice, not by request"}
 
 
 def parse_body(raw: bytes) -> Body:
@@ -57,12 +58,22 @@ def check_fields(body: Body, offered: frozenset[str], limits: RequestLimits) -> 
             param="model",
         )
     if unknown := sorted(key for key, value in body.items() if key not in offered and value is not None):
+        reason = REASONS.get(unknown[0], "docs/http.md lists the fields of a request")
         raise InputError(
-            f"{', '.join(unknown)}: not supported here. Leave it out.", code="unsupported_field", param=unknown[0]
+            f"{', '.join(unknown)}: not supported here. Leave it out: {reason}.",
+            code="unsupported_field",
+            param=unknown[0],
         )
     for key in ("max_tokens", "max_completion_tokens", "min_tokens"):
         at_most(body, key, limits.output_tokens)
     at_most(body, "n", limits.choices)
+    if not limits.tools and body.get("tools") and body.get("tool_choice") in (None, "auto"):
+        raise InputError(
+            "tools: this server cannot read tool calls from the base's answers. Whoever runs it sets "
+            "POLYTONE_TOOL_PARSER to the parser of that base, such as hermes; see docs/settings.md.",
+            code="invalid_request",
+            param="tools",
+        )
     messages = body.get("messages")
     if isinstance(messages, list) and len(messages) > limits.messages:
         raise TooLargeError(

@@ -10,6 +10,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from sqlalchemy.exc import SQLAlchemyError
 from starlette.exceptions import HTTPException
+from starlette.routing import Route
 
 from polytone.contract.errors import LimitError, PolytoneError
 from polytone.contract.models import describe_problems
@@ -50,25 +51,44 @@ def for_stream(error: PolytoneError) -> str:
     return f"data: {json.dumps(envelope(error.message, error.status, error.code, error.param))}\n\n"
 
 
+def no_route(app: FastAPI, path: str) -> str:
+    """Names the resources beside it: /v1/models for /v1/embeddings, /admin/keys for /admin/users."""
+    paths = [route.path for route in app.routes if isinstance(route, Route) and "{" not in route.path]
+    beside = sorted({other for other in paths if other.split("/")[1] == path.split("/")[1]})
+    return f"There is no route {path[:200]}. There are {', '.join(beside or sorted(set(paths)))}; see docs/http.md."
+
+
+def content_type(request: Request) -> str:
+    given = request.headers.get("content-type")
+    return f"its content-type is {given[:100]}" if given else "it came without a content-type"
+
+
 def install_error_handlers(app: FastAPI) -> None:
     async def polytone_error(_: Request, error: Exception) -> JSONResponse:
         if not isinstance(error, PolytoneError):
             raise error
         return error_response(error)
 
-    async def http_error(_: Request, error: Exception) -> JSONResponse:
+    async def http_error(request: Request, error: Exception) -> JSONResponse:
         status = error.status_code if isinstance(error, HTTPException) else 500
         code = {404: "route_not_found", 405: "method_not_allowed", 413: "body_too_large"}.get(status, "http_error")
-        detail = str(getattr(error, "detail", error))
-        return JSONResponse(envelope(detail, status, code), status, headers=getattr(error, "headers", None))
+        headers = getattr(error, "headers", None) or {}
+        if status == 404:
+            message = no_route(app, request.url.path)
+        elif status == 405:
+            message = f"{request.url.path} does not take {request.method}. It takes {headers.get('Allow', 'others')}."
+        else:
+            message = str(getattr(error, "detail", error))
+        return JSONResponse(envelope(message, status, code), status, headers=headers)
 
-    async def invalid(_: Request, error: Exception) -> JSONResponse:
+    async def invalid(request: Request, error: Exception) -> JSONResponse:
         problems = error.errors() if isinstance(error, RequestValidationError) else []
         first = problems[0]["loc"] if problems else ()
-        return JSONResponse(
-            envelope(describe_problems(problems[:5]), 400, "invalid_request", str(first[-1]) if first else None),
-            400,
-        )
+        if isinstance(getattr(error, "body", None), bytes):
+            message = f"The body was not read as JSON: {content_type(request)}. Send content-type: application/json."
+        else:
+            message = describe_problems(problems[:5])
+        return JSONResponse(envelope(message, 400, "invalid_request", str(first[-1]) if first else None), 400)
 
     async def database_gone(request: Request, error: Exception) -> JSONResponse:
         log.error("%s %s: the database cannot be reached: %s", request.method, request.url.path, type(error).__name__)

@@ -1,10 +1,14 @@
 """GET /v1/models: the base and the voices, and what each resolves to now."""
 
+import asyncio
+from difflib import get_close_matches
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends
 
 from polytone.contract.errors import NotFoundError
+from polytone.contract.version_id import voice_of
+from polytone.serve.adapters.registry import RETIRED
 from polytone.serve.adapters.rollout import Rollout
 from polytone.serve.auth.keys import Key
 from polytone.serve.services import Services
@@ -27,9 +31,30 @@ def model_routes(services: Services) -> APIRouter:
         for card in cards(services, key):
             if model in (card["id"], card["version"]):
                 return card
-        raise NotFoundError(f"The model {model!r} does not exist here.", code="model_not_found", param="model")
+        raise await missing_model(services, model, key)
 
     return router
+
+
+async def missing_model(services: Services, model: str, key: Key | None) -> NotFoundError:
+    """A refusal that says what became of a version, or names the models that come nearest; of them what the key may
+    ask for."""
+    names = [card["id"] for card in cards(services, key)]
+    voice = voice_of(model)
+    if voice != model and voice in names:
+        states = {row.id: row.state for row in await asyncio.to_thread(services.registry.versions)}
+        if states.get(model) == RETIRED:
+            return not_found(f"{model} was retired. The voice {voice} answers.")
+        published = [id for id, state in states.items() if voice_of(id) == voice and state != RETIRED]
+        return not_found(f"There is no version {model!r}. Versions of {voice}: {', '.join(published)}.")
+    similar = get_close_matches(voice, names)
+    if similar:
+        return not_found(f"There is no model {model!r}. Did you mean {' or '.join(similar)}?")
+    return not_found(f"There is no model {model!r}. There are: {', '.join(names)}.")
+
+
+def not_found(message: str) -> NotFoundError:
+    return NotFoundError(message, code="model_not_found", param="model")
 
 
 def cards(services: Services, key: Key | None) -> list[dict[str, Any]]:

@@ -144,6 +144,48 @@ async def test_unknown_routes_and_methods_get_the_envelope(server: Server) -> No
         assert response.json()["error"]["code"] == code
 
 
+async def test_an_unknown_route_is_named_with_what_there_is(server: Server) -> None:
+    missing = (await server.client.post("/v1/embeddings")).json()["error"]["message"]
+    assert missing.startswith("There is no route /v1/embeddings. There are /v1/chat/completions, /v1/completions, ")
+    assert "/v1/models" in missing
+    assert "/admin" not in missing
+    wrong = (await server.client.get("/v1/completions")).json()["error"]["message"]
+    assert wrong == "/v1/completions does not take GET. It takes POST."
+
+
+async def test_a_model_that_is_missing_is_told_from_one_that_was_retired(server: Server) -> None:
+    old = await server.voice("acme", seed=1)
+    new = await server.voice("acme", seed=2)
+    server.registry.retire(old, "test")
+    await eventually(lambda: server.state(old) == "gone")
+
+    async def message(model: str) -> str:
+        response = await server.chat(model)
+        assert (response.status_code, response.json()["error"]["code"]) == (404, "model_not_found")
+        text: str = response.json()["error"]["message"]
+        assert (await server.client.get(f"/v1/models/{model}")).json()["error"]["message"] == text
+        return text
+
+    assert await message(old) == f"{old} was retired. The voice acme answers."
+    assert await message("acme@000000000000") == f"There is no version 'acme@000000000000'. Versions of acme: {new}."
+    assert await message("acne") == "There is no model 'acne'. Did you mean acme?"
+    assert await message("gpt-4o") == "There is no model 'gpt-4o'. There are: tiny, acme."
+
+
+async def test_a_body_that_is_not_called_json_is_refused_in_words(server: Server) -> None:
+    """curl -d says application/x-www-form-urlencoded unless told otherwise."""
+    for kind, words in (
+        ("application/x-www-form-urlencoded", "its content-type is application/x-www-form-urlencoded"),
+        (None, "it came without a content-type"),
+    ):
+        response = await server.client.post(
+            "/v1/conversations", content=b'{"title": "x"}', headers={"content-type": kind} if kind else {}
+        )
+        error = response.json()["error"]
+        assert (response.status_code, error["code"]) == (400, "invalid_request")
+        assert error["message"] == f"The body was not read as JSON: {words}. Send content-type: application/json."
+
+
 async def test_an_alias_moves_only_when_the_new_version_is_ready_and_no_request_fails(server: Server) -> None:
     old = await server.voice("acme", seed=1)
     bad = Fingerprint.model_validate(

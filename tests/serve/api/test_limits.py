@@ -7,9 +7,11 @@ from typing import Any
 
 import pytest
 
-from polytone.contract.errors import LimitError
+from polytone.contract.errors import InputError, LimitError
+from polytone.serve.api.chat_request import CHAT_FIELDS, check_fields
 from polytone.serve.auth.keys import Key, Kind
 from polytone.serve.auth.rate_limits import Admission, Window
+from polytone.serve.limits import RequestLimits
 from polytone.serve.logs import JsonLines, TextLines
 from tests.support.serving import LOCAL, eventually, serving
 
@@ -120,6 +122,22 @@ async def test_requests_beyond_the_limits_are_refused_by_name(
         response = await server.chat("tiny", **change)
         error = response.json()["error"]
         assert (response.status_code, error["code"], error["param"]) == (status, code, param)
+
+
+def test_tools_without_a_parser_are_refused_by_the_setting_that_is_missing() -> None:
+    limits = RequestLimits(messages=20, output_tokens=200, choices=4, tools=False)
+    body = {"model": "tiny", "messages": [], "tools": [{"type": "function", "function": {"name": "find"}}]}
+    with pytest.raises(InputError, match="POLYTONE_TOOL_PARSER") as refused:
+        check_fields(body, CHAT_FIELDS, limits)
+    assert (refused.value.code, refused.value.param) == ("invalid_request", "tools")
+    assert check_fields({**body, "tool_choice": "none"}, CHAT_FIELDS, limits) == "tiny"
+
+
+def test_store_is_refused_with_the_reason() -> None:
+    limits = RequestLimits(messages=20, output_tokens=200, choices=4)
+    with pytest.raises(InputError, match="content policy") as refused:
+        check_fields({"model": "tiny", "store": True}, CHAT_FIELDS, limits)
+    assert (refused.value.code, refused.value.param) == ("unsupported_field", "store")
 
 
 async def test_a_body_too_large_is_refused_announced_or_not(tmp_path: Path) -> None:
