@@ -17,7 +17,7 @@ from .methods.common import Prepared, RunCallbacks, planned_steps
 from .methods.dpo import dpo_trainer, prepare_preferences
 from .methods.kto import kto_trainer, prepare_verdicts
 from .methods.sft import prepare_conversations, sft_trainer
-from .recipe import Recipe
+from .recipe import Recipe, require_data
 from .runs.preflight import Checks, check_extras, check_memory, check_template, describe
 
 
@@ -61,11 +61,12 @@ class Job:
 
 
 def read_job(home: Home, recipe: Recipe) -> Job:
-    """Read what the recipe names.
+    """Read everything that the recipe names.
 
     Raises:
         InputError, NotFoundError, CheckError: anything wrong with base, parent or data.
     """
+    require_data(recipe)
     base = load_base(home, recipe.base)
     parent = read_parent(home, recipe, base)
     recipe = inherit(recipe, parent)

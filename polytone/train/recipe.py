@@ -1,8 +1,9 @@
-"""A recipe: one YAML file that says what to train on what. Unknown keys are refused."""
+"""Recipes: the YAML file that says what to train on what. Unknown keys are refused."""
 
+import difflib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
 from pydantic import Field, ValidationError, model_validator
@@ -23,7 +24,7 @@ class DataSection(FrozenModel):
     """Files of rows, relative to the recipe: conversations for sft, verdicts for kto, preferences for dpo.
 
     Without `held_out`, a share of `train` is held out. For kto and dpo `held_out` may be conversations too. `too_long`
-    says what becomes of rows longer than `training.max_length`.
+    is what happens to rows longer than `training.max_length`.
     """
 
     train: Path
@@ -48,10 +49,10 @@ class LoraSection(FrozenModel):
 class TrainingSection(FrozenModel):
     """Optimization. `batch` rows make one optimizer step, `micro_batch` of them at a time in memory.
 
-    `sft` learns from conversations; `kto` (Ethayarajh et al. 2024) from replies that were found good or bad; `dpo`
-    (Rafailov et al. 2023) from pairs of replies of which one was preferred. `packing` joins the rows of a micro-batch
-    end to end in place of padding them. Of several `evaluations` the best adapter is kept; `patience` of them without a
-    lower held-out loss end the run. `checkpoints` is how often the run can be resumed from.
+    `sft` learns from conversations; `kto` (Ethayarajh et al. 2024) from replies judged good or bad; `dpo` (Rafailov et
+    al. 2023) from pairs of replies of which one was preferred. `packing` joins the rows of a micro-batch end to end
+    instead of padding them. Of several `evaluations` the best adapter is kept; `patience` of them without a lower
+    held-out loss end the run. `checkpoints` is how many times the run saves what it needs to be resumed.
     """
 
     method: Literal["sft", "kto", "dpo"] = "sft"
@@ -81,14 +82,14 @@ class TrainingSection(FrozenModel):
 
 
 class DriftSection(FrozenModel):
-    """Held-out prompts answered after training, which serving compares traffic with; `rows: 0` turns it off."""
+    """Replies to held-out prompts, generated after training, as the reference for drift; `rows: 0` turns it off."""
 
     rows: Annotated[int, Field(ge=0, le=1000)] = 64
     max_tokens: Annotated[int, Field(ge=1, le=1024)] = 64
 
 
 class Span(FrozenModel):
-    """Numbers from `low` to `high`, whole ones where both are; `log` draws their logarithm evenly."""
+    """Numbers from `low` to `high`, integers where both are; `log` draws them evenly on a logarithmic scale."""
 
     low: float | int
     high: float | int
@@ -105,7 +106,7 @@ class Span(FrozenModel):
 
 
 class SweepSection(FrozenModel):
-    """What `polytone sweep` tries: `trials` recipes (for `grid` all of them), each with other values of `over`.
+    """What `polytone sweep` tries: `trials` recipes (all combinations for `grid`), each with other values of `over`.
 
     `over` maps a dotted recipe key to a list of values or to a span. The recipe itself is the first trial.
     """
@@ -118,10 +119,10 @@ class SweepSection(FrozenModel):
 
 
 class GatesSection(FrozenModel):
-    """What `polytone evaluate` demands of a version before it may be promoted; null switches a gate off.
+    """What `polytone evaluate` requires of a version before it may be promoted; null turns a gate off.
 
-    Losses are in nats per assistant token and judged by the bound of their interval that speaks against the version;
-    figures of replies are judged as they are. docs/evaluation.md says how each is measured.
+    Losses are in nats per assistant token and judged by the unfavourable bound of their interval; figures of replies
+    are judged by their value. docs/evaluation.md defines each figure.
     """
 
     min_improvement: Annotated[float, Field(ge=0)] | None = 0.05
@@ -169,7 +170,9 @@ def read_recipe(path: Path) -> Recipe:
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise InputError(f"{path}: there is no such recipe file.", code="recipe_not_found") from None
+        raise InputError(
+            f"{path}: no such recipe in {path.absolute().parent}.{similar_file(path)}", code="recipe_not_found"
+        ) from None
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: cannot be read ({error}).", code="recipe_not_found") from None
     except yaml.YAMLError as error:
@@ -177,7 +180,7 @@ def read_recipe(path: Path) -> Recipe:
         where = f"{path}:{place.line + 1}" if place else str(path)
         raise InputError(
             f"{where}: is not valid YAML: {getattr(error, 'problem', None) or error}. "
-            "Mend that line (indentation and colons are the usual culprits).",
+            "Check the indentation and the colons of that line.",
             code="recipe_not_yaml",
         ) from None
     if not isinstance(content, dict):
@@ -187,58 +190,107 @@ def read_recipe(path: Path) -> Recipe:
     except ValidationError as error:
         problems = [f"{path}: {explain(problem)}" for problem in error.errors()]
         raise InputError("\n".join(problems), code="recipe_invalid", param=first_field(error)) from None
-    if found := list(contradictions(recipe)):
-        message = "\n".join(f"{path}: {field}: {problem}" for field, problem in found)
-        raise InputError(message, code="recipe_invalid", param=found[0][0])
-    data = recipe.data.model_copy(
-        update={
-            "train": path.parent / recipe.data.train,
-            "held_out": recipe.data.held_out and path.parent / recipe.data.held_out,
-        }
-    )
+    if conflicts := list(contradictions(recipe)):
+        message = "\n".join(f"{path}: {field}: {problem}" for field, problem in conflicts)
+        raise InputError(message, code="recipe_invalid", param=conflicts[0][0])
+    held_out = recipe.data.held_out and path.parent / recipe.data.held_out
+    data = recipe.data.model_copy(update={"train": path.parent / recipe.data.train, "held_out": held_out})
     return recipe.model_copy(update={"data": data})
 
 
+def require_data(recipe: Recipe) -> None:
+    """Refuse a recipe whose data files are missing.
+
+    Raises:
+        InputError: `file_not_found`.
+    """
+    for key in ("train", "held_out"):
+        path: Path | None = getattr(recipe.data, key)
+        if path is not None and not path.exists():
+            raise InputError(
+                f"data.{key}: there is no {path.name} in {path.absolute().parent}; paths are relative to the recipe."
+                f"{similar_file(path)}",
+                code="file_not_found",
+                param=f"data.{key}",
+            )
+
+
+def similar_file(path: Path) -> str:
+    """A question that names the file in the same folder with the most similar name, if there is one."""
+    folder = path.absolute().parent
+    names = [other.name for other in folder.iterdir() if other.is_file()] if folder.is_dir() else []
+    similar = difflib.get_close_matches(path.name, names, n=1)
+    return f" Did you mean {similar[0]}?" if similar else ""
+
+
 def contradictions(recipe: Recipe) -> Iterator[tuple[str, str]]:
-    """Fields that do not go together, each with what to do about it."""
+    """Fields that do not go together, each with the remedy."""
     training = recipe.training
     if training.batch % training.micro_batch:
         yield "training.batch", f"{training.batch} is not a multiple of micro_batch {training.micro_batch}."
     if training.patience is not None and training.patience >= training.evaluations:
         yield (
             "training.patience",
-            f"{training.patience} evaluations without gain cannot be seen in {training.evaluations}; raise "
-            "training.evaluations above it.",
+            f"needs more than {training.patience} evaluations, and there are {training.evaluations}; raise "
+            "training.evaluations.",
         )
     if training.method == "sft":
         return
     if recipe.parent is None:
         yield (
             "parent",
-            f"{training.method} improves a voice that exists. Name the version to start from, such as "
-            "acme@3f2a91c0de12.",
+            f"{training.method} improves an existing voice. Name the version to start from, such as acme@3f2a91c0de12.",
         )
     if training.packing:
         yield "training.packing", f"is for sft; {training.method} pads its rows."
     if training.method == "kto" and training.micro_batch < 2:
-        yield "training.micro_batch", "kto compares the rows of a batch with each other; 2 is the least."
+        yield "training.micro_batch", "must be at least 2: kto compares the rows of a batch with each other."
     if training.learning_rate > PREFERENCE_LARGEST_LEARNING_RATE:
         yield (
             "training.learning_rate",
-            f"{training.learning_rate:g} is too high for {training.method}, the most is "
+            f"{training.learning_rate:g} is too high for {training.method}, which takes at most "
             f"{PREFERENCE_LARGEST_LEARNING_RATE:g}. Leave it out for {PREFERENCE_LEARNING_RATE:g}.",
         )
 
 
 def explain(problem: Any) -> str:
-    """One pydantic error in words; an unknown key gets the keys that exist."""
+    """One pydantic error in words; an unknown key gets the keys that exist, and the one that was probably meant."""
+    path = [str(part) for part in problem["loc"]]
+    if path == ["name"] and problem["type"] == "string_pattern_mismatch":
+        return (
+            f"name: {problem['input']!r} cannot name a voice: use up to 63 lower-case letters, digits, '.', '_' or "
+            "'-', starting with a letter or digit."
+        )
     if problem["type"] != "extra_forbidden":
         return describe_problem(problem)
-    section: Any = Recipe
-    for part in problem["loc"][:-1]:
-        section = section.model_fields[part].annotation
-    keys = ", ".join(getattr(section, "model_fields", {}))
-    return f"{'.'.join(map(str, problem['loc']))}: is not a recipe key; known here: {keys}."
+    section = ".".join(path[:-1])
+    known = [key for key in recipe_keys(Recipe) if key.rpartition(".")[0] == section]
+    meant = similar_key(path[-1], section)
+    names = ", ".join(key.rpartition(".")[2] for key in known)
+    return f"{'.'.join(path)}: is not a recipe key;{f' did you mean {meant}?' if meant else ''} known here: {names}."
+
+
+def similar_key(name: str, section: str) -> str | None:
+    """The dotted key probably meant by `name` in `section`: misspelled, by its initials, or in another section."""
+    keys = list(recipe_keys(Recipe))
+    here = {key.rpartition(".")[2]: key for key in keys if key.rpartition(".")[0] == section}
+    close = difflib.get_close_matches(name, here, n=1)
+    initials = [leaf for leaf in here if "_" in leaf and "".join(word[0] for word in leaf.split("_")) == name]
+    elsewhere = [key for key in keys if key.rpartition(".")[2] == name]
+    return next(iter([*(here[leaf] for leaf in [*close, *initials]), *elsewhere]), None)
+
+
+def recipe_keys(model: type[FrozenModel], prefix: str = "") -> Iterator[str]:
+    """The dotted keys of a section and of the sections in it, each section's own name first."""
+    for name, field in model.model_fields.items():
+        yield prefix + name
+        sections = [kind for kind in (field.annotation, *get_args(field.annotation)) if is_section(kind)]
+        for section in sections:
+            yield from recipe_keys(section, f"{prefix}{name}.")
+
+
+def is_section(kind: Any) -> bool:
+    return isinstance(kind, type) and issubclass(kind, FrozenModel)
 
 
 def first_field(error: ValidationError) -> str:

@@ -23,7 +23,7 @@ from polytone.contract.tensors import read_header
 from polytone.progress import Progress
 from polytone.train.artifact.lora import inherit, read_parent
 from polytone.train.base_model import EMBEDDED_ID, load_nf4, prepare_base
-from polytone.train.recipe import Recipe, read_recipe
+from polytone.train.recipe import Recipe, read_recipe, require_data
 from polytone.train.tokenization import IGNORED, split, tokenize_conversation
 from tests.support.adapters import make_version
 from tests.support.processes import polytone
@@ -281,14 +281,33 @@ def test_an_embedded_base_that_is_not_the_published_one_is_refused(
         ("name: [", "recipe_not_yaml", "recipe.yaml:"),
         ("- a\n- b", "recipe_invalid", "must be a mapping"),
         ("name: acme", "recipe_invalid", "data: Field required"),
-        ("name: Acme!\ndata: {train: x}", "recipe_invalid", "name:"),
+        (
+            "name: Acme!\ndata: {train: x}",
+            "recipe_invalid",
+            "name: 'Acme!' cannot name a voice: use up to 63 lower-case",
+        ),
         ("name: a\ndata: {train: x}\nlearning_rate: 1", "recipe_invalid", "learning_rate: is not a recipe key"),
+        ("name: a\ndata: {train: x}\nlearning_rate: 1", "recipe_invalid", "did you mean training.learning_rate?"),
+        ("name: a\ndata: {train: x}\ntraining: {lr: 1}", "recipe_invalid", "did you mean training.learning_rate?"),
+        (
+            "name: a\ndata: {train: x}\ntraining: {lerning_rate: 1}",
+            "recipe_invalid",
+            "did you mean training.learning_rat",
+        ),
         ("name: a\ndata: {train: x}\ntraining: {lr: 1}", "recipe_invalid", "known here: method, epochs, max_steps"),
         ("name: a\ndata: {train: x}\nlora: {rank: 0}", "recipe_invalid", "lora.rank"),
         ("name: a\ndata: {train: x}\ntraining: {batch: 6, micro_batch: 4}", "recipe_invalid", "not a multiple"),
         ("name: a\ndata: {train: x}\ntraining: {method: ppo}", "recipe_invalid", "training.method"),
-        ("name: a\ndata: {train: x}\ntraining: {method: kto}", "recipe_invalid", "parent: kto improves a voice"),
-        ("name: a\ndata: {train: x}\ntraining: {method: dpo}", "recipe_invalid", "parent: dpo improves a voice"),
+        (
+            "name: a\ndata: {train: x}\ntraining: {method: kto}",
+            "recipe_invalid",
+            "parent: kto improves an existing voice",
+        ),
+        (
+            "name: a\ndata: {train: x}\ntraining: {method: dpo}",
+            "recipe_invalid",
+            "parent: dpo improves an existing voice",
+        ),
         (f"{KTO}training: {{method: kto, learning_rate: 0.001}}", "recipe_invalid", "learning_rate: 0.001 is too high"),
         (f"{KTO}training: {{method: kto, micro_batch: 1}}", "recipe_invalid", "training.micro_batch"),
         ("name: a\ndata: {train: x}\ndrift: {rows: -1}", "recipe_invalid", "drift.rows"),
@@ -302,6 +321,21 @@ def test_bad_recipes_name_file_field_and_fix(tmp_path: Path, text: str, code: st
     assert caught.value.code == code
     assert part in caught.value.message
     assert str(path) in caught.value.message
+
+
+def test_a_file_that_is_not_there_is_looked_for_beside_the_recipe_and_the_like_of_it_is_named(tmp_path: Path) -> None:
+    """It said `trian.jsonl: there is no such file.` and not where it had looked."""
+    write_rows(tmp_path, conversations("acme"), "train.jsonl")
+    path = tmp_path / "recipe.yaml"
+    path.write_text("name: acme\ndata: {train: trian.jsonl}\n")
+    with pytest.raises(InputError) as caught:
+        require_data(read_recipe(path))
+    assert (caught.value.code, caught.value.param) == ("file_not_found", "data.train")
+    assert f"there is no trian.jsonl in {tmp_path}; paths are relative to the recipe." in caught.value.message
+    assert "Did you mean train.jsonl?" in caught.value.message
+    with pytest.raises(InputError) as caught:
+        read_recipe(tmp_path / "recipy.yaml")
+    assert f"no such recipe in {tmp_path}. Did you mean recipe.yaml?" in caught.value.message
 
 
 def test_the_command_line_refuses_with_exit_code_2_and_writes_nothing(tmp_path: Path) -> None:
