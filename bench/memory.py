@@ -131,12 +131,12 @@ def measure(options: argparse.Namespace) -> Measured:
     recipe = Recipe.model_validate(recipe_of(batch, length, options.steps))
     with tempfile.TemporaryDirectory() as folder:
         progress = Progress(Console(quiet=True))
-        watch = RunCallbacks(Path(folder), [Recorder(Path(folder) / "metrics.jsonl", progress)])
-        prepared: Any = Prepared(as_dataset(rows), None, rows, held_out, [], None)  # type: ignore[arg-type]
+        callbacks = RunCallbacks(Path(folder), [Recorder(Path(folder) / "metrics.jsonl", progress)])
+        prepared: Any = Prepared(as_dataset(rows), None, rows, held_out, [], [], None)  # type: ignore[arg-type]
         before, peak_before = memory("VmRSS"), memory("VmHWM")
         Path("/proc/self/clear_refs").write_text(RESET_PEAK)
         model = attach_adapter(load_nf4(source, compute_dtype()), recipe, None)
-        METHODS["sft"].trainer(model, tokenizer, prepared, recipe, watch).train()
+        METHODS["sft"].trainer(model, tokenizer, prepared, recipe, callbacks).train()
         peak_training = memory("VmHWM")
         evaluate(model, held_out, progress)
     return Measured(before, peak_before, peak_training, memory("VmHWM"))

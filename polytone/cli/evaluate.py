@@ -8,6 +8,7 @@ import typer
 from rich.console import Console
 
 from polytone.contract.adapter import read_version
+from polytone.contract.errors import InputError
 from polytone.progress import Progress
 from polytone.serve.settings import read_home
 from polytone.train.dataset.training_rows import read_conversations
@@ -18,12 +19,16 @@ from .options import HomeOption, JsonOption
 from .state import newest_version
 
 if TYPE_CHECKING:
+    from polytone.contract.evaluation import GateVerdict
     from polytone.train.evaluation.evaluate import Evaluated
 
 
 def evaluate(
     version: Annotated[str, typer.Argument(help="name@digest12, or a voice's name for its newest version on disk.")],
-    data: Annotated[Path, typer.Option(help="File of conversations that the voice was not trained on.")],
+    data: Annotated[
+        Path | None,
+        typer.Option(help="File of conversations that the voice was not trained on [the rows that its run held out]."),
+    ] = None,
     replies: Annotated[int, typer.Option(min=2, help="Conversations of which a turn is answered, at most.")] = 64,
     paired: Annotated[
         bool,
@@ -52,15 +57,25 @@ def evaluate(
 
     paths = read_home(home)
     manifest = read_version(paths, newest_version(paths, version))
-    file = read_conversations(data)
     recipe_gates = read_recipe(gates).gates if gates else None
     quiet_libraries()
     from polytone.train.evaluation.compare import Extent
     from polytone.train.evaluation.evaluate import evaluate_version
     from polytone.train.evaluation.gates import gates_of
+    from polytone.train.runs.record import held_out_file
 
     extent = Extent(max_length, replies, paired)
-    with Progress(Console(stderr=True)) as progress:
+    if data is None and (data := held_out_file(paths, manifest)) is None:
+        raise InputError(
+            f"The rows that the run of {manifest.version} held out are not under {paths.runs}. Name conversations that "
+            f"it was not trained on: polytone evaluate {version} --data held_out.jsonl",
+            code="held_out_unknown",
+            param="data",
+        )
+    file = read_conversations(data)
+    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    console.print(f"Evaluating on {len(file.rows)} conversations: {data}")
+    with Progress(console) as progress:
         evaluated = evaluate_version(paths, manifest, file, recipe_gates or gates_of(manifest), extent, out, progress)
     print(json.dumps({**evaluated.document, "folder": str(evaluated.folder)}) if as_json else in_words(evaluated))
     if not evaluated.verdict.passed:
@@ -78,5 +93,12 @@ def in_words(evaluated: "Evaluated") -> str:
         *(f"- {reason.message}" for reason in verdict.reasons),
         *(f"- {gate} was not applied: {why}." for gate, why in verdict.not_measured.items()),
         f"Report: {evaluated.folder / 'report.md'}",
+        next_step(verdict),
     ]
     return "\n".join(lines)
+
+
+def next_step(verdict: "GateVerdict") -> str:
+    if verdict.passed:
+        return f"Next: polytone adapters publish {verdict.version} && polytone adapters promote {verdict.version}"
+    return "Next: change the recipe or the rows and train again; docs/training.md has remedies."

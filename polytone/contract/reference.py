@@ -15,6 +15,7 @@ from .models import FrozenModel, describe_problem
 from .rows import Message
 
 REFERENCE = "reference.jsonl"
+LEAST_ROWS = 20  # serving does not use a reference with fewer
 MAX_BYTES = 16 << 20  # three times a thousand prompts of a thousand tokens
 
 FinishReason: TypeAlias = Literal["stop", "length"]

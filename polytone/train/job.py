@@ -1,4 +1,4 @@
-"""A recipe with everything it names read and found good, before a model is loaded."""
+"""A job: a recipe with everything it names read and checked, before a model is loaded."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,12 +18,12 @@ from .methods.dpo import dpo_trainer, prepare_preferences
 from .methods.kto import kto_trainer, prepare_verdicts
 from .methods.sft import prepare_conversations, sft_trainer
 from .recipe import Recipe, require_data
-from .runs.preflight import Checks, check_extras, check_memory, check_template, describe
+from .runs.preflight import Checks, check_extras, check_memory, check_template, describe, warnings_of
 
 
 @dataclass(frozen=True)
 class Method:
-    """A way to train: how rows are prepared, who trains on them, and what its loss is called."""
+    """A way to train: how rows are prepared, the trainer, and the unit of its loss."""
 
     prepare: Callable[[Recipe, Any], Prepared]
     trainer: Callable[[Any, Any, Prepared, Recipe, RunCallbacks], Any]
@@ -41,7 +41,7 @@ METHODS = MappingProxyType(
 
 @dataclass(frozen=True)
 class Job:
-    """What is to be trained; `prepared` are its rows as tokens."""
+    """Everything that a run needs; `prepared` are its rows as tokens."""
 
     recipe: Recipe
     base: Base
@@ -79,10 +79,10 @@ def read_job(home: Home, recipe: Recipe) -> Job:
 
 
 def check(job: Job, force: bool = False) -> Checks:
-    """What is proven before the compute is spent.
+    """Check everything that can be checked before the compute is spent.
 
     Args:
-        force: only tell where the estimate says that memory will not do.
+        force: accept an estimate of more memory than is available.
 
     Raises:
         CheckError: `template_differs`, `memory_too_small`.
@@ -91,4 +91,7 @@ def check(job: Job, force: bool = False) -> Checks:
     memory = check_memory(job.recipe, job.source.parent, prepared.learned, prepared.held_out, force)
     rendered = check_template(job.base, job.source.parent, job.tokenizer, prepared.conversations, prompt)
     train = prepared.data.train
-    return describe(prepared.learned, prepared.held_out, train.cut, train.dropped, rendered, job.steps, memory)
+    warnings = list(warnings_of(job.recipe, prepared.held_out, prepared.conversations))
+    return describe(
+        prepared.learned, prepared.held_out, train.cut, train.dropped, rendered, job.steps, memory, warnings
+    )

@@ -1,4 +1,4 @@
-"""A recipe on a prepared base -> a run folder with an adapter and what was measured of it."""
+"""A run: a recipe on a prepared base becomes a folder with an adapter and its measurements."""
 
 import shutil
 import time
@@ -24,20 +24,28 @@ from .base_model import compute_dtype, load_nf4
 from .job import Job, check, read_job
 from .methods.common import RunCallbacks
 from .recipe import Recipe
-from .runs.checkpoints import newest_checkpoint, step_of
+from .runs.checkpoints import CHECKPOINTS, newest_checkpoint, step_of
 from .runs.distributed import from_main, is_main
 from .runs.early_stopping import KeepBest
 from .runs.loss_plot import plot_loss
-from .runs.metrics import METRICS, Recorder, events, forget_after
-from .runs.preflight import sentence
-from .runs.record import begin, record_of, unfinished
-
-CHECKPOINTS = "checkpoints"
+from .runs.metrics import METRICS, Recorder, drop_records_after, events
+from .runs.preflight import summary
+from .runs.record import (
+    CHECKS,
+    Interrupted,
+    RunRecord,
+    begin,
+    newest_open_run,
+    record_of,
+    resumable,
+    state_of,
+    write_held_out,
+)
 
 
 @dataclass(frozen=True)
 class Run:
-    """What a finished training run leaves: its folder (adapter/, metrics.jsonl, loss.png) and what was measured."""
+    """A finished training run: its folder (adapter/, metrics.jsonl, loss.png) and its measurements."""
 
     folder: Path
     recipe: Recipe
@@ -53,24 +61,55 @@ def run(home: Home, recipe: Recipe, progress: Progress, resume: bool = False, fo
     """Train one adapter by the recipe's method and measure it.
 
     Args:
-        resume: go on with the newest run of this recipe that did not become a version, from its last checkpoint.
-        force: train even where the estimate says that memory will not do.
+        resume: continue the newest run of this recipe that did not become a version, from its last checkpoint.
+        force: train even where the estimated memory is not available.
 
     Raises:
         InputError, NotFoundError: anything wrong with recipe, parent or data, before the model is loaded.
         CheckError: `nothing_trainable` or `training_diverged`, or a parent that is damaged or of another base.
+        Interrupted: Ctrl-C after the run's folder was begun.
         SystemExit: in all but the main process of several, once training is done.
     """
     began = time.monotonic()
     job = read_job(home, recipe)
-    recipe, prepared, tokenizer = job.recipe, job.prepared, job.tokenizer
     checks = check(job, force)
-    record = record_of(recipe, job.base, prepared.data)
-    folder = from_main((unfinished if resume else begin)(home, recipe, record) if is_main() else Path())
-    if is_main():
-        (folder / "checks.json").write_text(checks.model_dump_json(indent=2) + "\n")
-        progress.console.print(sentence(checks))
+    record = record_of(job.recipe, job.base, job.prepared.data)
+    folder = from_main(run_folder(home, job, record, resume, progress) if is_main() else Path())
+    try:
+        if is_main():
+            (folder / CHECKS).write_text(checks.model_dump_json(indent=2) + "\n")
+            write_held_out(folder, job.prepared.references)
+            progress.console.print(summary(checks))
+        return train_and_measure(job, folder, progress, began)
+    except KeyboardInterrupt:
+        raise Interrupted(folder) from None
 
+
+def run_folder(home: Home, job: Job, record: RunRecord, resume: bool, progress: Progress) -> Path:
+    """The folder of the run that is continued, or a new one; says which, and what is left unfinished."""
+    if resume:
+        folder = resumable(home, job.recipe, record)
+        state = state_of(folder)
+        if (folder / "adapter").is_dir():
+            progress.console.print(f"Continuing {folder}: training is done, the measurements remain.")
+        elif state.checkpoint is None:
+            progress.console.print(f"Continuing {folder}: it has no checkpoint, so it starts from the beginning.")
+        else:
+            progress.console.print(f"Continuing {folder} from step {state.checkpoint} of {job.steps}.")
+        return folder
+    unfinished = newest_open_run(home, job.recipe.name)
+    if unfinished is not None:
+        state = state_of(unfinished)
+        progress.console.print(
+            f"This is a new run. An earlier one is unfinished at step {state.step} of {state.steps}: {unfinished}. "
+            "Continue it with --resume instead, or remove that folder."
+        )
+    return begin(home, job.recipe, record)
+
+
+def train_and_measure(job: Job, folder: Path, progress: Progress, began: float) -> Run:
+    """Train in `folder`, unless that is done, and measure what came of it."""
+    recipe, prepared, tokenizer = job.recipe, job.prepared, job.tokenizer
     model = load_model(job)
     parent_loss = evaluate_parent(model, prepared.held_out, progress) if job.parent and is_main() else None
     if (folder / "adapter").is_dir():
@@ -78,7 +117,7 @@ def run(home: Home, recipe: Recipe, progress: Progress, resume: bool = False, fo
     else:
         train_adapter(job, model, folder, progress)
     if not is_main():
-        raise SystemExit(0)  # what follows is the work of one
+        raise SystemExit(0)  # the rest is done by the main process
     evaluation = evaluate(model, prepared.held_out, progress).model_copy(update={"parent_loss": parent_loss})
     fingerprint = take_fingerprint(model, tokenizer, recipe.system_prompt, progress)
     reference = take_reference(model, tokenizer, prepared.conversations, recipe, job.base.max_length, progress)
@@ -96,29 +135,28 @@ def load_model(job: Job) -> Any:
 def train_adapter(
     job: Job, model: Any, folder: Path, progress: Progress, callbacks: Sequence[TrainerCallback] = ()
 ) -> None:
-    """Train the model's adapter from the folder's last checkpoint on, and store it there with metrics and plot."""
+    """Train the adapter, from the folder's last checkpoint if it has one, and store it with metrics and plot."""
     recipe = job.recipe
     checkpoint = newest_checkpoint(folder / CHECKPOINTS)
     best = KeepBest(folder / ".best.safetensors", recipe.training.patience)
-    told = [Recorder(folder / METRICS, progress), best, *events(recipe, folder), *callbacks]
-    watch = RunCallbacks(folder, told)
-    trainer = job.method.trainer(model, job.tokenizer, job.prepared, recipe, watch)
+    all_callbacks = [Recorder(folder / METRICS, progress), best, *events(recipe, folder), *callbacks]
+    trainer = job.method.trainer(model, job.tokenizer, job.prepared, recipe, RunCallbacks(folder, all_callbacks))
     progress.start(f"Training {recipe.name}", total=job.steps)
     if checkpoint is not None and is_main():
-        forget_after(folder / METRICS, step_of(checkpoint))
+        drop_records_after(folder / METRICS, step_of(checkpoint))
         progress.advance(f"resumed after step {step_of(checkpoint)}", steps=step_of(checkpoint))
     trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     progress.finish()
     if is_main():
-        keep(job, trainer, best, model, folder)
+        store(job, trainer, best, model, folder)
 
 
-def keep(job: Job, trainer: Any, best: KeepBest, model: Any, folder: Path) -> None:
-    """Store the run's adapter, the best there was, with its plot; what is needed to go on is needed no more."""
-    kept = best.restore(model, trainer.state)
+def store(job: Job, trainer: Any, best: KeepBest, model: Any, folder: Path) -> None:
+    """Store the run's best adapter and its plot, and remove the checkpoints."""
+    best_step = best.restore(model, trainer.state)
     records = [record for record in trainer.state.log_history if "loss" in record or "eval_loss" in record]
     title = f"{job.recipe.name} on {job.base.id}"
-    plot_loss(records, title, job.method.loss, folder / "loss.png", kept)
+    plot_loss(records, title, job.method.loss, folder / "loss.png", best_step)
     for other in set(model.peft_config) - {"default"}:  # the copy of the parent that preferences are compared with
         model.delete_adapter(other)
     save_rounded(model, folder / "adapter")

@@ -22,6 +22,8 @@ from polytone.train.evaluation.compare import Extent
 from polytone.train.evaluation.evaluate import Evaluated, evaluate_version
 from polytone.train.evaluation.gates import gates_of
 from polytone.train.recipe import GatesSection
+from polytone.train.runs.record import held_out_file
+from polytone.train.tokenization import split
 from tests.support.adapters import changed_version
 from tests.support.processes import polytone
 from tests.support.recipes import conversations, said, silent, train_rows, user, write_rows
@@ -160,8 +162,6 @@ def test_the_losses_are_those_of_training_and_of_a_packed_base(shop: Shop, tmp_p
     """Training measures on packed NF4 weights, evaluation on a CPU on their dense values."""
     path = write_rows(tmp_path, rows("ahoy", range(36)))
     file = read_conversations(path)
-    from polytone.train.tokenization import split
-
     held = split(file.rows, 0.2, 0)[1]
     mine = RowFile(str(path), file.sha256, held, list(range(1, len(held) + 1)))
     found = evaluate_version(shop.home, shop.voice, mine, DEFAULTS, Extent(512, 4), tmp_path / "out", silent()).document
@@ -233,6 +233,25 @@ def test_paired_questions_differ_in_one_thing_only() -> None:
         while first and second and first[-1] == second[-1]:
             first, second = first[:-1], second[:-1]
         assert 1 <= len(second) <= len(first) <= 2, pair
+
+
+def test_without_data_the_rows_that_the_run_held_out_are_taken(shop: Shop) -> None:
+    """The guide said `--data held.jsonl`, a file that nothing had made."""
+    file = held_out_file(shop.home, shop.voice)
+    assert file is not None
+    assert [row.messages for row in read_conversations(file).rows] == [
+        row.messages for row in split(read_conversations(shop.held_out.parent / "acme" / "rows.jsonl").rows, 0.2, 0)[1]
+    ]
+    done = polytone("evaluate", "acme", "--replies", "2", "--no-paired-questions", home=shop.home.root)
+    assert f"Evaluating on 7 conversations: {file}" in done.stderr
+    assert "paired questions" not in done.stderr
+    assert "max_bias_gap was not applied: the paired questions were left out." in done.stdout
+    version = shop.voice.version
+    assert f"Next: polytone adapters publish {version} && polytone adapters promote {version}" in done.stdout
+    copy = shop.changed("copied", lambda _, tensor: tensor)
+    done = polytone("evaluate", copy.version, home=shop.home.root)
+    assert done.returncode == 2
+    assert f"The rows that the run of {copy.version} held out are not under" in done.stderr
 
 
 def test_the_command_line_says_why_not_and_ends_with_1(shop: Shop, tmp_path: Path) -> None:

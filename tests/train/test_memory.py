@@ -19,14 +19,12 @@ from polytone.contract.home import Home
 from polytone.train.artifact import scoring as evaluate
 from polytone.train.artifact.lora import attach_adapter
 from polytone.train.base_model import load_nf4
-from polytone.train.memory import shape as memory_shape
 from polytone.train.memory.activations import layer_bytes
 from polytone.train.memory.devices import available_ram, parse_size, this_machine
 from polytone.train.memory.estimate import Estimate, estimate, largest_batch
 from polytone.train.memory.known_models import KNOWN, find_shape, known_name
 from polytone.train.memory.plan import EVALUATION_ROWS, METHODS, OPTIMIZERS, default_plan, plan_of
 from polytone.train.memory.shape import MODEL_TYPES, Shape, read_shape, shape_of
-from polytone.train.methods import cpu_loss
 from polytone.train.recipe import Recipe
 from tests.support.processes import polytone
 from tests.support.tiny_home import TinyHome
@@ -165,7 +163,6 @@ def test_the_adapter_of_a_recipe_has_the_size_that_polytone_trains(tiny: TinyHom
 
 def test_what_the_estimate_takes_from_training_is_still_so_there() -> None:
     assert EVALUATION_ROWS == evaluate.BATCH
-    assert memory_shape.LOGIT_CHANGES == cpu_loss.LOGIT_CHANGES
 
 
 @given(

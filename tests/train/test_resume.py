@@ -1,8 +1,10 @@
 """A run that was cut off goes on as if it had not been."""
 
+import io
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -12,14 +14,18 @@ from typing import Any
 
 import pytest
 import torch
+from rich.console import Console
 
+from polytone.cli.train import interruption
 from polytone.contract.errors import InputError
 from polytone.contract.home import Home
+from polytone.progress import Progress
+from polytone.train.job import read_job
 from polytone.train.recipe import read_recipe
-from polytone.train.run import run
+from polytone.train.run import run, run_folder
 from polytone.train.runs.checkpoints import ADAPTER, LengthGroups, newest_checkpoint
-from polytone.train.runs.metrics import forget_after
-from polytone.train.runs.record import read_record
+from polytone.train.runs.metrics import drop_records_after
+from polytone.train.runs.record import Interrupted, RunState, read_record, record_of
 from tests.support.recipes import bare_home, conversations, silent, train_rows, write_recipe, write_rows
 from tests.support.tiny_home import TinyHome
 
@@ -61,6 +67,52 @@ def test_a_killed_run_reaches_the_same_held_out_loss(tiny: TinyHome, tmp_path: P
     records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert [one["step"] for one in records if "loss" in one] == list(range(1, 41))
     assert not (folder / "checkpoints").exists()
+
+
+def test_ctrl_c_says_how_to_continue_and_resume_says_from_where(tiny: TinyHome, tmp_path: Path) -> None:
+    """Ctrl-C printed not one word, `--resume` looked like a fresh start, and a new run left the old one unmentioned."""
+    home, recipe = bare_home(tiny.home.bases, tmp_path), write_long(tmp_path, max_steps=400, epochs=400)
+    command = [sys.executable, "-m", "polytone", "train", str(recipe), "--home", str(home.root)]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True) as process:
+        while not list(home.runs.glob("acme-*/checkpoints/checkpoint-40/trainer_state.json")):
+            assert process.poll() is None
+            time.sleep(0.01)
+        os.killpg(process.pid, signal.SIGINT)
+        errors = process.communicate()[1]
+    assert process.returncode == 130
+    assert "Traceback" not in errors
+    place = re.search(
+        rf"Interrupted at step (\d+) of 400. Continue from step (\d+): polytone train {recipe} --resume", errors
+    )
+    assert place is not None, errors
+    step, checkpoint = map(int, place.groups())
+    assert step >= checkpoint >= 40
+    folder = next(home.runs.glob("acme-*"))
+    for resume, expected in (
+        (True, f"Continuing {folder} from step {checkpoint} of 400."),
+        (False, f"This is a new run. An earlier one is unfinished at step {step} of 400: {folder}."),
+    ):
+        job = read_job(home, read_recipe(recipe))
+        console = Console(file=io.StringIO(), width=1000)
+        run_folder(home, job, record_of(job.recipe, job.base, job.prepared.data), resume, Progress(console))
+        assert expected in console.file.getvalue()  # type: ignore[attr-defined]
+
+
+def test_ctrl_c_before_the_first_checkpoint_says_that_it_starts_again(
+    tiny: TinyHome, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    home, recipe = bare_home(tiny.home.bases, tmp_path), write_long(tmp_path, max_steps=4)
+    monkeypatch.setattr("polytone.train.run.train_adapter", interrupt)
+    with pytest.raises(Interrupted) as caught:
+        run(home, read_recipe(recipe), silent())
+    assert caught.value.state == RunState(step=0, steps=4, checkpoint=None)
+    words = interruption(caught.value, recipe)
+    assert words == (
+        f"Interrupted at step 0 of 4, before the first checkpoint. Start again: polytone train {recipe} --resume"
+    )
 
 
 def test_a_run_cut_off_after_training_is_only_measured(
@@ -117,7 +169,7 @@ def test_a_half_written_checkpoint_is_passed_over(tmp_path: Path) -> None:
 def test_records_of_steps_that_come_again_are_forgotten(tmp_path: Path) -> None:
     metrics = tmp_path / "metrics.jsonl"
     metrics.write_text('{"step": 1, "loss": 3}\n{"step": 2, "loss": 2}\n{"step": 3, "lo')
-    forget_after(metrics, 1)
+    drop_records_after(metrics, 1)
     assert metrics.read_text() == '{"step": 1, "loss": 3}\n'
 
 

@@ -14,8 +14,9 @@ from polytone.contract.errors import CheckError, InputError
 from polytone.contract.rows import Conversation
 from polytone.train.job import check, read_job
 from polytone.train.memory.devices import Card
-from polytone.train.recipe import Recipe, read_recipe
-from polytone.train.runs.preflight import check_extras, check_template
+from polytone.train.recipe import DriftSection, Recipe, read_recipe
+from polytone.train.runs.preflight import check_extras, check_template, warnings_of
+from polytone.train.tokenization import Row
 from tests.support.processes import polytone
 from tests.support.recipes import conversations, said, train_rows, user
 from tests.support.tiny_home import TinyHome
@@ -119,7 +120,22 @@ def test_a_recipe_can_be_proven_without_training(tiny: TinyHome, tmp_path: Path)
     checks = json.loads(done.stdout)
     assert (checks["rows"], checks["held_out_rows"], checks["steps"]) == (8, 2, 1)
     assert checks["rows_rendered_alike"] == 2
+    (few,) = checks["warnings"]  # no reference is asked for
+    assert few.startswith("2 held-out rows can hardly tell a better voice from a worse one. Hold out 30 or more")
     assert set(tiny.home.runs.iterdir()) == before
+
+
+def test_too_few_held_out_rows_are_said_before_training() -> None:
+    """Ten rows were answered for 25 seconds as a drift reference that serving then ignored; three measured a voice."""
+    recipe = Recipe.model_validate({"name": "a", "data": {"train": "x"}})
+    row, conversation = Row([1, 2], [-100, 2]), Conversation.model_validate(conversations("acme")[0])
+    few, no_reference = warnings_of(recipe, [row] * 10, [conversation] * 10)
+    assert few.startswith("10 held-out rows can hardly tell")
+    assert no_reference.startswith("10 held-out prompts will not do as a drift reference: serving needs 20")
+    assert list(warnings_of(recipe, [row] * 30, [conversation] * 30)) == []
+    (fewer,) = warnings_of(recipe.model_copy(update={"drift": DriftSection(rows=19)}), [row] * 30, [conversation] * 30)
+    assert fewer.startswith("19 held-out prompts")
+    assert list(warnings_of(recipe.model_copy(update={"drift": DriftSection(rows=0)}), [row] * 30, [])) == []
 
 
 def test_a_run_that_would_not_fit_is_refused_unless_forced(
@@ -129,7 +145,7 @@ def test_a_run_that_would_not_fit_is_refused_unless_forced(
     with pytest.raises(CheckError) as caught:
         train_rows(tmp_path, tiny.home, "large", conversations("acme"), training={"max_steps": 1})
     assert caught.value.code == "memory_too_small"
-    assert "this small machine has 0.1 GB left" in caught.value.message
+    assert "this small machine has 100.0 MB left" in caught.value.message
     checks = check(read_job(tiny.home, read_recipe(tmp_path / "large" / "recipe.yaml")), force=True)
     assert checks.memory_bytes > checks.memory_available_bytes == 10**8
 
@@ -155,6 +171,7 @@ def test_the_best_adapter_is_not_left_behind_in_the_run(tiny: TinyHome, tmp_path
     assert {path.name for path in made.run.folder.iterdir()} == {
         "adapter",
         "checks.json",
+        "held_out.jsonl",
         "loss.png",
         "metrics.jsonl",
         "run.json",

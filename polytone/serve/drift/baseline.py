@@ -14,7 +14,7 @@ import numpy as np
 from polytone.contract.errors import PolytoneError
 from polytone.contract.home import Home
 from polytone.contract.manifest import read_manifest
-from polytone.contract.reference import ReferenceRow, read_reference
+from polytone.contract.reference import LEAST_ROWS, ReferenceRow, read_reference
 from polytone.measure.signals import asked_of, measure
 from polytone.measure.tone import Tone, learn
 from polytone.serve.traffic.capture import AnswerSignals
@@ -24,7 +24,6 @@ from .embedding import Embedding
 log = logging.getLogger(__name__)
 
 KEPT = 500  # profiles in memory, of the versions that answered last
-FEWEST_ROWS = 20
 TONE, LANGUAGE = "tone", "language"
 
 
@@ -88,7 +87,7 @@ class Baselines:
 
     def _make(self, version: str) -> Baseline:
         rows, max_tokens = self._reference(version)
-        if len(rows) < FEWEST_ROWS:
+        if len(rows) < LEAST_ROWS:
             return Baseline()
         others = [row.reply for sibling in self._siblings(version) for row in self._reference(sibling)[0]]
         baseline = replace(make_baseline(rows, others), max_tokens=max_tokens)

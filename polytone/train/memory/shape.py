@@ -14,6 +14,7 @@ from polytone.contract.models import describe_problem
 # Model types whose layers are attention of four and a gated MLP of three linear layers.
 MODEL_TYPES = ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2")
 DEFAULT_HEAD_DIMS = {"qwen3": 128, "gemma": 256, "gemma2": 256}
+# Configuration fields of models that change their logits after the head.
 LOGIT_CHANGES = ("final_logit_softcapping", "logit_scale", "logits_scaling", "output_multiplier", "lm_head_multiplier")
 Count = Annotated[int, Field(ge=1)]
 

@@ -1,4 +1,4 @@
-"""What every method of training shares: prepared rows, trainer arguments, the adapter's exact numbers, the record."""
+"""The common part of all training methods: prepared rows, trainer arguments, the adapter in float32."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,30 +15,32 @@ from polytone.contract.manifest import Data, DataSource
 from polytone.contract.rows import Conversation
 from polytone.train.dataset.training_rows import RowFile, read_conversations
 from polytone.train.recipe import Recipe
+from polytone.train.runs.checkpoints import CHECKPOINTS
 from polytone.train.runs.distributed import world_size
 from polytone.train.tokenization import Fitted, Row, tokenize
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """Tokenized rows and where they came from.
+    """Tokenized rows and their origin.
 
-    `train` and `watched` have the columns of the method's trainer; the loss on `watched` (None for none) is taken while
-    training. `learned` are the rows of `train` (of a pair the preferred reply). `held_out` is what the voice is
-    measured on, `conversations` where prompts for its reference come from.
+    `train` and `watched` have the columns of the method's trainer; the loss on `watched` (None for none) is measured
+    during training. `learned` are the rows of `train` (of a pair the preferred reply). The voice is measured on
+    `held_out`, which are `references` as tokens; prompts for the drift reference come from `conversations`.
     """
 
     train: Dataset
     watched: Dataset | None
     learned: list[Row]
     held_out: list[Row]
+    references: list[Conversation]
     conversations: list[Conversation]
     data: Data
 
 
 @dataclass(frozen=True)
 class RunCallbacks:
-    """The folder of a run and who is told of its steps."""
+    """The folder of a run and the callbacks for its steps."""
 
     folder: Path
     callbacks: list[TrainerCallback]
@@ -69,23 +71,24 @@ def measured_on_conversations(
         watched=watched,
         learned=learned[1].single,
         held_out=held_out[1].single,
+        references=held_out[1].sources,
         conversations=held_out[1].sources,
         data=describe_data(*learned, *held_out),
     )
 
 
 def describe_data(train: RowFile[Any], rows: Fitted[Any], held_out: RowFile[Any], held_rows: Fitted[Any]) -> Data:
-    """What the manifest keeps of the rows that are learned from and those that are not.
+    """What the manifest records of the training rows and the held-out rows.
 
     Raises:
-        InputError: `wrong_split` for rows to learn from that were exported to be held out; else as
+        InputError: `wrong_split` for training rows that were exported to be held out; else as
             `read_export_manifest`.
     """
     described = Data(train=describe_source(train, rows), held_out=describe_source(held_out, held_rows))
     manifest = read_export_manifest(Path(train.path))
     if manifest is not None and manifest.split != "train":
         raise InputError(
-            f"{train.path}: data.train: these rows were exported to be held out; a voice that has seen them cannot be "
+            f"{train.path}: data.train: these rows were exported to be held out; a voice trained on them cannot be "
             "judged by them. Name the file of the split train.",
             code="wrong_split",
             param="data.train",
@@ -94,7 +97,7 @@ def describe_data(train: RowFile[Any], rows: Fitted[Any], held_out: RowFile[Any]
 
 
 def describe_source(file: RowFile[Any], rows: Fitted[Any]) -> DataSource:
-    """What the manifest keeps of a file of rows, with its origin where it was exported from traffic."""
+    """What the manifest records of a file of rows, with its origin where it was exported from traffic."""
     path = Path(file.path)
     export = read_export_manifest(path)
     return DataSource(
@@ -112,7 +115,7 @@ def describe_source(file: RowFile[Any], rows: Fitted[Any]) -> DataSource:
 
 
 def shared_arguments(prepared: Prepared, recipe: Recipe, folder: Path) -> dict[str, Any]:
-    """Arguments that all trainers take; nothing is cut or reported by the trainer itself."""
+    """Arguments for every trainer; the trainer itself cuts and reports nothing."""
     settings = recipe.training
     steps = planned_steps(len(prepared.train), recipe)
     at_once = settings.micro_batch * world_size()
@@ -126,7 +129,7 @@ def shared_arguments(prepared: Prepared, recipe: Recipe, folder: Path) -> dict[s
     gpu = torch.cuda.is_available()
     watched = settings.evaluations if prepared.watched is not None else 0
     return {
-        "output_dir": str(folder / "checkpoints"),
+        "output_dir": str(folder / CHECKPOINTS),
         "num_train_epochs": settings.epochs,
         "max_steps": steps,
         "per_device_train_batch_size": settings.micro_batch,
@@ -139,7 +142,7 @@ def shared_arguments(prepared: Prepared, recipe: Recipe, folder: Path) -> dict[s
         "max_grad_norm": settings.gradient_clip,
         "seed": settings.seed,
         "data_seed": settings.seed,
-        "max_length": None,  # rows that are too long were dealt with by name
+        "max_length": None,  # `tokenization` has dealt with rows that are too long
         "gradient_checkpointing": gpu,
         "bf16": gpu,
         "use_cpu": not gpu,
@@ -158,30 +161,32 @@ def shared_arguments(prepared: Prepared, recipe: Recipe, folder: Path) -> dict[s
 
 
 def planned_steps(rows: int, recipe: Recipe) -> int:
-    """Optimizer steps of the run; `max_steps` caps what the epochs ask for."""
+    """Optimizer steps of the run: those of its epochs, at most `max_steps`."""
     steps = max(1, round(recipe.training.epochs * -(-rows // recipe.training.batch)))
     return min(steps, recipe.training.max_steps or steps)
 
 
 def build_trainer(
-    kind: Callable[..., Any], model: Any, config: Any, tokenizer: Any, prepared: Prepared, watch: RunCallbacks
+    kind: Callable[..., Any], model: Any, config: Any, tokenizer: Any, prepared: Prepared, run: RunCallbacks
 ) -> Any:
-    """A TRL trainer that leaves the adapter's float32 numbers as they are.
+    """A TRL trainer that leaves the adapter in float32.
 
-    TRL casts the adapter of a quantized model to bfloat16. Float32 costs 2 bytes more a parameter, trains faster on a
-    CPU, starts from a parent's very numbers, and makes the saved adapter the very numbers that were measured.
+    TRL casts the adapter of a quantized model to bfloat16. Float32 costs 2 more bytes per parameter, trains faster on a
+    CPU, starts from a parent's exact weights, and saves exactly the weights that were measured.
     """
-    exact = {name: weight.detach().float().clone() for name, weight in model.named_parameters() if weight.requires_grad}
+    float32 = {
+        name: weight.detach().float().clone() for name, weight in model.named_parameters() if weight.requires_grad
+    }
     trainer = kind(
         model=model,
         args=config,
         train_dataset=prepared.train,
         eval_dataset=prepared.watched,
         processing_class=tokenizer,
-        callbacks=watch.callbacks,
+        callbacks=run.callbacks,
     )
     for name, weight in model.named_parameters():
-        if name in exact:
-            weight.data = exact[name]
+        if name in float32:
+            weight.data = float32[name]
     trainer.remove_callback(PrinterCallback)
     return trainer

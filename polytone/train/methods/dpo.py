@@ -1,6 +1,6 @@
-"""Learning from preferences: of two replies to the same prompt one was preferred (DPO, Rafailov et al. 2023).
+"""Training on preferences: two replies to the same prompt, one of them preferred (DPO, Rafailov et al. 2023).
 
-TRL's DPOTrainer continues a parent's adapter; a frozen copy of it is the model that the new one must stay close to.
+TRL's DPOTrainer continues a parent's adapter; a frozen copy of it is the reference that the new one stays close to.
 """
 
 from typing import Any
@@ -64,12 +64,14 @@ def with_reply(row: Preference, reply: list[Message]) -> Conversation:
 def prepared_from(
     file: RowFile[Preference], train: Fitted[Preference], held_file: RowFile[Preference], held_out: Fitted[Preference]
 ) -> Prepared:
+    preferred = [with_reply(row, row.chosen) for row in held_out.sources]
     return Prepared(
         train=as_dataset(train),
         watched=as_dataset(held_out),
         learned=train.single,
         held_out=held_out.single,
-        conversations=[with_reply(row, row.chosen) for row in held_out.sources],
+        references=preferred,
+        conversations=preferred,
         data=describe_data(file, train, held_file, held_out),
     )
 
@@ -86,13 +88,13 @@ def as_dataset(rows: Fitted[Preference]) -> Dataset:
     )
 
 
-def dpo_trainer(model: Any, tokenizer: Any, prepared: Prepared, recipe: Recipe, watch: RunCallbacks) -> Any:
-    config = DPOConfig(**shared_arguments(prepared, recipe, watch.folder))
-    return build_trainer(TokenizedDPOTrainer, model, config, tokenizer, prepared, watch)
+def dpo_trainer(model: Any, tokenizer: Any, prepared: Prepared, recipe: Recipe, run: RunCallbacks) -> Any:
+    config = DPOConfig(**shared_arguments(prepared, recipe, run.folder))
+    return build_trainer(TokenizedDPOTrainer, model, config, tokenizer, prepared, run)
 
 
 class TokenizedDPOTrainer(ExactCheckpoints, DPOTrainer):  # type: ignore[misc]
-    """Takes rows as they were tokenized and proven for supervised training: same prompts, same end of turn."""
+    """Takes rows tokenized as for supervised training: same prompts, same end of turn."""
 
     def _prepare_dataset(self, dataset: Dataset, *_: Any) -> Dataset:
         return dataset

@@ -1,6 +1,6 @@
-"""Learning from verdicts: replies that someone found good or bad, without pairs (KTO, Ethayarajh et al. 2024).
+"""Training on verdicts: replies that were judged good or bad, without pairs (KTO, Ethayarajh et al. 2024).
 
-TRL's KTOTrainer continues a parent's adapter; a frozen copy of it is the model that the new one must stay close to.
+TRL's KTOTrainer continues a parent's adapter; a frozen copy of it is the reference that the new one stays close to.
 """
 
 import random
@@ -33,7 +33,7 @@ LEAST_BALANCE, LARGEST_BALANCE = 1.0, 4 / 3
 
 @dataclass(frozen=True)
 class Judged:
-    """A tokenized verdict: labels on the judged reply, and whether it was found good."""
+    """A tokenized verdict; the labels are those of the judged reply."""
 
     row: Row
     verdict: Verdict
@@ -42,10 +42,10 @@ class Judged:
 def prepare_verdicts(recipe: Recipe, tokenizer: Any) -> Prepared:
     """Read and tokenize the recipe's verdicts; the held-out rows may be conversations too.
 
-    The voice is measured on the held-out replies that were found good.
+    The voice is measured on the held-out replies that were judged good.
 
     Raises:
-        InputError: `one_class_only` without good and bad rows to learn from, or without a good one held out; else as
+        InputError: `one_class_only` without both good and bad training rows, or without a good one held out; else as
             `read_verdicts`, `tokenize`, `split` and `read_export_manifest`.
     """
     file = read_verdicts(recipe.data.train)
@@ -74,10 +74,10 @@ def refuse_one_class(file: RowFile[Verdict], rows: list[Verdict]) -> None:
     good = sum(row.label for row in rows)
     if 0 < good < len(rows):
         return
-    there, lacking = ("true", "false") if good else ("false", "true")
+    present, missing = ("true", "false") if good else ("false", "true")
     raise InputError(
-        f"{file.path}: label: is {there} in all {len(rows)} rows. kto learns from the difference; add rows with "
-        f"label {lacking}, or train on conversations with training.method sft.",
+        f"{file.path}: label: is {present} in all {len(rows)} rows. kto learns from the difference; add rows with "
+        f"label {missing}, or train on conversations with training.method sft.",
         code="one_class_only",
         param="label",
     )
@@ -87,8 +87,8 @@ def split_by_class(train: Fitted[Verdict], recipe: Recipe) -> tuple[Fitted[Verdi
     """Hold out the share of the good and of the bad rows, so that both sides have both."""
     kept, held = [], []
     for good in (True, False):
-        mine = [row for row in train.rows if row[1].label is good]
-        parts = split(mine, recipe.data.held_out_share, recipe.training.seed)
+        of_class = [row for row in train.rows if row[1].label is good]
+        parts = split(of_class, recipe.data.held_out_share, recipe.training.seed)
         kept += parts[0]
         held += parts[1]
     return Fitted(kept, train.cut, train.dropped), Fitted(held)
@@ -101,7 +101,7 @@ def prepared_from(
     held_file: RowFile[Verdict],
     held_out: Fitted[Verdict],
 ) -> Prepared:
-    good = [one.row for one in judged(held_out) if one.verdict.label]
+    good = [one for one in judged(held_out) if one.verdict.label]
     if not good:
         raise InputError(
             f"{held_file.path}: label: no held-out row has label true, so there is nothing to measure the voice on. "
@@ -113,21 +113,22 @@ def prepared_from(
         train=as_dataset(shuffled(judged(train), recipe), recipe),
         watched=as_dataset(judged(held_out), recipe),
         learned=train.single,
-        held_out=good,
+        held_out=[one.row for one in good],
+        references=[one.verdict.conversation() for one in good],
         conversations=[verdict.conversation() for verdict in held_out.sources],
         data=describe_data(file, train, held_file, held_out),
     )
 
 
 def shuffled(rows: list[Judged], recipe: Recipe) -> list[Judged]:
-    """The trainer takes rows in their order, since each batch estimates how far the voice has moved in all."""
+    """The rows in a random order; the trainer keeps it, because each batch estimates how far the voice has moved."""
     order = list(rows)
     random.Random(recipe.training.seed).shuffle(order)  # noqa: S311 - a reproducible order, no secret
     return order
 
 
 def as_dataset(rows: list[Judged], recipe: Recipe) -> Dataset:
-    """The columns of TRL's collator. `KL_completion_ids` are the replies of each batch, moved on by one row."""
+    """The columns of TRL's collator. `KL_completion_ids` are the replies of each batch, shifted by one row."""
     size = recipe.training.micro_batch
     pairs = [prompt_and_reply(one.row) for one in rows]
     replies = [reply for _, reply in pairs]
@@ -142,20 +143,20 @@ def as_dataset(rows: list[Judged], recipe: Recipe) -> Dataset:
     )
 
 
-def kto_trainer(model: Any, tokenizer: Any, prepared: Prepared, recipe: Recipe, watch: RunCallbacks) -> Any:
+def kto_trainer(model: Any, tokenizer: Any, prepared: Prepared, recipe: Recipe, run: RunCallbacks) -> Any:
     labels = list(prepared.train["label"])
     desirable, undesirable = balance(sum(labels), len(labels) - sum(labels))
     config = KTOConfig(
-        **shared_arguments(prepared, recipe, watch.folder),
+        **shared_arguments(prepared, recipe, run.folder),
         desirable_weight=desirable,
         undesirable_weight=undesirable,
         train_sampling_strategy="sequential",
     )
-    return build_trainer(TokenizedKTOTrainer, model, config, tokenizer, prepared, watch)
+    return build_trainer(TokenizedKTOTrainer, model, config, tokenizer, prepared, run)
 
 
 def balance(good: int, bad: int) -> tuple[float, float]:
-    """Weights of good and bad rows that bring `good` to `bad` between 1:1 and 4:3; the rarer class is raised."""
+    """Weights of good and bad rows that bring `good` to `bad` between 1:1 and 4:3; the rarer class gets the larger."""
     ratio = good / bad
     if ratio < LEAST_BALANCE:
         return bad / good, 1.0
@@ -163,7 +164,7 @@ def balance(good: int, bad: int) -> tuple[float, float]:
 
 
 class TokenizedKTOTrainer(ExactCheckpoints, KTOTrainer):  # type: ignore[misc]
-    """Takes rows as they were tokenized and proven for supervised training: same prompts, same end of turn."""
+    """Takes rows tokenized as for supervised training: same prompts, same end of turn."""
 
     def _prepare_dataset(self, dataset: Dataset, *_: Any) -> Dataset:
         return dataset

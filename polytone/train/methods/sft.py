@@ -42,11 +42,11 @@ def as_dataset(rows: list[Row]) -> Dataset:
     return Dataset.from_dict({"input_ids": [row.input_ids for row in rows], "labels": [row.labels for row in rows]})
 
 
-def sft_trainer(model: Any, tokenizer: Any, prepared: Prepared, recipe: Recipe, watch: RunCallbacks) -> Any:
+def sft_trainer(model: Any, tokenizer: Any, prepared: Prepared, recipe: Recipe, run: RunCallbacks) -> Any:
     config = SFTConfig(
-        **shared_arguments(prepared, recipe, watch.folder),
-        # The rows of a micro-batch end to end: no padding, and position ids keep them from seeing each other.
+        **shared_arguments(prepared, recipe, run.folder),
+        # The rows of a micro-batch end to end without padding; position ids keep them apart.
         padding_free=recipe.training.packing,
         train_sampling_strategy="group_by_length",
     )
-    return build_trainer(trainer_class(model.config), model, config, tokenizer, prepared, watch)
+    return build_trainer(trainer_class(model.config), model, config, tokenizer, prepared, run)

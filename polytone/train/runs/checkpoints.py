@@ -1,4 +1,4 @@
-"""A run that can be resumed: what its checkpoints hold, and batches that come in the same order again."""
+"""Checkpoints of a run that can be resumed, with batches in the same order again."""
 
 import json
 from collections.abc import Iterator
@@ -13,18 +13,19 @@ from transformers.trainer_pt_utils import get_length_grouped_indices
 
 from polytone.contract.files import write_whole
 
+CHECKPOINTS = "checkpoints"
 ADAPTER = "adapter.safetensors"
 STATE = "trainer_state.json"
 OPTIMIZER = "optimizer.pt"
 
 
 class ExactCheckpoints:
-    """Goes before a TRL trainer in a class's bases.
+    """A mixin for TRL trainers, named before the trainer among a class's bases.
 
-    Transformers would save every adapter of the model, load them back through PEFT (which casts, and of several
-    adapters loads all but the trained one), and draw the batches of later epochs from a random state that a resumed run
-    does not have. Here a checkpoint holds the trained adapter's float32 numbers, and the order follows from seed and
-    epoch.
+    Transformers would save every adapter of the model, load them back through PEFT (which casts them, and of several
+    adapters does not load the trained one), and draw the batches of later epochs from a random state that a resumed run
+    does not have. Here a checkpoint holds the trained adapter's float32 weights, and the order of batches depends on
+    seed and epoch alone.
     """
 
     model: Any
@@ -40,7 +41,7 @@ class ExactCheckpoints:
         load_adapter(self.model, Path(resume_from_checkpoint) / ADAPTER)
 
     def create_model_card(self, *_: Any, **__: Any) -> None:
-        """A version gets a card of its own."""
+        """Nothing: publishing writes the model card."""
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         if self.args.train_sampling_strategy != "group_by_length":
@@ -51,7 +52,7 @@ class ExactCheckpoints:
 
 
 class LengthGroups(Sampler[int]):  # type: ignore[misc]
-    """Rows of like length together, in an order that seed and epoch alone decide."""
+    """Rows of similar length together, in an order that depends on seed and epoch alone."""
 
     def __init__(self, lengths: list[int], batch: int, seed: int) -> None:
         self.lengths = lengths
@@ -71,7 +72,7 @@ class LengthGroups(Sampler[int]):  # type: ignore[misc]
 
 
 def save_adapter(model: Any, path: Path) -> None:
-    """The trained adapter's numbers as they are, whole or not at all."""
+    """Save the trained adapter's weights unchanged, whole or not at all."""
     weights = {name: weight.detach().cpu().contiguous() for name, weight in trained(model)}
     write_whole(path, save(weights))
 
@@ -89,9 +90,9 @@ def trained(model: Any) -> Iterator[tuple[str, torch.Tensor]]:
 
 
 def newest_checkpoint(folder: Path) -> Path | None:
-    """The last checkpoint under `folder` that was written to its end; the trainer writes its state last."""
-    found = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.partition("-")[2]), reverse=True)
-    return next((path for path in found if is_whole(path)), None)
+    """The last complete checkpoint under `folder`; the trainer writes its state last."""
+    checkpoints = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.partition("-")[2]), reverse=True)
+    return next((path for path in checkpoints if is_whole(path)), None)
 
 
 def is_whole(checkpoint: Path) -> bool:

@@ -1,4 +1,4 @@
-"""Training in several processes at once, as `accelerate launch` or `torchrun` start them: who is who."""
+"""Training in several processes, as `accelerate launch` or `torchrun` start them."""
 
 import os
 from typing import TypeVar
@@ -11,7 +11,7 @@ def world_size() -> int:
 
 
 def is_main() -> bool:
-    """Whether this process writes: files, progress, the version."""
+    """Whether this is the process that writes files, progress and the version."""
     return int(os.environ.get("RANK", "0")) == 0
 
 

@@ -1,4 +1,4 @@
-"""The best adapter of a run by held-out loss, and the end of a run that gets no better."""
+"""The best adapter of a run by held-out loss, and early stopping."""
 
 from pathlib import Path
 from typing import Any
@@ -9,10 +9,10 @@ from .checkpoints import load_adapter, save_adapter
 
 
 class KeepBest(TrainerCallback):  # type: ignore[misc]
-    """Keeps the adapter of the lowest held-out loss in a file, and stops after `patience` evaluations without a lower.
+    """Keeps the adapter of the lowest held-out loss in a file; stops after `patience` evaluations without a lower one.
 
-    Everything it knows is in the trainer's own log, which a resumed run has too. (Transformers ties the best model to
-    its checkpoints: they would have to be as frequent as the evaluations.)
+    It reads the losses from the trainer's own log, which a resumed run has too. (Transformers keeps the best model
+    among its checkpoints, which would have to be as frequent as the evaluations.)
     """
 
     def __init__(self, path: Path, patience: int | None) -> None:
@@ -20,7 +20,7 @@ class KeepBest(TrainerCallback):  # type: ignore[misc]
         self.patience = patience
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """The last step is a candidate too, wherever the evaluations before it fell."""
+        """Evaluate after the last step too, whatever the interval of evaluations."""
         if args.eval_strategy != "no" and state.global_step >= state.max_steps:
             control.should_evaluate = True
 
@@ -33,7 +33,7 @@ class KeepBest(TrainerCallback):  # type: ignore[misc]
             control.should_training_stop = True
 
     def restore(self, model: Any, state: Any) -> int | None:
-        """Put the best adapter back into the model where a later one was worse; the step it is of."""
+        """Put the best adapter back into the model; returns its step, None without evaluations."""
         losses = held_out_losses(state)
         if not losses or not self.path.is_file():
             return None

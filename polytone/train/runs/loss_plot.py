@@ -7,7 +7,12 @@ from matplotlib.figure import Figure
 
 
 def plot_loss(records: list[dict[str, Any]], title: str, unit: str, target: Path, kept: int | None = None) -> None:
-    """Draw training and held-out loss over steps; `unit` says what the method's loss is, `kept` whose adapter stays."""
+    """Draw training and held-out loss over steps.
+
+    Args:
+        unit: of the method's loss.
+        kept: the step whose adapter was kept, where there were evaluations.
+    """
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
     for key, label, style in (("loss", "training", "-"), ("eval_loss", "held out", "o--")):

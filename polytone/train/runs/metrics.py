@@ -1,4 +1,4 @@
-"""What a run says of its steps: metrics.jsonl, the progress bar, and events for TensorBoard."""
+"""The metrics of a run: metrics.jsonl, the progress bar, and events for TensorBoard."""
 
 import json
 from pathlib import Path
@@ -15,7 +15,7 @@ METRICS = "metrics.jsonl"
 
 
 class Recorder(TrainerCallback):  # type: ignore[misc]
-    """Writes every log record as one JSON line, moves the progress bar, stops a run whose loss is no number."""
+    """Writes every log record as one JSON line, moves the progress bar, stops a run whose loss is not finite."""
 
     def __init__(self, path: Path, progress: Progress) -> None:
         self.path = path
@@ -39,7 +39,7 @@ class Recorder(TrainerCallback):  # type: ignore[misc]
 
 
 def events(recipe: Recipe, folder: Path) -> list[TrainerCallback]:
-    """For TensorBoard, in the run's folder: the trainer's own place is gone when the run ends."""
+    """Events for TensorBoard in the run's folder; the trainer's own folder is removed when the run ends."""
     if not recipe.training.tensorboard:
         return []
     from torch.utils.tensorboard import SummaryWriter
@@ -47,14 +47,20 @@ def events(recipe: Recipe, folder: Path) -> list[TrainerCallback]:
     return [TensorBoardCallback(SummaryWriter(folder / "tensorboard"))]
 
 
-def forget_after(metrics: Path, step: int) -> None:
+def drop_records_after(metrics: Path, step: int) -> None:
     """Drop the records of steps that will be taken again."""
     lines = metrics.read_text(encoding="utf-8").splitlines() if metrics.is_file() else []
     metrics.write_text("".join(line + "\n" for line in lines if step_in(line) <= step), encoding="utf-8")
 
 
+def last_step(metrics: Path) -> int:
+    """The last step that was recorded, 0 for none."""
+    lines = metrics.read_text(encoding="utf-8").splitlines() if metrics.is_file() else []
+    return max((int(step) for step in map(step_in, lines) if step < float("inf")), default=0)
+
+
 def step_in(line: str) -> float:
     try:
         return float(json.loads(line)["step"])
-    except (ValueError, KeyError):  # the line a kill cut off
+    except (ValueError, KeyError):  # a line that was cut off when the process was killed
         return float("inf")

@@ -1,17 +1,20 @@
-"""What is proven of a recipe before a model is loaded: what it learns from, and that the server will read it alike."""
+"""Checks of a recipe before a model is loaded: its rows, the memory it needs, and the chat template of the server."""
 
 import importlib.util
 import statistics
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
+from rich.filesize import decimal
 from transformers import AutoTokenizer
 
 from polytone.contract.base import Base
 from polytone.contract.digests import digest_text
 from polytone.contract.errors import CheckError, InputError
+from polytone.contract.reference import LEAST_ROWS
 from polytone.contract.rows import Conversation
 from polytone.train.memory.devices import this_machine
 from polytone.train.memory.estimate import estimate
@@ -23,6 +26,8 @@ from polytone.train.tokenization import Row, with_system
 from .distributed import world_size
 
 RENDERED = 32
+# Fewer conversations give a loss that says little; docs/evaluation.md has the reason.
+LEAST_HELD_OUT = 30
 
 
 class Quantiles(BaseModel):
@@ -34,7 +39,7 @@ class Quantiles(BaseModel):
 
 
 class Checks(BaseModel):
-    """The content of checks.json; counts are of tokens unless they say rows."""
+    """The content of checks.json; counts are of tokens unless they name rows."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -49,10 +54,11 @@ class Checks(BaseModel):
     steps: int
     memory_bytes: int
     memory_available_bytes: int
+    warnings: list[str] = []
 
 
 def check_extras(recipe: Recipe) -> None:
-    """Refuse a recipe that wants a library which is not here.
+    """Refuse a recipe that needs a library which is not installed.
 
     Raises:
         InputError: `tensorboard_missing`.
@@ -68,7 +74,7 @@ def check_extras(recipe: Recipe) -> None:
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes that a run is estimated to take at its peak, and bytes there are."""
+    """Bytes that a run is estimated to take at its peak, and bytes available."""
 
     needed: int
     available: int
@@ -89,18 +95,14 @@ def check_memory(recipe: Recipe, folder: Path, rows: list[Row], held_out: list[R
     memory = Memory(at_once * estimate(shape, planned).total_bytes, machine.bytes)
     if memory.needed > memory.available and not force:
         raise CheckError(
-            f"The run is estimated to take {gigabytes(memory.needed)} at its peak, and {machine.name} has "
-            f"{gigabytes(memory.available)} left. Halve training.micro_batch (the voice stays the same), shorten the "
-            f"longest row ({longest} tokens), or train anyway with --force. `polytone estimate {recipe.base}` has the "
-            "items.",
+            f"The run is estimated to take {decimal(memory.needed)} at its peak, and {machine.name} has "
+            f"{decimal(memory.available)} left. Halve training.micro_batch (the voice stays the same), shorten the "
+            f"longest row ({longest} tokens), or train anyway with --force. `polytone estimate {recipe.base}` lists "
+            "the items.",
             code="memory_too_small",
             param="training.micro_batch",
         )
     return memory
-
-
-def gigabytes(count: int) -> str:
-    return f"{count / 1e9:.1f} GB"
 
 
 def quantiles(counts: list[int]) -> Quantiles:
@@ -108,7 +110,14 @@ def quantiles(counts: list[int]) -> Quantiles:
 
 
 def describe(
-    rows: list[Row], held_out: list[Row], cut: int, dropped: int, rendered: int, steps: int, memory: Memory
+    rows: list[Row],
+    held_out: list[Row],
+    cut: int,
+    dropped: int,
+    rendered: int,
+    steps: int,
+    memory: Memory,
+    warnings: list[str],
 ) -> Checks:
     lengths, supervised = [len(row.input_ids) for row in rows], [row.supervised for row in rows]
     return Checks(
@@ -123,7 +132,27 @@ def describe(
         steps=steps,
         memory_bytes=memory.needed,
         memory_available_bytes=memory.available,
+        warnings=warnings,
     )
+
+
+def warnings_of(recipe: Recipe, held_out: list[Row], conversations: list[Conversation]) -> Iterator[str]:
+    """What does not stop a run and should be known before it is started."""
+    if len(held_out) < LEAST_HELD_OUT:
+        yield (
+            f"{counted(len(held_out), 'held-out row')} can hardly tell a better voice from a worse one. "
+            f"Hold out {LEAST_HELD_OUT} or more (data.held_out, data.held_out_share)."
+        )
+    rows = min(recipe.drift.rows, len(conversations))
+    if recipe.drift.rows and rows < LEAST_ROWS:
+        yield (
+            f"{counted(rows, 'held-out prompt')} will not do as a drift reference: serving needs {LEAST_ROWS}, and "
+            "takes the version's first conversations as its baseline instead."
+        )
+
+
+def counted(count: int, noun: str) -> str:
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
 def check_template(
@@ -161,17 +190,18 @@ def tokens_of(tokenizer: Any, conversation: Conversation, system_prompt: str | N
     return ids
 
 
-def sentence(checks: Checks) -> str:
-    """The checks for people, in one line."""
+def summary(checks: Checks) -> str:
+    """The checks for people: a sentence, and a line for each warning."""
     lost = "".join(
-        f", {count} {what} by training.max_length"
+        f", {count} {what} because of training.max_length"
         for count, what in ((checks.rows_cut, "cut"), (checks.rows_dropped, "dropped"))
         if count
     )
-    return (
-        f"{checks.rows} rows to learn from, {checks.held_out_rows} held out{lost}; "
+    sentence = (
+        f"{counted(checks.rows, 'training row')}, {checks.held_out_rows} held out{lost}; "
         f"{checks.length.least} to {checks.length.most} tokens long (median {checks.length.median}), of which "
         f"{checks.supervised.least} to {checks.supervised.most} are learned ({checks.supervised_share:.0%} of all); "
-        f"the server renders them alike; {checks.steps} steps; about {gigabytes(checks.memory_bytes)} of memory of "
-        f"{gigabytes(checks.memory_available_bytes)} available."
+        f"the server renders them alike; {counted(checks.steps, 'step')}; about {decimal(checks.memory_bytes)} of "
+        f"memory, {decimal(checks.memory_available_bytes)} available."
     )
+    return "\n".join([sentence, *(f"Warning: {warning}" for warning in checks.warnings)])
