@@ -1,9 +1,9 @@
-"""How often the drift detectors alarm by chance, and how soon they notice a change: on simulated conversations.
+"""Chance alarms and power of the drift detectors, on simulated conversations.
 
-`chance`: streams without a change, each with a reference drawn anew. The mean run length until the first alarm, cut at
-a horizon, is held against the stated one. Where every turn counts as an observation, nothing is promised: that row
-shows why the runtime takes one turn of a conversation. `power`: a share of the conversations changes after 200. Writes
-drift.json. Exit code 1 if a mean run length is below the stated one.
+`chance`: streams without a change, each with a new reference. The mean run length until the first alarm, cut at a
+horizon, is compared with the stated one. With every turn as an observation nothing is promised; that row shows why the
+runtime takes one turn of a conversation. `power`: a share of the conversations changes after 200. Writes drift.json.
+Exit code 1 if a mean run length is below the stated one.
 """
 
 import argparse
@@ -41,7 +41,7 @@ STREAMS = 2000
 REFERENCES = (200, 40)
 HORIZON = 3  # run lengths
 STEPS_AT_ONCE = 200
-MOST_TURNS = 11
+MAX_TURNS = 11
 
 EMBEDDING_STREAMS = 150
 SHORT_RUN_LENGTH = 500
@@ -55,9 +55,9 @@ BEFORE, WITHIN = 200, 500
 
 @dataclass(frozen=True)
 class Kind:
-    """A signal: `draw` gives (steps, streams) of it, its true `mean` is known, and `sides` are watched, 1 or 2.
+    """A simulated signal with a known `mean`. `draw` gives (steps, streams) values; `sides` is 1, or 2 for a fall, too.
 
-    `bound` makes the detector's mean of a reference (n,).
+    `bound` computes the detector's mean from a reference (n,).
     """
 
     name: str
@@ -70,7 +70,7 @@ class Kind:
 
 @dataclass(frozen=True)
 class Chance:
-    """What one kind's streams without a change did. `misses`: the share of references with a bound below the mean."""
+    """Run lengths of one signal without a change. `misses` is the share of references with a bound below the mean."""
 
     signal: str
     reference: int | None
@@ -105,12 +105,12 @@ CHANCE_HEADER = (
 
 @dataclass(frozen=True)
 class Power:
-    """How one detector met one change: the share noticed within 500 conversations, and the median delay of those."""
+    """Detection of one change: the share detected within 500 conversations, and the median delay of those."""
 
     signal: str
     share: float
     detector: str
-    noticed: float
+    detected: float
     delay: float | None
     per_10_000: float
 
@@ -118,14 +118,16 @@ class Power:
         yield self.signal
         yield f"{100 * self.share:.0f} %"
         yield self.detector
-        yield f"{100 * self.noticed:.0f} %"
+        yield f"{100 * self.detected:.0f} %"
         yield "-" if self.delay is None else f"{self.delay:.0f}"
         yield f"{self.per_10_000:g}"
 
 
 Row = TypeVar("Row", Chance, Power)
 
-POWER_HEADER = ("signal", "changed", "detector", f"noticed within {WITHIN}", "median delay", "chance alarms per 10,000")
+POWER_HEADER = (
+    "signal", "changed", "detector", f"detected within {WITHIN}", "median delay", "chance alarms per 10,000",
+)  # fmt: skip
 
 
 def main() -> int:
@@ -136,25 +138,25 @@ def main() -> int:
     options = parser.parse_args()
     if unknown := set(options.rows) - {"chance", "power"}:
         parser.error(f"no such row: {', '.join(sorted(unknown))}")
-    rows, began = options.rows or ["chance", "power"], time.monotonic()
-    found: dict[str, Any] = {"streams": options.streams}
+    selected, began = options.rows or ["chance", "power"], time.monotonic()
+    results: dict[str, Any] = {"streams": options.streams}
     held = True
-    if "chance" in rows:
-        chances = list(shown(CHANCE_HEADER, chance(options.streams)))
+    if "chance" in selected:
+        chances = list(printed(CHANCE_HEADER, chance(options.streams)))
         held = all(one.holds for one in chances)
-        found["chance"] = [{**asdict(one), "holds": one.holds} for one in chances]
-    if "power" in rows:
-        found["power"] = [asdict(one) for one in shown(POWER_HEADER, power(options.streams))]
-        found["smallest"] = smallest()
-    found["seconds"] = time.monotonic() - began
+        results["chance"] = [{**asdict(one), "holds": one.holds} for one in chances]
+    if "power" in selected:
+        results["power"] = [asdict(one) for one in printed(POWER_HEADER, power(options.streams))]
+        results["smallest"] = smallest()
+    results["seconds"] = time.monotonic() - began
     options.out.mkdir(parents=True, exist_ok=True)
-    (options.out / "drift.json").write_text(json.dumps(found, indent=1))
-    print(f"{options.out / 'drift.json'}, {found['seconds']:.0f} s")
+    (options.out / "drift.json").write_text(json.dumps(results, indent=1))
+    print(f"{options.out / 'drift.json'}, {results['seconds']:.0f} s")
     return 0 if held else 1
 
 
-def shown(header: Iterable[str], rows: Iterable[Row]) -> Iterator[Row]:
-    """The rows, each printed as a line of a Markdown table as soon as it is there."""
+def printed(header: Iterable[str], rows: Iterable[Row]) -> Iterator[Row]:
+    """Print rows as lines of a Markdown table, each as soon as it is computed, and pass them on."""
     header = list(header)
     print_row(header)
     print_row(["---"] * len(header))
@@ -175,7 +177,7 @@ def chance(streams: int) -> Iterator[Chance]:
         for reference in REFERENCES:
             yield with_references(chances, streams, kind, reference)
     for reference in REFERENCES:
-        yield of_embeddings(chances, streams, reference)
+        yield with_embeddings(chances, streams, reference)
 
 
 def kinds() -> Iterator[Kind]:
@@ -200,11 +202,11 @@ def skewed(chances: Generator, shape: tuple[int, int]) -> Floats:
 
 
 def lengths(chances: Generator, shape: tuple[int, int]) -> Floats:
-    """Logarithms of lengths, on a scale from one token to the most."""
+    """Lengths on a logarithmic scale from 0 to 1."""
     return np.asarray(np.clip(0.6 + 0.1 * chances.standard_normal(shape), 0, 1))
 
 
-# In few conversations most turns are bad, in the others hardly any.
+# Most turns are bad in a few conversations, and hardly any in the others.
 TROUBLED, BADNESS = 0.08, (0.01, 0.6)
 MEAN_BADNESS = (1 - TROUBLED) * BADNESS[0] + TROUBLED * BADNESS[1]
 
@@ -214,41 +216,41 @@ def badness(chances: Generator, shape: tuple[int, ...]) -> Floats:
 
 
 def one_turn(chances: Generator, shape: tuple[int, int]) -> Floats:
-    """Of each conversation's turns, one that was drawn."""
-    turns = chances.random((MOST_TURNS, *shape)) < badness(chances, shape)
-    length = 1 + chances.integers(MOST_TURNS, size=shape)
+    """One random turn of each conversation."""
+    turns = chances.random((MAX_TURNS, *shape)) < badness(chances, shape)
+    length = 1 + chances.integers(MAX_TURNS, size=shape)
     drawn = (chances.random(shape) * length).astype(int)
     return np.asarray(np.take_along_axis(turns, drawn[None], axis=0)[0], dtype=np.float64)
 
 
 def every_turn(chances: Generator, shape: tuple[int, int]) -> Floats:
-    """All turns, conversation after conversation."""
+    """All turns, one conversation after another."""
     steps, streams = shape
-    now, left, found = np.zeros(streams), np.zeros(streams, dtype=int), np.empty(shape)
+    rates, left, turns = np.zeros(streams), np.zeros(streams, dtype=int), np.empty(shape)
     for step in range(steps):
         over = left == 0
-        now = np.where(over, badness(chances, (streams,)), now)
-        left = np.where(over, 1 + chances.integers(MOST_TURNS, size=streams), left) - 1
-        found[step] = chances.random(streams) < now
-    return found
+        rates = np.where(over, badness(chances, (streams,)), rates)
+        left = np.where(over, 1 + chances.integers(MAX_TURNS, size=streams), left) - 1
+        turns[step] = chances.random(streams) < rates
+    return turns
 
 
 def at_the_mean(chances: Generator, streams: int, mean: float) -> Chance:
-    """The hardest case: the detector's mean is the true one, with no reference's uncertainty above it."""
+    """The strictest case: the detector knows the true mean, without the margin of a bound from a reference."""
     kind = Kind(f"rate {100 * mean:.0f} %", partial(rate, mean), mean)
-    return measured(chances, kind, np.full((streams, 1), mean), None)
+    return run_lengths(chances, kind, np.full((streams, 1), mean), None)
 
 
 def with_references(chances: Generator, streams: int, kind: Kind, reference: int) -> Chance:
-    """A reference for every stream: several signals share the run length, and have their part of it."""
+    """A reference for every stream; two sides share the run length."""
     references = kind.draw(chances, (reference, streams)).T
     means = np.stack(
         [[kind.bound(values) for values in side] for side in (references, 1 - references)[: kind.sides]], axis=1
     )
-    return measured(chances, kind, means, reference)
+    return run_lengths(chances, kind, means, reference)
 
 
-def measured(chances: Generator, kind: Kind, means: Floats, reference: int | None) -> Chance:
+def run_lengths(chances: Generator, kind: Kind, means: Floats, reference: int | None) -> Chance:
     horizon = int(HORIZON * RUN_LENGTH)
     times = alarm_times(chances, kind.draw, means, horizon)
     misses = None if reference is None else float((means[:, 0] < kind.mean).mean())
@@ -256,9 +258,9 @@ def measured(chances: Generator, kind: Kind, means: Floats, reference: int | Non
 
 
 def alarm_times(chances: Generator, draw: Draw, means: Floats, horizon: int) -> Floats:
-    """The observation (streams,) with the first alarm, from 1; inf if none within `horizon`.
+    """The numbers (streams,) of the observations with the first alarm, from 1; inf if none within `horizon`.
 
-    `means` (streams, sides). Of two sides each has twice the run length, so that both together have the stated one.
+    `means` (streams, sides). Each of two sides has twice the run length, so that together they have the stated one.
     """
     streams, sides = means.shape
     run_length = RUN_LENGTH * sides
@@ -286,7 +288,7 @@ def summary(
     misses: float | None = None,
     promised: bool = True,
 ) -> Chance:
-    """`mean` is that of the times, cut at the horizon, with the normal interval around it."""
+    """The mean of the times, cut at the horizon, with its normal interval."""
     cut = np.minimum(times, horizon)
     half = 1.96 * float(cut.std()) / len(cut) ** 0.5
     mean = float(cut.mean())
@@ -294,8 +296,8 @@ def summary(
     return Chance(signal, reference, stated, horizon, mean, mean - half, mean + half, per_10_000, misses, promised)
 
 
-def of_embeddings(chances: Generator, streams: int, reference: int) -> Chance:
-    """Few dimensions and a short run length: the tests are the runtime's, and there are many of them."""
+def with_embeddings(chances: Generator, streams: int, reference: int) -> Chance:
+    """The runtime's window tests, with few dimensions and a short run length because there are many of them."""
     horizon = SHORT_HORIZON * SHORT_RUN_LENGTH
     times = np.empty(streams)
     for stream in range(streams):
@@ -308,8 +310,8 @@ def first_alarm(vectors: Floats, reference: Floats, run_length: float, first: in
     """The conversation of `vectors` (r, d) at which `MmdWindowTest` alarms, from 1, or inf."""
     for end in range(first, len(vectors) + 1, BLOCK):
         recent = vectors[max(0, end - LONG) : end]
-        found = window_p_values(recent, reference, run_length, len(vectors) * seed + end)
-        if min(found.values()) <= level(run_length):
+        p_values = window_p_values(recent, reference, run_length, len(vectors) * seed + end)
+        if min(p_values.values()) <= level(run_length):
             return end
     return float("inf")
 
@@ -323,9 +325,9 @@ def power(streams: int) -> Iterator[Power]:
     ]
     for kind, changed in changes:
         for share in SHARES:
-            yield noticed(kind.name, share, changed_times(chances, streams, kind, changed, share), ours)
+            yield detection(kind.name, share, changed_times(chances, streams, kind, changed, share), ours)
     for share in SHARES:
-        yield noticed(f"vectors, {SHIFT:g} sd apart", share, changed_windows(chances, share), ours)
+        yield detection(f"vectors, {SHIFT:g} sd apart", share, changed_windows(chances, share), ours)
     yield Power("any", 1.0, "always alarms", 1.0, 1, 10_000)
     yield Power("any", 1.0, "never alarms", 0.0, None, 0)
 
@@ -334,7 +336,7 @@ def scores(a: float, b: float, chances: Generator, shape: tuple[int, int]) -> Fl
     return chances.beta(a, b, shape)
 
 
-def noticed(signal: str, share: float, delays: Floats, per_10_000: float) -> Power:
+def detection(signal: str, share: float, delays: Floats, per_10_000: float) -> Power:
     inside = delays[delays <= WITHIN]
     delay = float(np.median(inside)) if len(inside) else None
     detector = "Windows" if signal.startswith("vectors") else "Sequential"
@@ -342,7 +344,7 @@ def noticed(signal: str, share: float, delays: Floats, per_10_000: float) -> Pow
 
 
 def changed_times(chances: Generator, streams: int, kind: Kind, changed: Draw, share: float) -> Floats:
-    """Observations from the change to the alarm, of the streams that had not alarmed before it."""
+    """Observations from the change to the alarm, in streams without an alarm before the change."""
     references = kind.draw(chances, (REFERENCES[0], streams)).T
     means = np.array([[kind.bound(values)] for values in references])
     before = kind.draw(chances, (BEFORE, streams))
@@ -354,7 +356,7 @@ def changed_times(chances: Generator, streams: int, kind: Kind, changed: Draw, s
 
 
 def changed_windows(chances: Generator, share: float) -> Floats:
-    """Conversations from the change to the alarm, where 200 as the reference came before it."""
+    """Conversations from the change to the alarm, after 200 like the reference."""
     delays = np.empty(EMBEDDING_STREAMS)
     for stream in range(EMBEDDING_STREAMS):
         drawn = chances.standard_normal((REFERENCES[0] + BEFORE + WITHIN, DIMENSION), dtype=np.float32)
@@ -365,20 +367,20 @@ def changed_windows(chances: Generator, share: float) -> Floats:
 
 
 def smallest() -> list[dict[str, Any]]:
-    """The rates that `SequentialTest` notices, by what the reference's was; printed as they are found."""
+    """The smallest rates that `SequentialTest` detects, by the rate of the reference; prints each."""
     horizons = (100, 500, 2000)
     print_row(["reference's rate", "reference", "bound", *(f"within {one:,}" for one in horizons)])
     print_row(["---"] * 6)
-    found = []
+    rows = []
     for usual in (0.0, 0.02, 0.05, 0.2):
         for reference in REFERENCES:
             mean = upper_rate_bound(round(usual * reference), reference)
             changes = {one: smallest_change(mean, RUN_LENGTH, one) for one in horizons}
-            found.append({"rate": usual, "reference": reference, "bound": mean, "within": changes})
+            rows.append({"rate": usual, "reference": reference, "bound": mean, "within": changes})
             cells = ["-" if change is None else f"{100 * change:.0f} %" for change in changes.values()]
             print_row([f"{100 * usual:.0f} %", str(reference), f"{100 * mean:.1f} %", *cells])
     print()
-    return found
+    return rows
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""Which embedding notices other topics? The power of the window test on real conversations, embedding by embedding.
+"""Power of the window test on real conversations, embedding by embedding.
 
     python -m bench.embeddings --same same.jsonl --other other.jsonl [--minilm FOLDER] [--model2vec FOLDER]
 
-The reference is what users said in 150 conversations of the same kind. Windows of 50 hold a share of the other kind;
-printed is how many of them the test rejects at the runtime's level, and the time a text takes. FOLDERs hold a sentence
-encoder for transformers (mean pooling) and a model for model2vec.
+The reference consists of users' messages in 150 conversations of the same kind. A share of each window of 50 is of the
+other kind. Prints the share of windows that the test rejects at the runtime's level, and the time a text takes. FOLDERs
+hold a sentence encoder for transformers (mean pooling) and a model for model2vec.
 """
 
 import argparse
@@ -59,7 +59,7 @@ def model2vec(folder: Path) -> Embed:
 
 
 def power(same: Any, other: Any, share: float) -> float:
-    """The share of windows that the test rejects; reference and windows are drawn anew in every trial."""
+    """The share of windows that the test rejects, with a new reference and window in every trial."""
     rejected = 0
     for trial in range(TRIALS):
         chance = np.random.default_rng(trial)
@@ -100,8 +100,8 @@ def main() -> int:
         began = time.perf_counter()
         mine, theirs = np.asarray(embed(same)), np.asarray(embed(other))
         ms = 1000 * (time.perf_counter() - began) / (len(same) + len(other))
-        found = [f"{power(mine, theirs, share):.0%}" for share in SHARES]
-        print(f"| {name} | {ms:.1f} | " + " | ".join(found) + " |", flush=True)
+        shares = [f"{power(mine, theirs, share):.0%}" for share in SHARES]
+        print(f"| {name} | {ms:.1f} | " + " | ".join(shares) + " |", flush=True)
     return 0
 
 

@@ -1,11 +1,11 @@
-"""Does a real shift show? Real conversations from files, answered by a real voice, replayed in shuffled orders.
+"""Detection of real shifts: real conversations from files, answered by a real voice and replayed in shuffled orders.
 
     python -m bench.shift VERSION --same same.jsonl --other other.jsonl
 
-Each conversation is asked once, at a turn drawn by its content, of the voice and of its bare base. Then the detectors
-see, in five orders each: the same kind of conversations (no alarm wanted), those and then the other kind (an alarm
-within 150 wanted), and the voice and then its base in its place (the tone noticed within 60 wanted). The first 200
-conversations are the reference of the topics.
+One turn of each conversation, chosen by its content, is put to the voice and to its bare base. Then the detectors
+observe, in five orders each: the same kind of conversations (there should be no alarm), these and then the other kind
+(there should be an alarm within 150), and the voice and then its base in its place (tone should raise an alarm within
+60). The first 200 conversations are the reference of the topics.
 """
 
 import argparse
@@ -39,7 +39,7 @@ NEW_TOPICS_WITHIN, BASE_WITHIN = 150, 60
 
 
 @dataclass(frozen=True)
-class Told:
+class MeasuredAnswer:
     """One answer, measured as the server measures it."""
 
     id: str
@@ -47,28 +47,28 @@ class Told:
 
 
 @dataclass(frozen=True)
-class Noticed:
-    """After how many conversations of the change which signal alarmed first; None where none did."""
+class FirstAlarm:
+    """The first alarm: how many conversations after the change, and on which signals; None if there was none."""
 
     after: int | None
     signal: str | None
 
 
 def prompts(path: Path, most: int) -> list[list[dict[str, str]]]:
-    """The history up to one user's turn of each conversation."""
-    found = []
+    """The messages of each conversation up to one of the user's turns."""
+    histories = []
     for row in read_conversations(path).rows[:most]:
         messages = row.as_dicts()
-        drawn = int(hashlib.sha256(json.dumps(messages).encode()).hexdigest()[:8], 16)
-        asked = [i for i, message in enumerate(messages) if message["role"] == "user"]
-        found.append(messages[: asked[drawn % len(asked)] + 1])
-    return found
+        number = int(hashlib.sha256(json.dumps(messages).encode()).hexdigest()[:8], 16)
+        user_turns = [i for i, message in enumerate(messages) if message["role"] == "user"]
+        histories.append(messages[: user_turns[number % len(user_turns)] + 1])
+    return histories
 
 
-async def answers(url: str, model: str, asked: Sequence[list[dict[str, str]]], tokens: int) -> list[dict[str, Any]]:
-    """Each prompt's answer, `STREAMS` at a time, sampled as the voice is by default.
+async def answers(url: str, model: str, prompts: Sequence[list[dict[str, str]]], tokens: int) -> list[dict[str, Any]]:
+    """The answers to all prompts, `STREAMS` at a time, with the voice's default sampling.
 
-    Every one has a seed of its own: with one seed for all, the same draws would choose every reply's first words.
+    Each has a seed of its own: with a common seed, the same draws would choose the first words of every reply.
     """
     gate = asyncio.Semaphore(STREAMS)
 
@@ -79,46 +79,48 @@ async def answers(url: str, model: str, asked: Sequence[list[dict[str, str]]], t
             return dict(response.raise_for_status().json())
 
     async with httpx.AsyncClient(timeout=900) as client:
-        return list(await asyncio.gather(*(ask(client, *numbered) for numbered in enumerate(asked))))
+        return list(await asyncio.gather(*(ask(client, *numbered) for numbered in enumerate(prompts))))
 
 
-def measured(
-    baselines: Baselines, version: str, asked: Sequence[list[dict[str, str]]], answered: Sequence[dict[str, Any]]
-) -> list[Told]:
-    told = []
-    for messages, answer in zip(asked, answered, strict=True):
+def measure_all(
+    baselines: Baselines, version: str, prompts: Sequence[list[dict[str, str]]], answered: Sequence[dict[str, Any]]
+) -> list[MeasuredAnswer]:
+    measurements = []
+    for messages, answer in zip(prompts, answered, strict=True):
         choice = answer["choices"][0]
         text, tokens = choice["message"]["content"] or "", answer["usage"]["completion_tokens"]
-        told.append(Told(answer["id"], baselines.measure(version, messages, text, choice["finish_reason"], tokens)))
-    return told
+        measurements.append(
+            MeasuredAnswer(answer["id"], baselines.measure(version, messages, text, choice["finish_reason"], tokens))
+        )
+    return measurements
 
 
-def first_alarm(baseline: Baseline, before: list[Told], after: list[Told]) -> Noticed:
-    """Run all detectors over one order of conversations."""
+def first_alarm(baseline: Baseline, before: list[MeasuredAnswer], after: list[MeasuredAnswer]) -> FirstAlarm:
+    """Run all detectors on one order of conversations."""
     scalars: dict[str, ScalarDetector] = {}
     vectors = {name: VectorDetector.fresh(name, RUN_LENGTH) for name in (PROMPTS, REPLIES)}
-    for number, told in enumerate([*before, *after], start=1):
-        for name, value in told.measured.signals.items():
+    for number, answer in enumerate([*before, *after], start=1):
+        for name, value in answer.measured.signals.items():
             if name not in scalars:
                 scalars[name] = ScalarDetector.fresh(name, RUN_LENGTH, baseline.values.get(name))
-            scalars[name].observe(value, told.id, "")
-        pair = np.frombuffer(told.measured.vectors, dtype=np.float16).reshape(2, -1)
-        for seen, vector in zip(vectors.values(), pair, strict=True):
-            seen.observe(vector, told.id, "")
+            scalars[name].observe(value, answer.id, "")
+        pair = np.frombuffer(answer.measured.vectors, dtype=np.float16).reshape(2, -1)
+        for topics, vector in zip(vectors.values(), pair, strict=True):
+            topics.observe(vector, answer.id, "")
         detectors: list[ScalarDetector | VectorDetector] = [*scalars.values(), *vectors.values()]
         if alarmed := [one.signal for one in detectors if one.since is not None]:
-            return Noticed(number - len(before), ", ".join(alarmed))
-    return Noticed(None, None)
+            return FirstAlarm(number - len(before), ", ".join(alarmed))
+    return FirstAlarm(None, None)
 
 
-def tone_alarm(baseline: Baseline, before: list[Told], after: list[Told]) -> Noticed:
+def tone_alarm(baseline: Baseline, before: list[MeasuredAnswer], after: list[MeasuredAnswer]) -> FirstAlarm:
     detector = ScalarDetector.fresh("tone", RUN_LENGTH, baseline.values["tone"])
-    for number, told in enumerate([*before, *after], start=1):
-        if "tone" in told.measured.signals:
-            detector.observe(told.measured.signals["tone"], told.id, "")
+    for number, answer in enumerate([*before, *after], start=1):
+        if "tone" in answer.measured.signals:
+            detector.observe(answer.measured.signals["tone"], answer.id, "")
         if detector.since is not None:
-            return Noticed(number - len(before), "tone")
-    return Noticed(None, None)
+            return FirstAlarm(number - len(before), "tone")
+    return FirstAlarm(None, None)
 
 
 def main() -> int:
@@ -136,27 +138,29 @@ def main() -> int:
         baseline = baselines.of(options.version)
         if not baseline.values:
             raise SystemExit(f"{options.version} has no drift reference.")
-        told = ask_all(url, options, baselines, baseline, base)
-    return report(baseline, *told)
+        answer_sets = ask_all(url, options, baselines, baseline, base)
+    return report(baseline, *answer_sets)
 
 
 def ask_all(
     url: str, options: argparse.Namespace, baselines: Baselines, baseline: Baseline, base: str
-) -> tuple[list[Told], list[Told], list[Told]]:
-    """Same and other kind by the voice, and the same kind by the base in its place."""
+) -> tuple[list[MeasuredAnswer], list[MeasuredAnswer], list[MeasuredAnswer]]:
+    """Answers of the voice to both kinds of conversations, and of the base to the same kind."""
     same, other = prompts(options.same, options.most), prompts(options.other, options.most)
     tokens = baseline.max_tokens or 64
 
-    def told(model: str, asked: Sequence[list[dict[str, str]]]) -> list[Told]:
-        print(f"{model}: {len(asked)} conversations ...", flush=True)
-        return measured(baselines, options.version, asked, asyncio.run(answers(url, model, asked, tokens)))
+    def replay(model: str, prompts: Sequence[list[dict[str, str]]]) -> list[MeasuredAnswer]:
+        print(f"{model}: {len(prompts)} conversations ...", flush=True)
+        return measure_all(baselines, options.version, prompts, asyncio.run(answers(url, model, prompts, tokens)))
 
-    return told(options.version, same), told(options.version, other), told(base, same[:BASE_WITHIN])
+    return replay(options.version, same), replay(options.version, other), replay(base, same[:BASE_WITHIN])
 
 
-def report(baseline: Baseline, same: list[Told], other: list[Told], base: list[Told]) -> int:
-    """Print a table; 0 if every demand holds."""
-    print(f"| shuffle | the same kind, {len(same)} | then the other kind | the base after {BEFORE} |")
+def report(
+    baseline: Baseline, same: list[MeasuredAnswer], other: list[MeasuredAnswer], base: list[MeasuredAnswer]
+) -> int:
+    """Print a table; returns 0 if all expectations hold, else 1."""
+    print(f"| order | same kind, {len(same)} conversations | then the other kind | base after {BEFORE} conversations |")
     print("|---|---|---|---|")
     holds = True
     for number in range(SHUFFLES):
@@ -173,8 +177,8 @@ def report(baseline: Baseline, same: list[Told], other: list[Told], base: list[T
     return 0 if holds else 1
 
 
-def in_words(noticed: Noticed) -> str:
-    return "no alarm" if noticed.after is None else f"{noticed.signal} after {noticed.after}"
+def in_words(alarm: FirstAlarm) -> str:
+    return "no alarm" if alarm.after is None else f"{alarm.signal} after {alarm.after}"
 
 
 if __name__ == "__main__":
