@@ -1,8 +1,9 @@
 """The manifest of a dataset exported from traffic: `X.manifest.json` beside `X.jsonl` says where its rows came from."""
 
 from datetime import datetime
+from enum import StrEnum
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal
 
 from pydantic import Field, ValidationError
 
@@ -10,23 +11,38 @@ from .digests import digest_file
 from .errors import InputError
 from .models import FrozenModel, describe_problems
 
-Format: TypeAlias = Literal["sft", "kto", "dpo"]
+
+class ExportFormat(StrEnum):
+    """TRL's kinds of rows."""
+
+    SFT = "sft"
+    KTO = "kto"
+    DPO = "dpo"
+
+
+class ExportSplit(StrEnum):
+    """Rows to train on, and rows kept apart to judge the result by."""
+
+    TRAIN = "train"
+    HELD_OUT = "held_out"
 
 
 class ExportManifest(FrozenModel, populate_by_name=True):
     """The content of X.manifest.json.
 
-    `sha256` is the digest of the file of rows, `completions` are the ids of the answers that the rows were made from,
-    and `left_out` counts what was not exported, by reason.
+    `sha256` is that of the rows file. `completions` are the ids of the answers the rows were made from, `versions` the
+    versions that gave them, and `left_out` counts what was not exported by reason. `adapter` is the voice; None where
+    the rows may be of several.
     """
 
     schema_: Literal["polytone.export/1"] = Field("polytone.export/1", alias="schema")
-    format: Format
-    split: Literal["train", "held_out"]
+    format: ExportFormat
+    split: ExportSplit
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
     rows: int = Field(ge=0)
     adapter: str | None
     completions: list[str]
+    versions: list[str] = Field(default_factory=list)
     left_out: dict[str, int]
     filters: dict[str, Any]
     created: datetime
@@ -36,7 +52,7 @@ class ExportReference(FrozenModel):
     """The part of the manifest that a version trained on the export keeps: enough to find every answer behind it."""
 
     sha256: str
-    format: Format
+    format: ExportFormat
     adapter: str | None
     completions: list[str]
 

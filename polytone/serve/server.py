@@ -28,7 +28,8 @@ from .auth.rate_limits import Admission
 from .database.session import Database, open_database
 from .drift.baseline import Baselines
 from .drift.embedding import token_embedding
-from .drift.monitor import DriftMonitor, frozen_siblings
+from .drift.monitor import DriftMonitor
+from .drift.queries import tone_siblings
 from .engine.vllm import VllmEngine, VllmOptions
 from .limits import RequestLimits, ServerLimits
 from .logs import set_up_logs
@@ -36,7 +37,7 @@ from .metrics import Metrics
 from .services import Services
 from .settings import Settings
 from .supervisor import EngineSupervisor
-from .traffic.capture import Policies
+from .traffic.content_policy import Policies
 from .traffic.recorder import TrafficRecorder
 from .traffic.reviews import Reviews
 
@@ -137,7 +138,7 @@ def build_baselines(settings: Settings, database: Database, registry: Registry) 
         voice = voice_of(version)
         others = sorted((name, rollout) for name, rollout in registry.desired().rollouts.items() if name != voice)
         mains = [max(rollout.parts, key=lambda part: part.weight).version for _, rollout in others[:MOST_SIBLINGS]]
-        return frozen_siblings(database, version, mains)
+        return tone_siblings(database, version, mains)
 
     weights = base_folder(settings.paths(), settings.base) / "source"
     return Baselines(settings.paths(), partial(token_embedding, weights), siblings)

@@ -12,7 +12,7 @@ from polytone.contract.errors import InputError
 from polytone.contract.home import Home
 from polytone.contract.models import describe_problem
 
-from .traffic.capture import Policy
+from .traffic.content_policy import Policy
 
 PREFIX = "POLYTONE_"
 FILE_VARIABLE = "POLYTONE_SETTINGS"

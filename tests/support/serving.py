@@ -26,12 +26,13 @@ from polytone.serve.auth.rate_limits import Admission
 from polytone.serve.database.session import open_database
 from polytone.serve.drift.baseline import Baselines
 from polytone.serve.drift.embedding import DIMENSION
-from polytone.serve.drift.monitor import DriftMonitor, frozen_siblings
+from polytone.serve.drift.monitor import DriftMonitor
+from polytone.serve.drift.queries import tone_siblings
 from polytone.serve.limits import RequestLimits, ServerLimits
 from polytone.serve.metrics import Metrics
 from polytone.serve.services import Services
 from polytone.serve.supervisor import EngineSupervisor
-from polytone.serve.traffic.capture import Policies
+from polytone.serve.traffic.content_policy import Policies
 from polytone.serve.traffic.recorder import TrafficRecorder
 from polytone.serve.traffic.reviews import Reviews
 
@@ -129,7 +130,7 @@ async def serving(
     database = open_database(shared_database or database_url(home))
     keys = KeyStore(database)
     fetcher = Fetcher(store, home, base, 16, metrics) if store is not None else None
-    baselines = Baselines(home, lambda: embed_by_letters, lambda version: frozen_siblings(database, version, []))
+    baselines = Baselines(home, lambda: embed_by_letters, lambda version: tone_siblings(database, version, []))
     services = Services(
         engine=engine,
         database=database,

@@ -173,6 +173,6 @@ def test_a_card_names_the_parent_and_where_exported_rows_came_from(tiny: TinyHom
     card = model_card(grown, tiny.base, 1.0)
     assert "It continues `card@000000000000`." in card
     assert "| parent `card@000000000000` | 1.234 | 3.437 |" in card or "| 1.235 | 3.437 |" in card
-    assert "were exported from what people said of the answers of `acme`" in card
+    assert "were exported from feedback on the answers of `acme`" in card
     assert "names the 2 answers" in card
     assert "POLYTONE_MAX_LORA_RANK=64 polytone serve" in card

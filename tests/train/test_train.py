@@ -28,6 +28,7 @@ from polytone.train.tokenization import IGNORED, split, tokenize_conversation
 from tests.support.adapters import make_version
 from tests.support.processes import polytone
 from tests.support.recipes import conversations, export_of, train_rows, write_rows
+from tests.support.serving import serving
 from tests.support.tiny_home import TinyHome, train_tiny
 
 CONVERSATION = Conversation.model_validate(
@@ -210,6 +211,30 @@ def test_exported_rows_lead_back_to_the_answers_they_were_made_from(tiny: TinyHo
     assert (export.sha256, export.completions) == (manifest.sha256, ["chatcmpl-1", "chatcmpl-2"])
     assert read_version(tiny.home, made.version).data.held_out.export == export
     assert tiny.voices["acme"].data.train.export is None
+
+
+async def test_kept_conversations_lead_back_to_their_answers(tiny: TinyHome, tmp_path: Path) -> None:
+    """Their export had no manifest, so that a version trained on it named no answer."""
+    async with serving(tmp_path / "server") as server:
+        for number in range(10):
+            conversation = (await server.client.post("/v1/conversations")).json()["id"]
+            turns = f"/v1/conversations/{conversation}/turns"
+            question = {"id": "turn_1", "role": "user", "content": f"question {number}"}
+            answer = {"parent": "turn_1", "role": "assistant", "content": f"acme {number}"}
+            for turn in (question, {**answer, "completion_id": f"chatcmpl-{number}"}):
+                assert (await server.client.post(turns, json=turn)).status_code == 201
+        rows = await server.client.get("/v1/conversations/export")
+        query = {"part": "manifest", "until": rows.headers["x-polytone-export-until"]}
+        manifest = await server.client.get("/v1/conversations/export", params=query)
+    folder = tmp_path / "kept"
+    folder.mkdir()
+    (folder / "rows.manifest.json").write_text(manifest.text)
+    made = train_rows(tmp_path, tiny.home, "kept", [json.loads(line) for line in rows.text.splitlines()]).manifest
+    export = made.data.train.export
+    assert export is not None
+    assert export.completions == [f"chatcmpl-{number}" for number in range(10)]
+    card = tiny.home.adapter_folder(made.version) / "README.md"
+    assert "exported from conversations kept by testers" in card.read_text()
 
 
 def test_rows_that_were_exported_to_be_held_out_are_not_learned_from(tiny: TinyHome, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import pytest
 from playwright.async_api import Page, expect
 
 from polytone.serve.auth.keys import Kind
-from polytone.serve.traffic.capture import Policies, Policy
+from polytone.serve.traffic.content_policy import Policies, Policy
 from polytone.serve.traffic.reviews import Reviews
 from polytone.ui.review.view import LOADING
 from tests.serve.traffic.test_export import ask, give
@@ -74,7 +74,7 @@ async def test_an_answer_is_edited_one_is_someone_elses_and_then_nothing_waits(p
     assert taken is not None
     assert taken.review.completion_id == second
     await page.get_by_role("button", name="Accept").click()
-    await expect(page.locator("#review-notice")).to_contain_text("is in the hands of Bo.")
+    await expect(page.locator("#review-notice")).to_contain_text("is being reviewed by Bo.")
     await expect(page.get_by_text("Are you open?")).to_be_visible()
 
     await page.get_by_role("button", name="Reject").press("Enter")

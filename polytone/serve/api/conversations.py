@@ -1,21 +1,23 @@
 """/v1/conversations: what testers keep of their conversations, for the page and for tools."""
 
 import asyncio
-from typing import Annotated, Any
+from datetime import datetime
+from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends, Query
-from fastapi.responses import StreamingResponse
+from fastapi.responses import JSONResponse, Response, StreamingResponse
 
 from polytone.serve.auth.keys import Key
+from polytone.serve.database.session import in_utc
 from polytone.serve.services import Services
-from polytone.serve.traffic.conversation_body import ConversationBody, ShortId, TurnBody, Words
 from polytone.serve.traffic.conversations import CURSOR, Conversations, turn_json
+from polytone.serve.traffic.schemas import ConversationBody, StorableId, StorableText, TurnBody
 
 from .auth import inference_caller
 from .json_lines import JSON_LINES, JSON_LINES_RESPONSE
 
 UNOWNED = ""
-Search = Annotated[Words | None, Query(max_length=200)]
+Search = Annotated[StorableText | None, Query(max_length=200)]
 
 
 def conversation_routes(services: Services) -> APIRouter:
@@ -45,12 +47,21 @@ def conversation_routes(services: Services) -> APIRouter:
 
     @router.get("/export", response_model=None, responses=JSON_LINES_RESPONSE)
     async def export(
-        who: owner, conversation_id: Annotated[ShortId | None, Query()] = None, search: Search = None
-    ) -> StreamingResponse:
-        """JSON lines to train on: one for every branch of one conversation, or of all that the search finds."""
-        return StreamingResponse(
-            await asyncio.to_thread(store.export, who, conversation_id, search), media_type=JSON_LINES
-        )
+        who: owner,
+        conversation_id: Annotated[StorableId | None, Query()] = None,
+        search: Search = None,
+        until: datetime | None = None,
+        part: Literal["rows", "manifest"] = "rows",
+    ) -> Response:
+        """Rows to train on as JSON lines, one for every branch of one conversation or of all that the search finds; or
+        their manifest. With the same `until` both are of the same rows."""
+        moment = in_utc(until) if until else None
+        exported = await asyncio.to_thread(store.export, who, conversation_id, search, moment)
+        headers = {"x-polytone-export-until": exported.until.isoformat()}
+        if part == "manifest":
+            manifest = await asyncio.to_thread(exported.manifest)
+            return JSONResponse(manifest.model_dump(mode="json", by_alias=True), headers=headers)
+        return StreamingResponse(exported.lines(), media_type=JSON_LINES, headers=headers)
 
     @router.get("/{conversation_id}")
     async def get(conversation_id: str, who: owner) -> dict[str, Any]:

@@ -9,11 +9,12 @@ from fastapi import APIRouter, Depends, Query
 from fastapi.responses import JSONResponse, Response
 
 from polytone.contract.errors import NotFoundError
+from polytone.contract.export import ExportFormat, ExportSplit
 from polytone.serve.auth.keys import Key
 from polytone.serve.database.session import in_utc
 from polytone.serve.services import Services
 from polytone.serve.traffic.capture import CompletionRef
-from polytone.serve.traffic.export import Format, Split, export
+from polytone.serve.traffic.export import export
 from polytone.serve.traffic.feedback import FeedbackStore, as_json
 from polytone.serve.traffic.schemas import Annotator, FeedbackBody
 
@@ -67,9 +68,9 @@ def export_routes(services: Services) -> APIRouter:
     @router.get("", response_model=None, responses=JSON_LINES_RESPONSE)
     async def export_feedback(
         _: actor,
-        format: Format,
+        format: ExportFormat,
         adapter: Annotated[str, Query(max_length=63)],
-        split: Split = Split.TRAIN,
+        split: ExportSplit = ExportSplit.TRAIN,
         until: datetime | None = None,
         annotators: Annotated[list[Literal["human", "code", "llm"]] | None, Query()] = None,
         part: Literal["rows", "manifest"] = "rows",

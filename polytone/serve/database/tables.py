@@ -240,6 +240,15 @@ class TurnRow(Table):
     at: Mapped[datetime] = mapped_column(default=now)
 
 
+class SecretRow(Table):
+    """A secret that all replicas share."""
+
+    __tablename__ = "secrets"
+
+    name: Mapped[str] = mapped_column(String(32), primary_key=True)
+    value: Mapped[str] = mapped_column(String(64))
+
+
 class DriftRow(Table):
     """The state of a version's detector, from which any replica continues after a restart."""
 
@@ -249,6 +258,15 @@ class DriftRow(Table):
     signal: Mapped[str] = mapped_column(String(32), primary_key=True)
     state: Mapped[dict[str, Any]] = mapped_column(JSON)
     at: Mapped[datetime] = mapped_column(default=now)
+
+
+class ToneSiblingsRow(Table):
+    """The versions of other voices that a version's tone classifier was learned with; they stay the same."""
+
+    __tablename__ = "tone_siblings"
+
+    version: Mapped[str] = mapped_column(String(80), primary_key=True)
+    siblings: Mapped[list[str]] = mapped_column(JSON)
 
 
 class DriftAlarmRow(Table):

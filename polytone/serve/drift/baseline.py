@@ -1,6 +1,6 @@
-"""What is normal for a version: its reference, measured. Made from the answers that training left in its folder.
+"""Baselines of versions: the signals of the drift reference that training left in a version's folder.
 
-Half of the reference teaches the tone classifier, the other half says how it scores on replies it has not seen.
+Half of the reference trains the tone classifier; the other half gives its scores on replies it has not seen.
 """
 
 import logging
@@ -19,20 +19,20 @@ from polytone.measure.signals import asked_of, measure
 from polytone.measure.tone import Tone, learn
 from polytone.serve.traffic.capture import AnswerSignals
 
+from .detectors import LANGUAGE, TONE
 from .embedding import Embedding
 
 log = logging.getLogger(__name__)
 
-KEPT = 500  # profiles in memory, of the versions that answered last
-TONE, LANGUAGE = "tone", "language"
+KEPT = 500  # baselines in memory, of the versions that answered last
 
 
 @dataclass(frozen=True)
 class Baseline:
-    """`values` are the reference's signals, (n,) each.
+    """What is normal for a version. `values` are the signals of its reference, (n,) each.
 
-    Empty for a version that came without a reference, and for the base. Replies of the reference were cut at
-    `max_tokens`; what is measured against them is cut there too.
+    Empty for the base, and for a version with no reference or a very small one. The replies of the reference were cut
+    at `max_tokens`; replies that are compared with them are cut there, too.
     """
 
     values: dict[str, Any] = field(default_factory=dict)
@@ -40,13 +40,9 @@ class Baseline:
     tone: Tone | None = None
     max_tokens: int | None = None
 
-    def bytes_held(self) -> int:
-        weights = [self.tone.weights] if self.tone else []
-        return sum(int(array.nbytes) for array in (*self.values.values(), *weights))
-
 
 class Baselines:
-    """Profiles by version, made when they are first asked for. `siblings` names versions of other voices."""
+    """Baselines by version, made on first use. `siblings` names versions of other voices for the tone classifier."""
 
     def __init__(self, home: Home, embed: Callable[[], Embedding], siblings: Callable[[str], list[str]]) -> None:
         self._home = home
@@ -62,7 +58,7 @@ class Baselines:
         return self._embedding
 
     def of(self, version: str) -> Baseline:
-        """The version's profile; takes a second or so the first time."""
+        """The version's baseline; takes about a second the first time."""
         if version not in self._baselines:
             self._baselines[version] = self._make(version)
         self._baselines.move_to_end(version)
@@ -89,19 +85,19 @@ class Baselines:
         rows, max_tokens = self._reference(version)
         if len(rows) < LEAST_ROWS:
             return Baseline()
-        others = [row.reply for sibling in self._siblings(version) for row in self._reference(sibling)[0]]
-        baseline = replace(make_baseline(rows, others), max_tokens=max_tokens)
+        sibling_replies = [row.reply for sibling in self._siblings(version) for row in self._reference(sibling)[0]]
+        baseline = replace(make_baseline(rows, sibling_replies), max_tokens=max_tokens)
         log.info("%s: drift is measured against %d reference answers", version, len(rows))
         return baseline
 
     def _reference(self, version: str) -> tuple[list[ReferenceRow], int | None]:
-        """The rows, and the tokens at which replies were cut."""
+        """The rows of a version's reference, and the number of tokens at which its replies were cut."""
         if "@" not in version:
             return [], None
         folder = self._home.adapter_folder(version)
         try:
-            named = read_manifest(folder).drift_reference
-            return (read_reference(folder), named.max_tokens) if named else ([], None)
+            described = read_manifest(folder).drift_reference
+            return (read_reference(folder), described.max_tokens) if described else ([], None)
         except (PolytoneError, OSError) as error:
             log.warning("%s: its drift reference cannot be read: %s", version, error)
             return [], None
@@ -114,8 +110,8 @@ def make_baseline(rows: list[ReferenceRow], siblings: list[str]) -> Baseline:
     values = {name: np.array([one[name] for one in measured]) for name in measured[0]}
     language = Counter(language_of(row.reply) for row in rows if row.reply.strip()).most_common(1)
     if language:
-        spoken = language[0][0]
-        values[LANGUAGE] = np.array([float(language_of(row.reply) != spoken) for row in rows if row.reply.strip()])
+        main = language[0][0]
+        values[LANGUAGE] = np.array([float(language_of(row.reply) != main) for row in rows if row.reply.strip()])
     teaching, judging = rows[::2], [row.reply for row in rows[1::2] if row.reply.strip()]
     tone = learn([row.reply for row in teaching], [row.base_reply for row in teaching] + siblings)
     if tone is not None and judging:

@@ -1,4 +1,4 @@
-"""A detector for one signal of one version: what it compares with, what it has seen, and how it stands."""
+"""Detectors of drift: each compares one signal of one version with its reference."""
 
 import base64
 from dataclasses import asdict, dataclass, field, replace
@@ -12,11 +12,13 @@ from .mmd import LONG, MmdWindowTest, nearest_to_change
 from .sequential import SequentialTest, upper_bound, upper_rate_bound
 
 TWO_SIDED = frozenset({"prompt_length", "reply_length"})
+TONE, LANGUAGE = "tone", "language"
+NEEDS_REFERENCE = frozenset({TONE, LANGUAGE})  # live traffic alone cannot say how a voice should sound
 THUMBS_DOWN = "thumbs_down"
 PROMPTS, REPLIES = "prompt_topics", "reply_topics"
-WARM_UP = 200  # conversations that are the reference of a version that came without one
+WARM_UP = 200  # conversations that become the reference of a version without one
 WARM_UP_OF = {THUMBS_DOWN: 100}
-ENOUGH = 30  # below this many conversations nothing is said
+ENOUGH = 30  # with fewer conversations a detector does not say "ok"
 RECENT = 100
 MARK_EVERY = 25
 MARKS = 200
@@ -24,7 +26,7 @@ EXAMPLES = 5
 
 
 class DriftStatus(StrEnum):
-    """What a detector says."""
+    """State of a detector. Its position in this list is the published value of `polytone_drift_state`."""
 
     NO_REFERENCE = "no_reference"
     WARMING_UP = "warming_up"
@@ -33,9 +35,12 @@ class DriftStatus(StrEnum):
     DRIFT = "drift"
 
 
+SILENT = (DriftStatus.NO_REFERENCE, DriftStatus.WARMING_UP)  # in these states no observation can raise an alarm
+
+
 @dataclass
 class ObservationLog:
-    """Which conversations a detector has seen: how many, when some of them were, and the last ones' completion ids."""
+    """The conversations a detector observed: their count, the times of some, and the completion ids of the last."""
 
     count: int = 0
     marks: list[tuple[int, str]] = field(default_factory=list)
@@ -48,14 +53,14 @@ class ObservationLog:
         self.ids = [*self.ids, completion][-keep:]
 
     def when(self, number: int) -> str | None:
-        """About when conversation `number` was, counted from 1."""
+        """Roughly when conversation `number` took place, counted from 1."""
         earlier = [at for count, at in self.marks if count <= number]
         return earlier[-1] if earlier else None
 
 
 @dataclass
 class ScalarDetector:
-    """Watches a number in [0, 1]. Without a reference, its first conversations become one."""
+    """Detects a change of a number in [0, 1]. Without a reference, the first conversations become one."""
 
     signal: str
     run_length: float
@@ -87,14 +92,14 @@ class ScalarDetector:
         self.below = self.below.step(1 - value) if self.below else None
 
     def restart(self) -> None:
-        """Forget what was seen; the reference stays."""
+        """Forget all observations; the reference stays."""
         self.seen, self.recent = ObservationLog(), []
         self.above = SequentialTest.fresh(self.above.mean, self.above.run_length) if self.above else None
         self.below = SequentialTest.fresh(self.below.mean, self.below.run_length) if self.below else None
 
     @property
     def since(self) -> int | None:
-        """The conversation with which the change probably began, once there is an alarm."""
+        """Number of the conversation with which the change probably began; None without an alarm."""
         return (self.above.since if self.above else None) or (self.below.since if self.below else None)
 
     @property
@@ -103,10 +108,12 @@ class ScalarDetector:
 
     @property
     def statistic(self) -> float:
-        """The greater one's share of the run length: an alarm at 1."""
+        """The larger test statistic as a share of the run length: an alarm at 1."""
         return max((one.statistic / one.run_length for one in (self.above, self.below) if one), default=0.0)
 
     def status(self) -> DriftStatus:
+        if self.above is None and self.signal in NEEDS_REFERENCE and not self.sample:
+            return DriftStatus.NO_REFERENCE
         if self.above is None:
             return DriftStatus.WARMING_UP
         if self.since is not None:
@@ -114,7 +121,7 @@ class ScalarDetector:
         return DriftStatus.OK if self.seen.count >= ENOUGH else DriftStatus.INSUFFICIENT_TRAFFIC
 
     def examples(self) -> list[str]:
-        """The conversations since the change that are furthest in its direction."""
+        """Completion ids of the conversations since the change whose values are most extreme in its direction."""
         count = min(len(self.recent), self.seen.count - (self.since or 1) + 1)
         order = np.argsort(np.array(self.recent[-count:]), kind="stable")
         ids = self.seen.ids[-count:]
@@ -122,7 +129,7 @@ class ScalarDetector:
 
     def _freeze(self, reference: Any) -> None:
         self.reference_rows, self.reference_mean = len(reference), float(reference.mean())
-        sides = 2 if self.signal in TWO_SIDED else 1  # together they have the run length
+        sides = 2 if self.signal in TWO_SIDED else 1  # two tests at twice the run length have the stated one together
         self.above = SequentialTest.fresh(bound(reference), sides * self.run_length)
         if sides == 2:
             self.below = SequentialTest.fresh(bound(1 - reference), sides * self.run_length)
@@ -132,9 +139,9 @@ class ScalarDetector:
         return {**asdict(replace(self, above=None, below=None)), **detectors}
 
     @classmethod
-    def from_json(cls, found: dict[str, Any]) -> Self:
-        sides = {side: SequentialTest.from_json(found[side]) if found[side] else None for side in ("above", "below")}
-        return cls(**{**found, **sides, "seen": log_from_json(found["seen"])})
+    def from_json(cls, state: dict[str, Any]) -> Self:
+        sides = {side: SequentialTest.from_json(state[side]) if state[side] else None for side in ("above", "below")}
+        return cls(**{**state, **sides, "seen": log_from_json(state["seen"])})
 
     def _sides(self) -> dict[str, SequentialTest | None]:
         return {"above": self.above, "below": self.below}
@@ -142,10 +149,10 @@ class ScalarDetector:
 
 @dataclass
 class VectorDetector:
-    """Watches embeddings against those of the version's own first conversations, `reference` (float16, as it fills).
+    """Detects a change of embeddings, compared with those of the version's own first conversations.
 
-    Not against held-out prompts: the topics of a held-out file are seldom mixed as those of the traffic are, and a test
-    that notices other topics notices that too.
+    `reference` holds these as float16 bytes while it fills up. Held-out prompts would not do as a reference: their mix
+    of topics is seldom that of the traffic, and a test that notices other topics would notice that, too.
     """
 
     signal: str
@@ -166,7 +173,7 @@ class VectorDetector:
         self.windows = self.windows.step(vector, self._reference)
 
     def restart(self) -> None:
-        """Forget what was seen; the reference stays."""
+        """Forget all observations; the reference stays."""
         self.seen, self.windows = ObservationLog(), MmdWindowTest(DIMENSION, self.run_length)
 
     @property
@@ -175,7 +182,7 @@ class VectorDetector:
 
     @property
     def statistic(self) -> float:
-        """The last test's p-value."""
+        """The p-value of the last test."""
         return self.windows.p_value
 
     @property
@@ -190,7 +197,7 @@ class VectorDetector:
         return DriftStatus.OK if self.seen.count >= ENOUGH else DriftStatus.INSUFFICIENT_TRAFFIC
 
     def examples(self) -> list[str]:
-        """The conversations that lie most where there are more of them than in the reference."""
+        """Completion ids of the conversations in regions where recent ones are denser than the reference."""
         return [self.seen.ids[i] for i in nearest_to_change(self.windows.vectors, self._reference, EXAMPLES)]
 
     @property
@@ -207,32 +214,32 @@ class VectorDetector:
         }
 
     @classmethod
-    def from_json(cls, found: dict[str, Any]) -> Self:
+    def from_json(cls, state: dict[str, Any]) -> Self:
         parts = {
-            "windows": MmdWindowTest.from_json(found["windows"]),
-            "reference": base64.b64decode(found["reference"]),
+            "windows": MmdWindowTest.from_json(state["windows"]),
+            "reference": base64.b64decode(state["reference"]),
         }
-        return cls(**{**found, **parts, "seen": log_from_json(found["seen"])})
+        return cls(**{**state, **parts, "seen": log_from_json(state["seen"])})
 
 
 Detector = ScalarDetector | VectorDetector
 
 
 def bound(reference: Any) -> float:
-    """The upper confidence bound of the reference's mean: exact for a rate, else for any variable in [0, 1]."""
+    """The upper confidence bound of the reference's mean: exact for a rate, general for other values in [0, 1]."""
     if np.isin(reference, (0.0, 1.0)).all():
         return upper_rate_bound(int(reference.sum()), len(reference))
     return min(upper_bound(reference), 1.0)
 
 
-def log_from_json(found: dict[str, Any]) -> ObservationLog:
-    return ObservationLog(found["count"], [(number, at) for number, at in found["marks"]], found["ids"])
+def log_from_json(state: dict[str, Any]) -> ObservationLog:
+    return ObservationLog(state["count"], [(number, at) for number, at in state["marks"]], state["ids"])
 
 
-def detector_from_json(found: dict[str, Any]) -> Detector | None:
-    """None where another version of Polytone wrote it: the detector starts anew then."""
+def detector_from_json(state: dict[str, Any]) -> Detector | None:
+    """Read a stored state; None if another version of Polytone wrote it in another form, so that it starts again."""
     try:
-        detector = VectorDetector.from_json(found) if "windows" in found else ScalarDetector.from_json(found)
+        detector = VectorDetector.from_json(state) if "windows" in state else ScalarDetector.from_json(state)
     except (KeyError, TypeError, ValueError):
         return None
     return None if isinstance(detector, VectorDetector) and detector.windows.dimension != DIMENSION else detector

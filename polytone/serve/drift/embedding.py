@@ -1,7 +1,7 @@
-"""Texts as vectors, from the base's own table of token embeddings: no model of its own, and a tenth of a millisecond.
+"""Embeddings of texts from the base's own token embeddings: no other model is needed, and a text takes 0.1 ms.
 
-A text is the weighted mean of its tokens' vectors, rare tokens weighing more (Arora et al. 2017, "A Simple but
-Tough-to-Beat Baseline for Sentence Embeddings"), on the whitened table. docs/monitoring.md compares it with sentence
+A text's vector is the weighted mean of its tokens' vectors in the whitened table; rare tokens weigh more (Arora et al.
+2017, "A Simple but Tough-to-Beat Baseline for Sentence Embeddings"). docs/monitoring.md compares it with sentence
 encoders.
 """
 
@@ -14,19 +14,19 @@ from numpy.typing import NDArray
 Floats: TypeAlias = NDArray[np.floating[Any]]
 
 DIMENSION = 128
-COMMON = 1e-4  # a token's share of all text above which it weighs less
-LONGEST = 1024  # tokens of a text that are looked at
+COMMON = 1e-4  # tokens with a larger share of all text weigh less
+LONGEST = 1024  # tokens of a text that are used
 TABLES = ("model.embed_tokens.weight", "transformer.wte.weight", "embed_tokens.weight")
 
 
 class Embedding(Protocol):
-    """Texts to vectors (n, dimension), float32 of length one; of an empty text, zeros."""
+    """Turns texts into vectors (n, dimension), float32 of length one; zeros for an empty text."""
 
     def __call__(self, texts: list[str]) -> Floats: ...
 
 
 class TokenEmbedding:
-    """`table` (vocabulary, dimension) holds a weighted vector for every token."""
+    """The mean of token vectors. `table` (vocabulary, dimension) holds a weighted vector for every token."""
 
     def __init__(self, tokenizer: Any, table: Floats) -> None:
         self._tokenizer = tokenizer
@@ -59,17 +59,17 @@ def read_table(weights: Path) -> Floats:
     for file in sorted(weights.glob("*.safetensors")):
         with safe_open(file, framework="pt") as tensors:
             for name in TABLES:
-                if name in tensors.keys():  # noqa: SIM118 - no dictionary
+                if name in tensors.keys():  # noqa: SIM118 - not a dictionary
                     return np.asarray(tensors.get_tensor(name).float().numpy())
     raise KeyError(f"{weights}: no token embeddings under {', '.join(TABLES)}")
 
 
 def reduced(table: Floats) -> Floats:
-    """(vocabulary, dimension): the table whitened, tokens of equal length, each weighed by how rare it is, projected.
+    """(vocabulary, DIMENSION): the table whitened, its rows scaled to length one, weighted by rarity and projected.
 
-    Whitening keeps the few directions that all tokens share from drowning what tells them apart; a random projection
-    keeps distances (Johnson and Lindenstrauss 1984). Tokenizers number their tokens in the order they were merged, so
-    that the number stands for the rank, and by Zipf's law for the frequency.
+    Without whitening, the few directions that all tokens share would hide the differences between them. A random
+    projection preserves distances (Johnson and Lindenstrauss 1984). Tokenizers number tokens in the order of merging,
+    so a token's number gives its rank and, by Zipf's law, its frequency.
     """
     centred = table - table.mean(axis=0)
     spread, axes = np.linalg.eigh(centred.T @ centred / len(table))

@@ -1,5 +1,6 @@
-"""Are the last conversations about something else? Permutation tests of windows of embeddings, with a stated mean run
-length until a chance alarm. One observation per conversation, as in `detectors`.
+"""Permutation tests of windows of embeddings, with a stated mean run length: are recent topics those of the reference?
+
+One observation per conversation, as in `sequential`.
 """
 
 import base64
@@ -23,15 +24,15 @@ ROUNDING = 1e-6
 
 
 def mmd_p_value(window: Floats, reference: Floats, permutations: int, seed: Seed, enough: int = ENOUGH) -> float:
-    """The p-value of "`window` (n, d) and `reference` (m, d) come from one distribution".
+    """The p-value of the hypothesis that `window` (n, d) and `reference` (m, d) come from one distribution.
 
-    The squared maximum mean discrepancy with a Gaussian kernel, as wide as the reference's median distance, against
-    `permutations` random relabelings (Gretton et al. 2012, "A kernel two-sample test"). Once `enough` of these reach
-    the observed value, as they soon do where nothing changed, the rest is left out, and the p-value is `enough` over
-    those drawn (Besag and Clifford 1991, "Sequential Monte Carlo p-values"). P(p <= a) <= a either way; the smallest
-    p-value is 1 / (permutations + 1).
+    The squared maximum mean discrepancy, with a Gaussian kernel as wide as the median distance in the reference, is
+    compared with `permutations` random relabelings (Gretton et al. 2012, "A kernel two-sample test"). As soon as
+    `enough` of these reach the observed value, which happens early if nothing changed, the test stops, and the p-value
+    is `enough` divided by the number drawn (Besag and Clifford 1991, "Sequential Monte Carlo p-values"). In both cases
+    P(p <= a) <= a; the smallest p-value is 1 / (permutations + 1).
 
-    The sequence of `seed` decides the relabelings. The time is that of (n + m)² · permutations multiplications at most.
+    `seed` determines the relabelings. The cost is at most (n + m)² · permutations multiplications.
     """
     kernel = centred(gaussian(np.concatenate([window, reference]), bandwidth(reference)))
     observed = inside(kernel, (np.arange(len(kernel)) < len(window))[None])[0]
@@ -48,13 +49,13 @@ def mmd_p_value(window: Floats, reference: Floats, permutations: int, seed: Seed
 
 
 def bandwidth(reference: Floats) -> float:
-    """The median of the squared distances within `reference` (m, d), or 1 where there are none."""
+    """The median of the squared distances within `reference` (m, d), or 1 if there are none."""
     apart = squared_distances(reference, reference)[np.triu_indices(len(reference), 1)]
     return float(np.median(apart)) or 1.0 if apart.size else 1.0
 
 
 def squared_distances(a: Floats, b: Floats) -> Floats:
-    """(n, m) of (n, d) and (m, d); 0 where it is nothing but rounding."""
+    """Squared distances (n, m) between (n, d) and (m, d); 0 where only rounding errors remain."""
     a, b = np.asarray(a, dtype=np.float32), np.asarray(b, dtype=np.float32)
     squares = (a * a).sum(axis=1)[:, None] + (b * b).sum(axis=1)
     apart = squares - 2 * (a @ b.T)
@@ -67,26 +68,28 @@ def gaussian(points: Floats, width: float) -> Floats:
 
 
 def centred(kernel: Floats) -> Floats:
-    """With rows and columns that sum to 0: then the discrepancy is, up to a factor, the sum inside the window."""
+    """The kernel with rows and columns that sum to 0: then sums inside a window are proportional to the discrepancy."""
     kernel = kernel - kernel.mean(axis=0)
     return np.asarray(kernel - kernel.mean(axis=1, keepdims=True))
 
 
 def inside(kernel: Floats, labels: NDArray[np.bool_]) -> Floats:
-    """The sums (B,) of a kernel (N, N) over the pairs that labels (B, N) name."""
+    """Sums (B,) of a kernel (N, N) over the pairs selected by labels (B, N)."""
     chosen = labels.astype(np.float32)
     return np.asarray(((chosen @ kernel) * chosen).sum(axis=1))
 
 
 def relabelings(chance: np.random.Generator, times: int, chosen: int, of: int) -> NDArray[np.bool_]:
-    """(times, of), of which `chosen` in each row are true, all choices equally likely."""
+    """Random rows (times, of) with exactly `chosen` true values each, all choices equally likely."""
     order = chance.random((times, of))
     return np.asarray(order < np.partition(order, chosen, axis=1)[:, chosen : chosen + 1])
 
 
 def nearest_to_change(window: Floats, reference: Floats, k: int) -> list[int]:
-    """The numbers of the `k` of `window` (n, d) that lie most where it is denser than `reference` (m, d), the most
-    telling first: where the witness function of the discrepancy is largest."""
+    """Indices of the `k` points of `window` (n, d) that show its difference from `reference` (m, d) best.
+
+    These are where the window is denser than the reference: where the witness function of the discrepancy is largest.
+    """
     width = bandwidth(reference)
     near = np.exp(-squared_distances(window, window) / width).mean(axis=1)
     usual = np.exp(-squared_distances(window, reference) / width).mean(axis=1)
@@ -94,21 +97,21 @@ def nearest_to_change(window: Floats, reference: Floats, k: int) -> list[int]:
 
 
 def level(run_length: float) -> float:
-    """Of each test, so that the mean run length of `MmdWindowTest` is at least `run_length`.
+    """The level of each test that makes the mean run length of `MmdWindowTest` at least `run_length`.
 
-    With SCALES tests at each block's end, the first j blocks raise an alarm with probability SCALES · level · j at
-    most, so that the first alarm comes after 1 / (2 · SCALES · level) blocks on average, or later.
+    With SCALES tests at the end of each block, the first j blocks raise an alarm with probability SCALES · level · j
+    or less, so the first alarm comes after 1 / (2 · SCALES · level) blocks on average, or later.
     """
     return BLOCK / (2 * SCALES * run_length)
 
 
 def permutations(run_length: float) -> int:
-    """Enough for a p-value at half the level."""
+    """The number of permutations that allows a p-value of half the level."""
     return math.ceil(2 / level(run_length))
 
 
 def window_p_values(recent: Floats, reference: Floats, run_length: float, seed: int) -> dict[int, float]:
-    """Window size -> p-value of the last so many of `recent` (r, d) at a block's end."""
+    """p-values by window size, of the last rows of `recent` (r, d) at the end of a block."""
     draws = permutations(run_length)
     sizes = [size for size in (BLOCK, LONG) if len(recent) >= size]
     return {size: mmd_p_value(recent[-size:], reference, draws, (seed, size)) for size in sizes}
@@ -116,14 +119,14 @@ def window_p_values(recent: Floats, reference: Floats, run_length: float, seed: 
 
 @dataclass(frozen=True)
 class MmdWindowTest:
-    """Watches for conversations' vectors to be distributed otherwise than the reference's.
+    """A test for a change in the distribution of conversations' vectors, compared with a reference.
 
-    Every 50 conversations, these and the last 200 are each compared with the reference. While new vectors and
-    reference come from one distribution, the first alarm comes after `run_length` conversations on average or later,
-    over all references that might have been drawn.
+    Every 50 conversations, the last 50 and the last 200 are each compared with the reference. As long as new vectors
+    and reference come from one distribution, the first alarm comes after `run_length` conversations on average or
+    later, averaged over all possible references.
 
-    `recent` are the vectors since, float16 (200 at most, `dimension`). `p_value` is the smaller one of the last
-    block's end. `since` is set by the first alarm and stays: the first conversation, counted from 1, of the window
+    `recent` holds the last vectors as float16 (at most 200, `dimension`). `p_value` is the smaller one at the end of
+    the last block. `since` is set by the first alarm and stays: the first conversation, counted from 1, of the window
     that raised it.
     """
 
@@ -135,29 +138,28 @@ class MmdWindowTest:
     since: int | None = None
 
     def step(self, vector: ArrayLike, reference: Floats) -> Self:
-        """The state after one more conversation; `vector` (d,), reference (m, d). At a block's end it takes as long
-        as two tests, else next to nothing.
+        """The state after one more conversation; `vector` (d,), reference (m, d). Runs two tests at a block's end.
 
         Raises:
-            ValueError: `vector` has another shape, or numbers that float16 cannot hold.
+            ValueError: `vector` has the wrong shape, or values that float16 cannot hold.
         """
         with np.errstate(over="ignore"):
             new = np.asarray(vector).astype(np.float16)
         if new.shape != (self.dimension,) or not np.isfinite(new).all():
-            raise ValueError(f"a vector is {self.dimension} finite numbers")
+            raise ValueError(f"a vector has {self.dimension} finite numbers")
         recent = (self.recent + new.tobytes())[-LONG * self.dimension * new.itemsize :]
         after = replace(self, recent=recent, seen=self.seen + 1)
         return after if after.seen % BLOCK else after._tested(reference)
 
     def _tested(self, reference: Floats) -> Self:
-        found = window_p_values(self.vectors, reference, self.run_length, self.seen)
-        alarming = [size for size, p in found.items() if p <= level(self.run_length)]
+        p_values = window_p_values(self.vectors, reference, self.run_length, self.seen)
+        alarming = [size for size, p in p_values.items() if p <= level(self.run_length)]
         since = self.seen - min(alarming) + 1 if alarming and self.since is None else self.since
-        return replace(self, p_value=min(found.values()), since=since)
+        return replace(self, p_value=min(p_values.values()), since=since)
 
     @property
     def vectors(self) -> NDArray[np.float16]:
-        """(200 at most, d), the newest last."""
+        """The recent vectors (at most 200, d), the newest last."""
         return np.frombuffer(self.recent, dtype=np.float16).reshape(-1, self.dimension)
 
     @property
@@ -168,5 +170,5 @@ class MmdWindowTest:
         return {**asdict(self), "recent": base64.b64encode(self.recent).decode("ascii")}
 
     @classmethod
-    def from_json(cls, found: dict[str, Any]) -> Self:
-        return cls(**{**found, "recent": base64.b64decode(found["recent"])})
+    def from_json(cls, state: dict[str, Any]) -> Self:
+        return cls(**{**state, "recent": base64.b64decode(state["recent"])})

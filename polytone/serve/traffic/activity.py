@@ -1,4 +1,4 @@
-"""What versions answered over time: how much, how fast, and what people thought of it."""
+"""Activity of versions over time: answers, tokens, times and thumbs."""
 
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -15,16 +15,16 @@ from polytone.serve.database.tables import AnswerRow, FeedbackRow
 
 from .feedback import active_feedback
 
-MOST_ROWS = 200_000
+MAX_ROWS = 200_000
 ROWS_AT_ONCE = 5000
 SHORTEST_BUCKET = timedelta(seconds=1)
-WHOLE = 200
-FAILED = 500  # as the alerts count: a reader who left early (499) is no failure of the version
+COMPLETE = 200
+FAILED = 500  # as the alerts count: a client that left early (499) is not a failure of the version
 
 
 @dataclass
 class Bucket:
-    """One version in one stretch of time."""
+    """The answers of one version in one interval."""
 
     answers: int = 0
     errors: int = 0
@@ -51,7 +51,7 @@ class Bucket:
 
 
 def period(since: datetime | None, until: datetime | None, buckets: int) -> tuple[datetime, datetime]:
-    """The moments that were asked for, by default the last 24 hours.
+    """The requested period, by default the last 24 hours.
 
     Raises:
         InputError: `invalid_request`.
@@ -63,7 +63,7 @@ def period(since: datetime | None, until: datetime | None, buckets: int) -> tupl
         begin = end
     if end - begin < buckets * SHORTEST_BUCKET:
         raise InputError(
-            "since: it must lie before until, by a second for each of the buckets at least.",
+            "since: it must be before until, by at least one second for each bucket.",
             code="invalid_request",
             param="since",
         )
@@ -71,53 +71,53 @@ def period(since: datetime | None, until: datetime | None, buckets: int) -> tupl
 
 
 def activity(database: Database, since: datetime, until: datetime, buckets: int) -> dict[str, Any]:
-    """Every version's answers and thumbs from `since` to before `until`, in `buckets` stretches of the same length.
-    Blocks.
+    """Answers and thumbs of every version from `since` up to `until`, in `buckets` intervals of equal length. Blocks.
 
-    Only stretches in which something happened are there. Times are in seconds, and of whole answers. Thumbs count where
-    they were given, as they stood at `until`. Of more than `MOST_ROWS` answers the newest are taken, and `cut` says so.
+    Intervals in which nothing happened are left out. Times are in seconds, and of complete answers only. A thumb counts
+    in the interval in which it was given, if it was still in force at `until`. Of more than `MAX_ROWS` answers only the
+    newest are counted, and `cut` is true.
     """
     step = (until - since) / buckets
-    found: dict[tuple[str, str], dict[int, Bucket]] = defaultdict(lambda: defaultdict(Bucket))
+    versions: dict[tuple[str, str], dict[int, Bucket]] = defaultdict(lambda: defaultdict(Bucket))
     count = 0
-    for at, adapter, version, status, read, written, first, seconds in answers_between(database, since, until):
+    for at, adapter, version, status, prompt, completion, first, seconds in answers_between(database, since, until):
         count += 1
-        if count > MOST_ROWS:  # the last one says only that there are more
+        if count > MAX_ROWS:  # the one beyond the limit only shows that there are more
             continue
-        bucket = found[adapter, version][place(at, since, step, buckets)]
+        bucket = versions[adapter, version][place(at, since, step, buckets)]
         bucket.answers += status < FAILED
         bucket.errors += status >= FAILED
-        bucket.prompt_tokens += read
-        bucket.completion_tokens += written
-        if status == WHOLE:
+        bucket.prompt_tokens += prompt
+        bucket.completion_tokens += completion
+        if status == COMPLETE:
             bucket.seconds.append(seconds)
             if first is not None:
                 bucket.first_tokens.append(first)
     for thumb in thumbs_between(database, since, until):
-        bucket = found[thumb.voice, thumb.version][place(thumb.at, since, step, buckets)]
+        bucket = versions[thumb.voice, thumb.version][place(thumb.at, since, step, buckets)]
         bucket.thumbs[str(thumb.value)] += 1
     return {
         "since": since.isoformat(),
         "until": until.isoformat(),
         "bucket_seconds": step.total_seconds(),
-        "cut": count > MOST_ROWS,
+        "cut": count > MAX_ROWS,
         "versions": [
             {
                 "adapter": adapter,
                 "version": version,
                 "points": [bucket.as_json(since + number * step) for number, bucket in sorted(points.items())],
             }
-            for (adapter, version), points in sorted(found.items())
+            for (adapter, version), points in sorted(versions.items())
         ],
     }
 
 
 def answers_between(database: Database, since: datetime, until: datetime) -> Iterator[Any]:
-    """The newest first, one more than are counted."""
+    """Columns of answers, the newest first, one more than the limit."""
     row = AnswerRow
     columns = (row.at, row.voice, row.version, row.status, row.prompt_tokens, row.completion_tokens)
-    wanted = select(*columns, row.first_token_seconds, row.seconds).where(row.at >= since, row.at < until)
-    newest = wanted.order_by(row.at.desc()).limit(MOST_ROWS + 1).execution_options(yield_per=ROWS_AT_ONCE)
+    query = select(*columns, row.first_token_seconds, row.seconds).where(row.at >= since, row.at < until)
+    newest = query.order_by(row.at.desc()).limit(MAX_ROWS + 1).execution_options(yield_per=ROWS_AT_ONCE)
     with reading(database) as session, session.execute(newest) as rows:
         yield from rows
 

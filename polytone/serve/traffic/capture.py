@@ -1,16 +1,16 @@
-"""One answer as it left the server, and the row it leaves: what its voice's content policy keeps, and its signals."""
+"""Recorded answers, and the table row made of one: its content as the policy allows, and its signals."""
 
-import json
 import logging
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import datetime
-from enum import StrEnum
 from typing import Any
 
-from polytone.contract.digests import digest_text
-from polytone.measure.signals import text_of
+from polytone.measure.signals import question_of, text_of
 from polytone.serve.engine.base import Body
+
+from .content_policy import Policy, stored_name
+from .text_hash import TextHasher
 
 log = logging.getLogger(__name__)
 
@@ -22,28 +22,9 @@ NUMBERS = frozenset({
 })  # fmt: skip
 
 
-class Policy(StrEnum):
-    """What of an answer's content is kept: the texts, hashes by which a text is found again, or neither."""
-
-    FULL = "full"
-    HASHED = "hashed"
-    NONE = "none"
-
-
-@dataclass(frozen=True)
-class Policies:
-    """The content policy of each voice."""
-
-    usual: Policy = Policy.FULL
-    of: Mapping[str, Policy] = field(default_factory=dict)
-
-    def for_voice(self, adapter: str) -> Policy:
-        return self.of.get(adapter, self.usual)
-
-
 @dataclass(frozen=True)
 class CompletionRef:
-    """Whose answer a completion id names, and the conversation it is part of."""
+    """The voice and version behind a completion id, and the conversation it is part of."""
 
     adapter: str
     version: str
@@ -52,7 +33,7 @@ class CompletionRef:
 
 @dataclass(frozen=True)
 class RecordedAnswer:
-    """One answer as it left the server."""
+    """One answer as it left the server. `usage` counts prompt and completion tokens."""
 
     id: str
     at: datetime
@@ -71,7 +52,7 @@ class RecordedAnswer:
 
 @dataclass(frozen=True)
 class AnswerSignals:
-    """What the drift detectors need of an answer: signals in [0, 1] by name, and two embeddings as bytes."""
+    """Input of the drift detectors: signals in [0, 1] by name, and the embeddings of prompt and reply as bytes."""
 
     signals: dict[str, float]
     vectors: bytes
@@ -80,56 +61,59 @@ class AnswerSignals:
 Measure = Callable[[str, Any, str, str | None, int], AnswerSignals]
 
 
-def row_of(captured: RecordedAnswer, policy: Policy, measure: Measure | None) -> dict[str, Any]:
+def row_of(recorded: RecordedAnswer, policy: Policy, measure: Measure | None, hasher: TextHasher) -> dict[str, Any]:
     """The columns of `AnswerRow`."""
-    ref, request = captured.ref, captured.request
-    reply, finish_reason = captured.reply, captured.finish_reason
+    ref, request = recorded.ref, recorded.request
+    reply, finish_reason = recorded.reply, recorded.finish_reason
     prompt = next((request[name] for name in PROMPT_FIELDS if name in request), None)
-    measured = measured_of(captured, measure, text_of(reply), finish_reason)
+    measured = signals_of(recorded, measure, text_of(reply), finish_reason)
     full, hashed = policy is Policy.FULL, policy is Policy.HASHED
     return {
-        "id": captured.id,
-        "at": captured.at,
-        "conversation": name_kept(ref.conversation, policy),
+        "id": recorded.id,
+        "at": recorded.at,
+        "conversation": stored_name(ref.conversation, policy),
         "voice": ref.adapter,
         "version": ref.version,
-        "base": captured.base,
-        "key": captured.key,
+        "base": recorded.base,
+        "key": recorded.key,
         "policy": policy.value,
-        "status": captured.status,
+        "status": recorded.status,
         "parameters": {k: v for k, v in request.items() if (full and k not in CONTENT) or k in NUMBERS},
         "prompt": prompt if full else None,
         "reply": reply if full else None,
-        "prompt_sha256": digest_text(json.dumps(prompt, sort_keys=True)) if full or hashed else None,
-        "reply_sha256": digest_text(text_of(reply)) if full or hashed else None,
-        "prompt_tokens": captured.usage[0],
-        "completion_tokens": captured.usage[1],
+        "prompt_sha256": hasher.hash(last_question(prompt)) if full or hashed else None,
+        "reply_sha256": hasher.hash(text_of(reply)) if full or hashed else None,
+        "prompt_tokens": recorded.usage[0],
+        "completion_tokens": recorded.usage[1],
         "finish_reason": finish_reason,
-        "first_token_seconds": captured.first_token_seconds,
-        "seconds": captured.seconds,
+        "first_token_seconds": recorded.first_token_seconds,
+        "seconds": recorded.seconds,
         "signals": measured.signals if measured else None,
         "vectors": measured.vectors if measured and policy is not Policy.NONE else None,
         "observed": measured is None,
     }
 
 
-def name_kept(conversation: str | None, policy: Policy) -> str | None:
-    """A conversation's name may be a person's."""
-    return conversation if policy is Policy.FULL or conversation is None else digest_text(conversation)
+def last_question(prompt: Any) -> str:
+    """The user's last message, or the whole prompt of a text completion."""
+    return question_of(prompt) if isinstance(prompt, list) else str(prompt or "")
 
 
-def measured_of(
-    captured: RecordedAnswer, measure: Measure | None, reply: str, finish_reason: str | None
+def signals_of(
+    recorded: RecordedAnswer, measure: Measure | None, reply: str, finish_reason: str | None
 ) -> AnswerSignals | None:
-    """Only whole chat answers in words are measured: one that was broken off says nothing of the voice, a call of a
-    tool has no words, and of several choices the tokens are not known apart."""
-    prompt = captured.request.get("messages")
-    if measure is None or captured.status != 200 or not isinstance(prompt, list):
+    """Measure an answer; None unless it is a whole chat answer in words.
+
+    A broken-off answer says nothing about the voice, a tool call has no words, and the tokens of several choices are
+    only known in sum.
+    """
+    prompt = recorded.request.get("messages")
+    if measure is None or recorded.status != 200 or not isinstance(prompt, list):
         return None
-    if finish_reason == "tool_calls" or captured.request.get("n") not in (None, 1):
+    if finish_reason == "tool_calls" or recorded.request.get("n") not in (None, 1):
         return None
     try:
-        return measure(captured.ref.version, prompt, reply, finish_reason, captured.usage[1])
-    except Exception:  # one odd answer must not hold up all others
-        log.exception("%s could not be measured", captured.id)
+        return measure(recorded.ref.version, prompt, reply, finish_reason, recorded.usage[1])
+    except Exception:  # one odd answer must not hold up the others
+        log.exception("%s could not be measured", recorded.id)
         return None

@@ -1,8 +1,8 @@
-"""Conversations that testers keep: trees of turns that are added once and never changed."""
+"""Conversations kept by testers: trees of turns that are added once and never changed."""
 
 import re
 import secrets
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -14,8 +14,8 @@ from polytone.contract.errors import ConflictError, InputError, NotFoundError
 from polytone.serve.database.session import Database, now, reading, writing
 from polytone.serve.database.tables import ConversationRow, TurnRow
 
-from .conversation_body import TurnBody
-from .conversation_export import lines_of, model_of
+from .conversation_export import ConversationExport, model_of
+from .schemas import TurnBody
 
 LONGEST_TITLE = 80
 CONVERSATION_ID = r"conv_[0-9a-f]{32}"
@@ -27,7 +27,7 @@ NEWEST = (ConversationRow.updated_at.desc(), ConversationRow.id)
 
 @dataclass(frozen=True)
 class StoredConversation:
-    """A conversation, how many turns it has, and, where asked for, the turns in the order they were said."""
+    """A conversation, the number of its turns and, if requested, the turns in the order they were added."""
 
     row: ConversationRow
     count: int
@@ -45,7 +45,7 @@ class StoredConversation:
 
 
 class Conversations:
-    """The conversations in the database. `owner` is whose they are; another's are not there. Methods block."""
+    """The conversations in the database. Each method sees those of `owner` only. Methods block."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
@@ -63,19 +63,19 @@ class Conversations:
 
         Raises:
             NotFoundError: `conversation_not_found`.
-            InputError: `invalid_request`, if there is no such parent.
-            ConflictError: `idempotency_conflict`, if the id is taken by another turn.
+            InputError: `invalid_request` if there is no such parent.
+            ConflictError: `idempotency_conflict` if the id belongs to a turn with other content.
         """
         with writing(self._database) as session:
             row = owned(session, owner, conversation, lock=True)
-            if body.id is not None and (known := turn_of(session, conversation, body.id)):
-                return the_same(known, body)
+            if body.id is not None and (existing := turn_of(session, conversation, body.id)):
+                return same_turn(existing, body)
             if body.parent is not None and turn_of(session, conversation, body.parent) is None:
                 raise InputError(
                     f"parent: {conversation} has no turn {body.parent}.", code="invalid_request", param="parent"
                 )
-            said = body.model_dump(exclude={"id"})
-            turn = TurnRow(id=body.id or f"turn_{secrets.token_hex(16)}", conversation=conversation, **said)
+            fields = body.model_dump(exclude={"id"})
+            turn = TurnRow(id=body.id or f"turn_{secrets.token_hex(16)}", conversation=conversation, **fields)
             session.add(turn)
             row.updated_at = now()
             if body.role == "user" and not row.title:
@@ -95,22 +95,22 @@ class Conversations:
     def page(
         self, owner: str, search: str | None = None, cursor: str | None = None, limit: int = 50
     ) -> tuple[list[StoredConversation], str | None]:
-        """Up to `limit`, the one that was added to last first, and the cursor of the next page or None."""
+        """Up to `limit` conversations, the last changed first, and the cursor of the next page or None."""
         counted = (
             select(func.count())
             .select_from(TurnRow)
             .where(TurnRow.conversation == ConversationRow.id)
             .scalar_subquery()
         )
-        wanted = select(ConversationRow, counted).where(*found_by(owner, search)).order_by(*NEWEST).limit(limit + 1)
+        query = select(ConversationRow, counted).where(*matching(owner, search)).order_by(*NEWEST).limit(limit + 1)
         if cursor is not None:
-            wanted = wanted.where(after(cursor))
+            query = query.where(after(cursor))
         with reading(self._database) as session:
-            rows = [StoredConversation(row, count) for row, count in session.execute(wanted)]
+            rows = [StoredConversation(row, count) for row, count in session.execute(query)]
         return rows[:limit], cursor_of(rows[limit - 1].row) if len(rows) > limit else None
 
     def delete(self, owner: str, conversation: str) -> int:
-        """Delete a conversation; how many turns it had.
+        """Delete a conversation; returns how many turns it had.
 
         Raises:
             NotFoundError: `conversation_not_found`.
@@ -119,23 +119,26 @@ class Conversations:
             owned(session, owner, conversation, lock=True)
             return delete_conversation(session, conversation)
 
-    def export(self, owner: str, conversation: str | None = None, search: str | None = None) -> Iterator[str]:
-        """JSON lines, read one conversation at a time.
+    def export(
+        self, owner: str, conversation: str | None = None, search: str | None = None, until: datetime | None = None
+    ) -> ConversationExport:
+        """One conversation, or all that `search` finds, as they were at `until`, by default now.
 
         Raises:
             NotFoundError: `conversation_not_found`.
         """
+        until = until or now()
         with reading(self._database) as session:
             if conversation is not None:
-                return self._lines([owned(session, owner, conversation).id])
-            wanted = select(ConversationRow.id).where(*found_by(owner, search)).order_by(*NEWEST)
-            return self._lines(session.scalars(wanted).all())
-
-    def _lines(self, conversations: Sequence[str]) -> Iterator[str]:
-        for conversation in conversations:
-            with reading(self._database) as session:
-                turns = turns_of(session, conversation)
-            yield from lines_of(conversation, turns)
+                conversations: Sequence[str] = [owned(session, owner, conversation).id]
+            else:
+                query = select(ConversationRow.id).where(ConversationRow.created_at <= until)
+                query = query.where(*matching(owner, search, until))
+                conversations = session.scalars(
+                    query.order_by(ConversationRow.created_at.desc(), ConversationRow.id)
+                ).all()
+        filters = {"conversation_id": conversation, "search": search}
+        return ConversationExport(self._database, conversations, until, filters)
 
 
 def owned(session: Session, owner: str, conversation: str, lock: bool = False) -> ConversationRow:
@@ -157,24 +160,28 @@ def turns_of(session: Session, conversation: str) -> Sequence[TurnRow]:
     return session.scalars(select(TurnRow).where(TurnRow.conversation == conversation).order_by(TurnRow.number)).all()
 
 
-def the_same(known: TurnRow, body: TurnBody) -> TurnRow:
-    if any(getattr(known, name) != value for name, value in body.model_dump().items()):
-        raise ConflictError(f"{known.id} was sent before with other content.", code="idempotency_conflict", param="id")
-    return known
+def same_turn(existing: TurnRow, body: TurnBody) -> TurnRow:
+    if any(getattr(existing, name) != value for name, value in body.model_dump().items()):
+        raise ConflictError(
+            f"{existing.id} was sent before with other content.", code="idempotency_conflict", param="id"
+        )
+    return existing
 
 
-def found_by(owner: str, search: str | None) -> list[Any]:
-    """Whose they are, and words of the title or of any turn, in capitals or not; `%` and `_` are only themselves."""
+def matching(owner: str, search: str | None, until: datetime | None = None) -> list[Any]:
+    """Conditions: the owner's, with `search` in the title or in a turn (until then), ignoring case."""
     if not search:
         return [ConversationRow.owner == owner]
-    said = exists().where(
+    in_turn = exists().where(
         TurnRow.conversation == ConversationRow.id, TurnRow.content.icontains(search, autoescape=True)
     )
-    return [ConversationRow.owner == owner, or_(ConversationRow.title.icontains(search, autoescape=True), said)]
+    if until is not None:
+        in_turn = in_turn.where(TurnRow.at <= until)
+    return [ConversationRow.owner == owner, or_(ConversationRow.title.icontains(search, autoescape=True), in_turn)]
 
 
 def cursor_of(row: ConversationRow) -> str:
-    """A place in the list that stays where it is when a conversation moves to the front."""
+    """A position in the list that stays valid when a conversation moves to the front."""
     return f"{(row.updated_at - EPOCH) // MICROSECOND}-{row.id}"
 
 
@@ -185,11 +192,11 @@ def after(cursor: str) -> Any:
 
 
 def delete_conversation(session: Session, conversation: str) -> int:
-    """Delete a conversation, whoever it belongs to; how many turns it had."""
-    session.get(ConversationRow, conversation, with_for_update=True)  # so that no turn is added meanwhile
-    done = session.execute(delete(TurnRow).where(TurnRow.conversation == conversation))
+    """Delete a conversation, whoever owns it; returns how many turns it had."""
+    session.get(ConversationRow, conversation, with_for_update=True)  # no turn can be added meanwhile
+    deleted = session.execute(delete(TurnRow).where(TurnRow.conversation == conversation))
     session.execute(delete(ConversationRow).where(ConversationRow.id == conversation))
-    return int(getattr(done, "rowcount", 0))
+    return int(getattr(deleted, "rowcount", 0))
 
 
 def turn_json(turn: TurnRow) -> dict[str, Any]:

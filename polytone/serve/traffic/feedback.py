@@ -1,4 +1,4 @@
-"""Feedback: what people and programs say of answers. Rows are only ever added, and are on disk before their 201."""
+"""Feedback on answers, from people and programs. Rows are only ever added, and are on disk before their 201."""
 
 import secrets
 from collections.abc import Sequence
@@ -24,7 +24,7 @@ PAGE = 100
 
 @dataclass(frozen=True)
 class SavedFeedback:
-    """A feedback that was taken; `created` is false where the same one had been taken before."""
+    """Stored feedback; `created` is false if the same feedback had been stored before."""
 
     row: FeedbackRow
     created: bool
@@ -43,39 +43,39 @@ class FeedbackStore:
         annotator: Annotator,
         adapters: frozenset[str] | None = None,
     ) -> SavedFeedback:
-        """Add a row; when this returns it is on disk.
+        """Add a row; it is on disk when this returns.
 
         Args:
-            target: whose answer is meant; None for a retraction, which is about what the retracted one was about.
+            target: the answer the feedback is about; None for a retraction, whose target is that of the retracted row.
             adapters: the voices whose feedback the caller may see and supersede; None for all.
 
         Raises:
             ConflictError: `idempotency_conflict` if the annotator used the key for something else,
                 `already_superseded` if the feedback it supersedes was superseded before.
-            NotFoundError: `feedback_not_found` for what it supersedes.
+            NotFoundError: `feedback_not_found` for the feedback it supersedes.
             TooLargeError: `text_too_long`.
         """
         if len(body.text or "") > LONGEST_TEXT:
             raise TooLargeError(
-                f"text: {len(body.text or '')} characters are more than the {LONGEST_TEXT} that feedback takes.",
+                f"text: {len(body.text or '')} characters are more than the limit of {LONGEST_TEXT}.",
                 code="text_too_long",
                 param="text",
             )
-        if known := self._repeated(body, target, annotator, adapters):
-            return SavedFeedback(known, False)
+        if existing := self._repeated(body, target, annotator, adapters):
+            return SavedFeedback(existing, False)
         try:
             with writing(self._database) as session:
                 one_at_a_time(session, FEEDBACK)
                 row = new_row(body, target, annotator)
                 if body.supersedes is not None:
-                    place(row, superseded(session, body.supersedes, annotator, adapters))
+                    replace_earlier(row, superseded(session, body.supersedes, annotator, adapters))
                 session.add(row)
                 session.flush()
                 ask_for_review(session, row)
             return SavedFeedback(row, True)
         except IntegrityError:
-            if known := self._repeated(body, target, annotator, adapters):
-                return SavedFeedback(known, False)  # the same one, sent twice at once
+            if existing := self._repeated(body, target, annotator, adapters):
+                return SavedFeedback(existing, False)  # the same feedback was sent twice at the same moment
             raise ConflictError(
                 f"{body.supersedes} was superseded or retracted before.", code="already_superseded", param="supersedes"
             ) from None
@@ -83,7 +83,7 @@ class FeedbackStore:
     def _repeated(
         self, body: FeedbackBody, target: CompletionRef | None, annotator: Annotator, adapters: frozenset[str] | None
     ) -> FeedbackRow | None:
-        """The row that was made with this idempotency key before."""
+        """The row stored earlier with this idempotency key, if any."""
         if body.idempotency_key is None:
             return None
         with reading(self._database) as session:
@@ -96,12 +96,12 @@ class FeedbackStore:
             return None
         fresh = new_row(body, target, annotator)
         same = ["key", "supersedes", "annotator_kind"]
-        if body.key != "retract":  # a retraction is about whatever the retracted one was about
+        if body.key != "retract":  # a retraction takes these from the retracted row
             same += ["value", "text", "target", "target_id", "other_id"]
         foreign = adapters is not None and row.voice not in adapters
         if foreign or any(getattr(row, name) != getattr(fresh, name) for name in same):
             raise ConflictError(
-                f"{annotator.id} used the idempotency key {body.idempotency_key} for another feedback.",
+                f"{annotator.id} used the idempotency key {body.idempotency_key} for other feedback.",
                 code="idempotency_conflict",
                 param="idempotency_key",
             )
@@ -119,34 +119,34 @@ class FeedbackStore:
         """Up to `limit` rows in the order they were added, and the cursor of the next page or None.
 
         Args:
-            adapters: only of these voices; None for all.
+            adapters: only these voices; None for all.
         """
-        wanted = select(FeedbackRow).where(FeedbackRow.number > after).order_by(FeedbackRow.number).limit(limit + 1)
+        query = select(FeedbackRow).where(FeedbackRow.number > after).order_by(FeedbackRow.number).limit(limit + 1)
         if adapter is not None:
-            wanted = wanted.where(FeedbackRow.voice == adapter)
+            query = query.where(FeedbackRow.voice == adapter)
         if version is not None:
-            wanted = wanted.where(FeedbackRow.version == version)
+            query = query.where(FeedbackRow.version == version)
         if since is not None:
-            wanted = wanted.where(FeedbackRow.at >= since)
+            query = query.where(FeedbackRow.at >= since)
         if adapters is not None:
-            wanted = wanted.where(FeedbackRow.voice.in_(adapters))
+            query = query.where(FeedbackRow.voice.in_(adapters))
         with reading(self._database) as session:
-            rows = list(session.scalars(wanted))
+            rows = list(session.scalars(query))
         return rows[:limit], rows[limit - 1].number if len(rows) > limit else None
 
     def latest(self, adapter: str | None, limit: int) -> list[FeedbackRow]:
-        """The last `limit` rows, the newest last."""
-        wanted = select(FeedbackRow).order_by(FeedbackRow.number.desc()).limit(limit)
+        """The latest `limit` rows, the newest last."""
+        query = select(FeedbackRow).order_by(FeedbackRow.number.desc()).limit(limit)
         if adapter is not None:
-            wanted = wanted.where(FeedbackRow.voice == adapter)
+            query = query.where(FeedbackRow.voice == adapter)
         with reading(self._database) as session:
-            return list(session.scalars(wanted))[::-1]
+            return list(session.scalars(query))[::-1]
 
 
-def new_row(body: FeedbackBody, of: CompletionRef | None, annotator: Annotator) -> FeedbackRow:
+def new_row(body: FeedbackBody, ref: CompletionRef | None, annotator: Annotator) -> FeedbackRow:
     target, target_id = target_columns(body)
-    if target == "conversation" and of is not None and of.conversation is not None:
-        target_id = of.conversation  # as the content policy keeps it
+    if target == "conversation" and ref is not None and ref.conversation is not None:
+        target_id = ref.conversation  # in the form that the content policy stores
     value: Any = body.value
     if body.pair is not None:
         value = {"choice": body.value, "shown": body.pair.shown, "blind": body.pair.blind}
@@ -162,12 +162,13 @@ def new_row(body: FeedbackBody, of: CompletionRef | None, annotator: Annotator) 
         annotator_kind=annotator.kind,
         idempotency_key=body.idempotency_key,
         supersedes=body.supersedes,
-        voice=of.adapter if of else None,
-        version=of.version if of else None,
+        voice=ref.adapter if ref else None,
+        version=ref.version if ref else None,
     )
 
 
 def target_columns(body: FeedbackBody) -> tuple[str, str]:
+    """The columns `target` and `target_id`."""
     if body.pair is not None:
         return "pair", body.pair.a
     if body.conversation_id is not None:
@@ -175,41 +176,43 @@ def target_columns(body: FeedbackBody) -> tuple[str, str]:
     return "completion", body.completion_id or ""
 
 
-def superseded(session: Session, wanted: str, annotator: Annotator, adapters: frozenset[str] | None) -> FeedbackRow:
-    row = session.scalar(select(FeedbackRow).where(FeedbackRow.id == wanted))
+def superseded(
+    session: Session, feedback_id: str, annotator: Annotator, adapters: frozenset[str] | None
+) -> FeedbackRow:
+    row = session.scalar(select(FeedbackRow).where(FeedbackRow.id == feedback_id))
     if row is None or row.annotator != annotator.id or (adapters is not None and row.voice not in adapters):
-        raise NotFoundError(f"{annotator.id} gave no feedback {wanted}.", code="feedback_not_found", param="supersedes")
+        raise NotFoundError(f"{annotator.id} gave no feedback {id}.", code="feedback_not_found", param="supersedes")
     return row
 
 
-def place(row: FeedbackRow, earlier: FeedbackRow) -> None:
-    """Put a row in the place of an earlier one; it has to be about the same."""
+def replace_earlier(row: FeedbackRow, earlier: FeedbackRow) -> None:
+    """Let a row replace an earlier one, which must have the same target and key."""
     if row.key == "retract":
         row.target, row.target_id, row.other_id = earlier.target, earlier.target_id, earlier.other_id
         row.voice, row.version = earlier.voice, earlier.version
     elif (row.key, row.target_id, row.other_id) != (earlier.key, earlier.target_id, earlier.other_id):
         raise InputError(
-            f"{earlier.id} is {earlier.key} on {earlier.target_id}; only the same can take its place.",
+            f"{earlier.id} is a {earlier.key} on {earlier.target_id}; only the same key and target replace it.",
             code="invalid_request",
             param="supersedes",
         )
 
 
 def active_feedback(session: Session, until: datetime, *conditions: Any) -> Sequence[FeedbackRow]:
-    """What held at `until`: rows that nothing had superseded or retracted, in the order they were added."""
+    """Rows in force at `until`: neither superseded nor retracted by then, in the order they were added."""
     later = aliased(FeedbackRow)
-    wanted = (
+    query = (
         select(FeedbackRow)
         .outerjoin(later, and_(later.supersedes == FeedbackRow.id, later.at <= until))
         .where(later.id.is_(None), FeedbackRow.key != "retract", FeedbackRow.at <= until, *conditions)
         .order_by(FeedbackRow.number)
     )
-    return session.scalars(wanted).all()
+    return session.scalars(query).all()
 
 
 def as_json(row: FeedbackRow) -> dict[str, Any]:
-    """A row as the API shows it."""
-    shown: dict[str, Any] = {
+    """A row as the API returns it."""
+    fields: dict[str, Any] = {
         "id": row.id,
         "at": row.at.isoformat(),
         "adapter": row.voice,
@@ -221,10 +224,10 @@ def as_json(row: FeedbackRow) -> dict[str, Any]:
         "supersedes": row.supersedes,
     }
     if row.target == "pair":
-        shown["pair"] = {"a": row.target_id, "b": row.other_id, **without_choice(row.value)}
+        fields["pair"] = {"a": row.target_id, "b": row.other_id, **without_choice(row.value)}
     else:
-        shown[f"{row.target}_id"] = row.target_id
-    return shown
+        fields[f"{row.target}_id"] = row.target_id
+    return fields
 
 
 def without_choice(value: Any) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Every answer leaves a row, written off the request path: the request only puts a record into a bounded queue."""
+"""Recording of answers, off the request path: a request only puts its answer into a bounded queue."""
 
 import asyncio
 import contextlib
@@ -7,23 +7,23 @@ import time
 from collections import deque
 from collections.abc import AsyncIterator
 from dataclasses import replace
-from datetime import datetime, timedelta
+from datetime import timedelta
 from typing import Any
 
-from sqlalchemy import delete, or_, select
+from sqlalchemy import select
 from sqlalchemy.exc import InternalError, OperationalError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
-from sqlalchemy.orm import Session
 
 from polytone.contract.digests import digest_text
 from polytone.serve.concurrency import in_thread, working
-from polytone.serve.database import audit
 from polytone.serve.database.session import Database, insert_for, now, reading, writing
-from polytone.serve.database.tables import AnswerRow, FeedbackRow, ReviewRow
+from polytone.serve.database.tables import AnswerRow
 from polytone.serve.metrics import Metrics
 
-from .capture import CompletionRef, Measure, Policies, RecordedAnswer, name_kept, row_of
-from .conversations import delete_conversation
+from .capture import CompletionRef, Measure, RecordedAnswer, row_of
+from .content_policy import Policies, stored_name
+from .forget import delete_before
+from .text_hash import text_hasher
 
 log = logging.getLogger(__name__)
 
@@ -32,12 +32,12 @@ RETRY_SECONDS = 2.0
 CLEANING_SECONDS = 3600.0
 BATCH = 500
 MOST_BYTES = 256 << 20
-# Not the answers' fault: the database is away, or takes nothing now, or all its connections are in use.
+# These say nothing about the answers: the database cannot be reached, accepts no writes, or has no free connection.
 OUTAGES = (OperationalError, InternalError, PoolTimeoutError)
 
 
 class TrafficRecorder:
-    """The queue and its writer. `note` and `begin` are for the event loop; they neither wait nor parse."""
+    """The queue of answers and its writer. `expect` and `enqueue` never wait or parse."""
 
     def __init__(
         self,
@@ -52,6 +52,7 @@ class TrafficRecorder:
         self._database = database
         self._metrics = metrics
         self._policies = policies
+        self._hasher = text_hasher(database)
         self._measure = measure
         self._capacity = capacity
         self._keep_days = keep_days
@@ -62,13 +63,13 @@ class TrafficRecorder:
         self._pending: dict[str, CompletionRef] = {}
         self._cleaned = 0.0
 
-    def expect(self, completion: str, known: CompletionRef) -> None:
-        """A completion id was given out: feedback on it is welcome from now on."""
+    def expect(self, completion: str, ref: CompletionRef) -> None:
+        """Accept feedback on a completion whose id was just sent to a client."""
         if self._recording:
-            self._pending[completion] = known
+            self._pending[completion] = ref
 
     def enqueue(self, answer: RecordedAnswer) -> None:
-        """Queue an answer for its row; where the queue is full it is dropped and counted."""
+        """Queue an answer to be written; with a full queue it is dropped and counted."""
         if not self._recording:
             return
         if len(self._queue) >= self._capacity or self._queued_bytes + answer.bytes > MOST_BYTES:
@@ -79,7 +80,7 @@ class TrafficRecorder:
         self._queued_bytes += answer.bytes
 
     def find_completion(self, completion: str) -> CompletionRef | None:
-        """Whose answer that is, from memory first; blocks."""
+        """The voice, version and conversation of a completion; None if it is unknown. Blocks."""
         pending = self._pending.get(completion)
         if pending is not None:
             return pending
@@ -88,21 +89,24 @@ class TrafficRecorder:
             return CompletionRef(row.voice, row.version, row.conversation) if row is not None else None
 
     def find_conversation(self, name: str, adapters: frozenset[str] | None = None) -> CompletionRef | None:
-        """Whose answers a conversation has, the last one's of `adapters` (None: all), with its name as it is kept;
-        blocks."""
-        for known in reversed(list(self._pending.values())):
-            if known.conversation == name and (adapters is None or known.adapter in adapters):
-                return replace(known, conversation=name_kept(name, self._policies.for_voice(known.adapter)))
+        """The last answer of a conversation, with the conversation's name as stored; None if it is unknown. Blocks.
+
+        Args:
+            adapters: consider the answers of these voices only; None for all.
+        """
+        for ref in reversed(list(self._pending.values())):
+            if ref.conversation == name and (adapters is None or ref.adapter in adapters):
+                return replace(ref, conversation=stored_name(name, self._policies.for_voice(ref.adapter)))
+        query = select(AnswerRow).where(AnswerRow.conversation.in_((name, digest_text(name))))
+        if adapters is not None:
+            query = query.where(AnswerRow.voice.in_(adapters))
         with reading(self._database) as session:
-            wanted = select(AnswerRow).where(AnswerRow.conversation.in_((name, digest_text(name))))
-            if adapters is not None:
-                wanted = wanted.where(AnswerRow.voice.in_(adapters))
-            row = session.scalar(wanted.order_by(AnswerRow.at.desc()).limit(1))
+            row = session.scalar(query.order_by(AnswerRow.at.desc()).limit(1))
             return CompletionRef(row.voice, row.version, row.conversation) if row is not None else None
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
-        """Write while the block runs, and the rest after it."""
+        """Write answers while the block runs, and the rest after it."""
         try:
             async with working(self.run()):
                 yield
@@ -110,21 +114,21 @@ class TrafficRecorder:
             await self.close()
 
     async def run(self) -> None:
-        """Write what is queued, again and again, until cancelled. An outage of the database only delays it."""
+        """Write queued answers until cancelled. An outage of the database only delays them."""
         while True:
             await asyncio.sleep(FLUSH_SECONDS)
             try:
                 await self.flush()
                 await self._clean()
             except OUTAGES as error:
-                log.error("answers wait to be written, %d of them: %s", len(self._queue), type(error).__name__)
+                log.error("%d answers wait to be written: %s", len(self._queue), type(error).__name__)
                 await asyncio.sleep(RETRY_SECONDS)
             except Exception:
                 log.exception("writing answers failed; trying again")
                 await asyncio.sleep(RETRY_SECONDS)
 
     async def flush(self) -> None:
-        """Write everything queued so far."""
+        """Write all answers queued so far."""
         async with self._flushing:
             for _ in range(-(-len(self._queue) // BATCH)):
                 batch = [self._queue[i] for i in range(min(BATCH, len(self._queue)))]
@@ -135,39 +139,18 @@ class TrafficRecorder:
                     self._pending.pop(answer.id, None)
 
     async def close(self) -> None:
-        """Write the rest; what cannot be written now is lost, and said to be."""
+        """Write the rest; answers that cannot be written now are lost, which is logged and counted."""
         try:
             await self.flush()
         except SQLAlchemyError:
             log.error("%d answers could not be written and are lost", len(self._queue))
             self._metrics.traffic_dropped_total.inc(len(self._queue))
 
-    def delete_before(self, moment: datetime) -> int:
-        """Delete all answers from before `moment` with what was said of them; returns how many. Blocks."""
-        with writing(self._database) as session:
-            of_conversations = FeedbackRow.target == "conversation"
-            session.execute(delete(FeedbackRow).where(of_conversations, FeedbackRow.at < moment))
-            return delete_answers(session, AnswerRow.at < moment)
-
-    def forget(self, conversation: str, actor: str) -> int:
-        """Delete every answer of a conversation, what was said of it, what waits for review and what a tester kept.
-        Blocks.
-
-        The audit log keeps who did it and how many answers it were; the conversation's name is forgotten too.
-        """
-        named = (conversation, digest_text(conversation))
-        with writing(self._database) as session:
-            session.execute(delete(FeedbackRow).where(FeedbackRow.target_id.in_(named)))
-            gone = delete_answers(session, AnswerRow.conversation.in_(named))
-            delete_conversation(session, conversation)
-            audit.record(session, actor, "forget", "conversation", None, {"answers": gone})
-        return gone
-
     def _write(self, batch: list[RecordedAnswer]) -> None:
-        """All at once; if the database takes offence at one, each for itself, and that one is dropped."""
+        """Write a batch at once. If the database refuses it, write one by one and drop the answer that is refused."""
         try:
             policies = (self._policies.for_voice(answer.ref.adapter) for answer in batch)
-            self._insert([row_of(*one, self._measure) for one in zip(batch, policies, strict=True)])
+            self._insert([row_of(*one, self._measure, self._hasher) for one in zip(batch, policies, strict=True)])
         except OUTAGES:
             raise
         except Exception:
@@ -179,23 +162,13 @@ class TrafficRecorder:
                 self._write([answer])
 
     def _insert(self, rows: list[dict[str, Any]]) -> None:
-        with writing(self._database) as session:  # one that was written before an error came back is written once
+        with writing(self._database) as session:  # a batch may be tried again after it was written
             session.execute(insert_for(session)(AnswerRow).on_conflict_do_nothing(), rows)
 
     async def _clean(self) -> None:
         if self._keep_days is None or time.monotonic() - self._cleaned < CLEANING_SECONDS:
             return
         self._cleaned = time.monotonic()
-        gone = await in_thread(self.delete_before, now() - timedelta(days=self._keep_days))
-        if gone:
-            log.info("%d answers were older than %g days and are deleted", gone, self._keep_days)
-
-
-def delete_answers(session: Session, which: Any) -> int:
-    """Delete answers with what was said of them and what waits for review; returns how many answers."""
-    ids = select(AnswerRow.id).where(which).scalar_subquery()
-    said = or_(FeedbackRow.target_id.in_(ids), FeedbackRow.other_id.in_(ids))
-    for wanted in (delete(FeedbackRow).where(said), delete(ReviewRow).where(ReviewRow.completion_id.in_(ids))):
-        session.execute(wanted.execution_options(synchronize_session=False))
-    done = session.execute(delete(AnswerRow).where(which).execution_options(synchronize_session=False))
-    return int(getattr(done, "rowcount", 0))
+        deleted = await in_thread(delete_before, self._database, now() - timedelta(days=self._keep_days))
+        if deleted:
+            log.info("deleted %d answers older than %g days", deleted, self._keep_days)

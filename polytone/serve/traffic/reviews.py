@@ -1,4 +1,4 @@
-"""The review queue: answers that someone should look at, leased one at a time, so that two do not do the same work."""
+"""The review queue: answers that a person should judge, leased to one reviewer at a time."""
 
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -17,7 +17,7 @@ OPEN = "open"
 
 
 class Reason(StrEnum):
-    """Why an answer is in the queue, the most pressing first."""
+    """Reasons for an answer to be in the queue, the most urgent first."""
 
     THUMBS_DOWN = "thumbs_down"
     DISAGREEMENT = "disagreement"
@@ -26,7 +26,7 @@ class Reason(StrEnum):
 
 
 class Decision(StrEnum):
-    """Good as it is; good as it was edited; of no use."""
+    """The answer is good as it is, good after the reviewer's edit, or of no use."""
 
     ACCEPT = "accept"
     EDIT = "edit"
@@ -53,24 +53,26 @@ class Reviews:
         self._database = database
 
     def lease(self, reviewer: str, adapter: str | None = None, seconds: float = LEASE_SECONDS) -> ReviewItem | None:
-        """The most pressing item that nobody else holds, or an answer drawn by chance where none waits; None where
-        there is none at all. The item that the reviewer holds already comes first."""
+        """Lease the most urgent item that nobody else holds; without one, a random answer. None if there is no answer.
+
+        An item that the reviewer already holds comes first.
+        """
         with writing(self._database) as session:
             one_at_a_time(session, "reviews")
-            row = waiting(session, reviewer, adapter) or drawn_by_chance(session, adapter)
+            row = waiting(session, reviewer, adapter) or random_answer(session, adapter)
             if row is None:
                 return None
             row.leased_by, row.leased_until = reviewer, now() + timedelta(seconds=seconds)
             answer = session.get_one(AnswerRow, row.completion_id)
-            said = session.scalars(
+            feedback = session.scalars(
                 select(FeedbackRow).where(FeedbackRow.target_id == row.completion_id).order_by(FeedbackRow.number)
             )
-            return ReviewItem(row, answer, tuple(said), row.leased_until)
+            return ReviewItem(row, answer, tuple(feedback), row.leased_until)
 
     def decide(
         self, completion: str, decision: Decision, reviewer: str, correction: FeedbackRow | None = None
     ) -> ReviewRow:
-        """Close an item, and add the correction that an edit is, in one.
+        """Close an item and, for an edit, add its correction in the same transaction.
 
         Raises:
             NotFoundError: `review_not_found`.
@@ -87,21 +89,21 @@ class Reviews:
             return row
 
     def counts(self) -> dict[tuple[str, str], int]:
-        """(state, reason) -> how many."""
+        """The number of items by (state, reason)."""
         with reading(self._database) as session:
-            wanted = select(ReviewRow.state, ReviewRow.reason, func.count()).group_by(ReviewRow.state, ReviewRow.reason)
-            return {(state, reason): count for state, reason, count in session.execute(wanted)}
+            query = select(ReviewRow.state, ReviewRow.reason, func.count()).group_by(ReviewRow.state, ReviewRow.reason)
+            return {(state, reason): count for state, reason, count in session.execute(query)}
 
 
 def decidable(session: Session, completion: str, reviewer: str) -> ReviewRow:
     row = session.get(ReviewRow, completion, with_for_update=True)
     if row is None:
-        raise NotFoundError(f"{completion} does not wait for review.", code="review_not_found")
+        raise NotFoundError(f"{completion} is not in the review queue.", code="review_not_found")
     if row.state != OPEN:
-        raise ConflictError(f"{completion} was {row.state} by {row.decided_by}.", code="review_decided")
-    held = row.leased_until is not None and row.leased_until > now()
-    if held and row.leased_by != reviewer:
-        raise ConflictError(f"{completion} is in the hands of {row.leased_by}.", code="review_leased")
+        raise ConflictError(f"{completion} was already {row.state} by {row.decided_by}.", code="review_decided")
+    leased = row.leased_until is not None and row.leased_until > now()
+    if leased and row.leased_by != reviewer:
+        raise ConflictError(f"{completion} is being reviewed by {row.leased_by}.", code="review_leased")
     return row
 
 
@@ -109,50 +111,54 @@ def waiting(session: Session, reviewer: str, adapter: str | None) -> ReviewRow |
     urgency = case({reason.value: rank for rank, reason in enumerate(Reason)}, value=ReviewRow.reason, else_=9)
     mine = case((ReviewRow.leased_by == reviewer, 0), else_=1)
     free = or_(ReviewRow.leased_until.is_(None), ReviewRow.leased_until < now(), ReviewRow.leased_by == reviewer)
-    written = ReviewRow.completion_id.in_(select(AnswerRow.id))  # feedback may come before the answer's row
-    wanted = (
+    recorded = ReviewRow.completion_id.in_(
+        select(AnswerRow.id)
+    )  # feedback may arrive before the answer's row is written
+    query = (
         select(ReviewRow)
-        .where(ReviewRow.state == OPEN, free, written)
+        .where(ReviewRow.state == OPEN, free, recorded)
         .order_by(mine, urgency, ReviewRow.added_at)
         .limit(1)
     )
     if adapter is not None:
-        wanted = wanted.where(ReviewRow.voice == adapter)
-    return session.scalar(wanted.with_for_update(skip_locked=True))
+        query = query.where(ReviewRow.voice == adapter)
+    return session.scalar(query.with_for_update(skip_locked=True))
 
 
-def drawn_by_chance(session: Session, adapter: str | None) -> ReviewRow | None:
-    """A new item of an answer that nobody asked a review of."""
+def random_answer(session: Session, adapter: str | None) -> ReviewRow | None:
+    """A new item for a random answer that is not in the queue."""
     reviewed = select(ReviewRow.completion_id)
     whole = (AnswerRow.status == 200, AnswerRow.prompt.is_not(None), AnswerRow.id.not_in(reviewed))
-    wanted = select(AnswerRow).where(*whole).order_by(func.random()).limit(1)
+    query = select(AnswerRow).where(*whole).order_by(func.random()).limit(1)
     if adapter is not None:
-        wanted = wanted.where(AnswerRow.voice == adapter)
-    answer = session.scalar(wanted)
+        query = query.where(AnswerRow.voice == adapter)
+    answer = session.scalar(query)
     if answer is None:
         return None
-    queue_for_review(session, answer.id, answer.voice, Reason.RANDOM)  # or a thumb does so at this moment
+    queue_for_review(session, answer.id, answer.voice, Reason.RANDOM)  # a thumb may queue it at the same moment
     return session.get_one(ReviewRow, answer.id)
 
 
-def ask_for_review(session: Session, given: FeedbackRow) -> None:
-    """A thumb down puts the answer into the queue, and so do two thumbs that say opposite things."""
-    if given.key != "thumb" or given.target != "completion":
+def ask_for_review(session: Session, feedback: FeedbackRow) -> None:
+    """Queue the answer if its thumb points down, or if two thumbs disagree."""
+    if feedback.key != "thumb" or feedback.target != "completion":
         return
     others = session.scalars(
         select(FeedbackRow.value).where(
-            FeedbackRow.target_id == given.target_id,
+            FeedbackRow.target_id == feedback.target_id,
             FeedbackRow.key == "thumb",
-            FeedbackRow.annotator != given.annotator,
+            FeedbackRow.annotator != feedback.annotator,
         )
     )
-    disagree = any(value != given.value for value in others)
-    if disagree or given.value == "down":
-        queue_for_review(session, given.target_id, given.voice, Reason.DISAGREEMENT if disagree else Reason.THUMBS_DOWN)
+    disagree = any(value != feedback.value for value in others)
+    if disagree or feedback.value == "down":
+        queue_for_review(
+            session, feedback.target_id, feedback.voice, Reason.DISAGREEMENT if disagree else Reason.THUMBS_DOWN
+        )
 
 
 def queue_for_review(session: Session, completion: str, adapter: str, reason: Reason) -> None:
-    """Put an answer into the queue once, whoever else does it at the same time."""
+    """Put an answer into the queue; it stays one item if others do so at the same time."""
     values = {"completion_id": completion, "voice": adapter, "reason": reason.value, "state": OPEN, "added_at": now()}
     session.execute(insert_for(session)(ReviewRow).values(**values).on_conflict_do_nothing())
 
@@ -169,5 +175,7 @@ def item_json(item: ReviewItem, feedback: list[dict[str, Any]]) -> dict[str, Any
         "at": answer.at.isoformat(),
         "prompt": answer.prompt,
         "reply": answer.reply,
+        "base": answer.base,
+        "parameters": answer.parameters,
         "feedback": feedback,
     }

@@ -115,8 +115,9 @@ def origin(source: DataSource) -> str:
     if source.export is None:
         return ""
     export = source.export
+    origin = f"feedback on the answers of `{export.adapter}`" if export.adapter else "conversations kept by testers"
     return (
-        f"were exported from what people said of the answers of `{export.adapter}` (format {export.format}, export "
+        f"were exported from {origin} (format {export.format}, export "
         f"`{export.sha256[:16]}`); `manifest.json` names the {len(export.completions)} answers."
     )
 

@@ -57,6 +57,7 @@ async def test_only_the_routes_we_mean_to_offer_exist(server: Server) -> None:
         ("POST", "/admin/drift/{version}/{signal}/acknowledge"),
         ("GET", "/admin/activity"),
         ("DELETE", "/admin/traffic"),
+        ("POST", "/admin/traffic/find"),
         ("GET", "/admin/audit"),
         ("GET", "/admin/keys"),
         ("POST", "/admin/keys"),

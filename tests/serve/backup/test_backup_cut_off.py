@@ -19,8 +19,8 @@ from polytone.contract.home import Home
 from polytone.serve.adapters.registry import Registry
 from polytone.serve.backup.checking import check_backup
 from polytone.serve.backup.manifest import MANIFEST_NAME, read_backup
-from polytone.serve.traffic.conversation_body import TurnBody
 from polytone.serve.traffic.conversations import Conversations
+from polytone.serve.traffic.schemas import TurnBody
 from tests.support.adapters import make_version
 from tests.support.postgresql import Postgresql
 

@@ -20,7 +20,9 @@ from polytone.serve.database.session import now, reading, writing
 from polytone.serve.database.tables import AnswerRow, DriftRow, ReviewRow
 from polytone.serve.drift.detectors import DriftStatus, ScalarDetector, VectorDetector, detector_from_json
 from polytone.serve.drift.embedding import DIMENSION, TokenEmbedding, reduced
-from polytone.serve.traffic.capture import CompletionRef, Policies, Policy, RecordedAnswer, row_of
+from polytone.serve.traffic.capture import CompletionRef, RecordedAnswer, row_of
+from polytone.serve.traffic.content_policy import Policies, Policy
+from polytone.serve.traffic.text_hash import TextHasher
 from tests.support.serving import Server, serving
 
 pytestmark = pytest.mark.both_databases
@@ -166,7 +168,7 @@ async def test_of_each_conversation_one_answer_is_observed_and_none_twice(tmp_pa
 
 async def test_two_replicas_at_once_observe_everything_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """On PostgreSQL each once waited for a detector that the other one held."""
-    monkeypatch.setattr("polytone.serve.drift.monitor.CONVERSATIONS", 5)
+    monkeypatch.setattr("polytone.serve.drift.queries.CONVERSATIONS", 5)
     async with serving(tmp_path) as server:
         versions = [server.add("acme", seed) for seed in range(3)]
         for version in versions:
@@ -242,14 +244,59 @@ async def test_a_version_without_a_reference_makes_one_of_its_first_conversation
         answers(server, version, MINE)
         work(server)
         signals = await report(server, version)
-        assert {one["state"] for one in signals.values()} == {"warming_up"}
-        assert "60 of the 200" in signals["reply_length"]["words"]
-        assert "60 of the 200" in signals["reply_topics"]["words"]
-        assert "tone" not in signals
+        unreferenced = {"tone", "language"}
+        assert {signal for signal, one in signals.items() if one["state"] == "no_reference"} == unreferenced
+        assert {one["state"] for name, one in signals.items() if name not in unreferenced} == {"warming_up"}
+        assert "60 of 200" in signals["reply_length"]["words"]
+        assert "60 of 200" in signals["reply_topics"]["words"]
+        assert "needs a drift reference" in signals["tone"]["words"]
+        gauge = f'polytone_drift_state{{adapter="acme",signal="tone",version="{version}"}} 0.0'
+        assert gauge in server.services.metrics.render().decode()
         for _ in range(4):
             answers(server, version, MINE)
         work(server)
-        assert {one["state"] for one in (await report(server, version)).values()} == {"ok"}
+        assert {one["state"] for one in (await report(server, version)).values()} == {"ok", "no_reference"}
+        shown = (await server.client.get("/admin/drift", params={"version": version})).json()["versions"][0]
+        assert shown["state"] == "ok"
+
+
+async def test_a_reference_that_comes_later_is_used(tmp_path: Path) -> None:
+    """The files of a version may be fetched after its first answers were observed."""
+    async with serving(tmp_path) as server:
+        version = server.add("acme")
+        answers(server, version, MINE[:5])
+        work(server)
+        assert (await report(server, version))["tone"]["state"] == "no_reference"
+        add_reference(server, version, reference(MINE))
+        server.services.drift._baselines._baselines.clear()
+        answers(server, version, MINE)
+        work(server)
+        assert (await report(server, version))["tone"]["state"] == "ok"
+
+
+async def test_a_report_takes_voices_and_refuses_names_that_do_not_exist(tmp_path: Path) -> None:
+    """A mistyped name once read "Nothing was observed yet", which a scheduled check took for an all-clear."""
+    async with serving(tmp_path) as server:
+        versions = sorted(server.add("acme", seed) for seed in range(2))
+        other = server.add("acme-shop")
+        for version in (*versions, other):
+            answers(server, version, MINE[:2])
+        work(server)
+
+        async def ask(name: str) -> Any:
+            return await server.client.get("/admin/drift", params={"version": name})
+
+        assert [one["version"] for one in (await ask("acme")).json()["versions"]] == versions
+        assert [one["version"] for one in (await ask(versions[1])).json()["versions"]] == versions[1:]
+        assert (await ask(server.add("quiet"))).json() == {"versions": []}
+        for name, kind, near in (
+            ("acmee", "voice", "Did you mean acme?"),
+            ("acme@000000000000", "version", f"Versions of acme: {', '.join(versions)}."),
+            ("zzz", "voice", "There are these voices: acme, acme-shop, quiet."),
+        ):
+            refused = await ask(name)
+            assert (refused.status_code, refused.json()["error"]["code"]) == (404, f"{kind}_not_found")
+            assert near in refused.json()["error"]["message"]
 
 
 async def test_thumbs_count_once_per_conversation(tmp_path: Path) -> None:
@@ -285,7 +332,8 @@ async def test_a_call_of_a_tool_is_no_empty_reply(tmp_path: Path) -> None:
             first_token_seconds=None,
             seconds=0.1,
         )
-        row = row_of(captured, Policy.FULL, server.services.drift._baselines.measure)
+        measure_one = server.services.drift._baselines.measure
+        row = row_of(captured, Policy.FULL, measure_one, TextHasher(b"key"))
         assert (row["signals"], row["observed"]) == (None, True)
 
 

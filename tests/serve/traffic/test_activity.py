@@ -118,7 +118,7 @@ def thumbs(told: dict[str, Any]) -> tuple[int, int]:
 async def test_of_too_many_answers_the_newest_are_counted_and_that_is_said(
     server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("polytone.serve.traffic.activity.MOST_ROWS", 3)
+    monkeypatch.setattr("polytone.serve.traffic.activity.MAX_ROWS", 3)
     asked = {"since": NOON.isoformat(), "until": (NOON + timedelta(hours=1)).isoformat(), "buckets": 1}
     for number in range(3):
         plant(server, number, number)

@@ -11,6 +11,7 @@ import pytest
 from sqlalchemy import text
 from sqlalchemy.exc import OperationalError
 
+from polytone.contract.export import export_manifest_path, read_export_manifest
 from polytone.contract.rows import Conversation
 from polytone.serve.auth.keys import Kind
 from tests.support.serving import Server, serving
@@ -102,6 +103,51 @@ async def test_every_line_can_be_trained_on(server: Server) -> None:
     (line,) = await exported(server)
     assert [message["content"] for message in line["messages"]][2:] == ["When will it come?", "Today."]
     Conversation.model_validate(line)
+
+
+async def test_a_manifest_names_the_answers_behind_the_rows(server: Server, tmp_path: Path) -> None:
+    """Training on kept conversations once left no way back to the answers: no manifest lay beside their rows."""
+    for number, version in enumerate(("acme@000000000001", "zest@000000000002")):
+        conversation = await begin(server)
+        question = await told(server, conversation, "user", f"Where is parcel {number}?")
+        more = {"completion_id": f"chatcmpl-{number}", "details": {"version": version}}
+        await told(server, conversation, "assistant", "On its way.", parent=question, **more)
+    await told(server, await begin(server), "user", "Is anyone there?")
+    rows = await server.client.get(f"{PATH}/export")
+    until = rows.headers["x-polytone-export-until"]
+    await told(server, conversation, "assistant", "Lost.", parent=question)
+    again = await server.client.get(f"{PATH}/export", params={"until": until})
+    assert again.text == rows.text
+    answer = await server.client.get(f"{PATH}/export", params={"until": until, "part": "manifest"})
+    path = tmp_path / "kept.jsonl"
+    path.write_text(rows.text)
+    export_manifest_path(path).write_text(answer.text)
+    manifest = read_export_manifest(path)
+    assert manifest is not None
+    assert (manifest.format, manifest.split, manifest.rows, manifest.adapter) == ("sft", "train", 2, None)
+    assert manifest.completions == ["chatcmpl-0", "chatcmpl-1"]
+    assert manifest.versions == ["acme@000000000001", "zest@000000000002"]
+    assert manifest.left_out == {"a conversation without an answer": 1}
+
+
+async def test_a_rejected_answer_is_in_no_export(server: Server) -> None:
+    """A review left an answer out of the export of feedback, and not out of this one."""
+    await server.voice("acme")
+    completion = (await server.chat("acme")).json()["id"]
+    await server.services.recorder.flush()
+    conversation = await begin(server)
+    question = await told(server, conversation, "user", "Hello")
+    await told(server, conversation, "assistant", "Go away.", parent=question, completion_id=completion)
+    await told(server, conversation, "assistant", "Hello!", parent=question)
+    thumb = {"completion_id": completion, "key": "thumb", "value": "down"}
+    assert (await server.client.post("/v1/feedback", json=thumb)).status_code == 201
+    assert len(await exported(server)) == 2
+    decision = {"reviewer": "ann", "decision": "reject"}
+    assert (await server.client.post(f"/admin/reviews/{completion}", json=decision)).status_code == 200
+    (line,) = await exported(server)
+    assert line["messages"][-1]["content"] == "Hello!"
+    manifest = (await server.client.get(f"{PATH}/export", params={"part": "manifest"})).json()
+    assert manifest["left_out"] == {"an answer was rejected in review": 1}
 
 
 async def test_a_turn_sent_twice_is_kept_once(server: Server) -> None:

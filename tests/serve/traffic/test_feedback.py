@@ -13,7 +13,8 @@ from sqlalchemy import select
 from polytone.serve.auth.keys import Kind
 from polytone.serve.database.session import reading
 from polytone.serve.database.tables import FeedbackRow
-from polytone.serve.traffic.capture import CompletionRef, Policies, Policy
+from polytone.serve.traffic.capture import CompletionRef
+from polytone.serve.traffic.content_policy import Policies, Policy
 from polytone.serve.traffic.feedback import FeedbackStore
 from polytone.serve.traffic.schemas import Annotator, FeedbackBody
 from tests.support.serving import Server, eventually, serving

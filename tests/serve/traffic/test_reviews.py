@@ -7,7 +7,7 @@ from typing import Any
 import httpx
 import pytest
 
-from polytone.serve.traffic.export import Format
+from polytone.contract.export import ExportFormat
 from polytone.serve.traffic.reviews import Reviews
 from tests.support.serving import Server, serving
 
@@ -56,6 +56,7 @@ async def test_thumbs_down_and_disagreements_come_first_and_to_one_reviewer(tmp_
         assert again["completion_id"] == bad
         assert [one["value"] for one in second["feedback"]] == ["up", "down"]
         assert (second["prompt"], second["reply"]["role"]) == ([{"role": "user", "content": "q1"}], "assistant")
+        assert (second["base"], second["parameters"].get("stream")) == (server.base.id, None)
 
 
 async def test_reviewers_at_once_get_an_item_each_while_there_are_any(tmp_path: Path) -> None:
@@ -91,11 +92,13 @@ async def test_an_edit_becomes_a_correction_and_a_rejection_keeps_out(tmp_path: 
         assert (await decide(server, edited, "ann", "edit", text="Better.")).json()["state"] == "edited"
         assert (await decide(server, rejected, "ann", "reject")).json()["state"] == "rejected"
         assert (await decide(server, accepted, "ann", "accept")).json()["state"] == "accepted"
-        rows = {row["completion_id"]: row["messages"][-1]["content"] for row in await both_splits(server, Format.SFT)}
+        rows = {
+            row["completion_id"]: row["messages"][-1]["content"] for row in await both_splits(server, ExportFormat.SFT)
+        }
         assert rows[edited] == "Better."
         assert rows[accepted].startswith("acme@")
         assert rejected not in rows
-        verdicts = {row["completion_id"]: row["label"] for row in await both_splits(server, Format.KTO)}
+        verdicts = {row["completion_id"]: row["label"] for row in await both_splits(server, ExportFormat.KTO)}
         assert verdicts == {edited: False, accepted: True}
         counts = (await server.client.get("/admin/reviews")).json()["reviews"]
         assert {one["state"] for one in counts} == {"edited", "rejected", "accepted"}

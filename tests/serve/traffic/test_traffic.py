@@ -9,11 +9,15 @@ import httpx
 import pytest
 from sqlalchemy import select
 
+from polytone.contract.digests import digest_text
+from polytone.contract.errors import InputError
 from polytone.serve.auth.keys import Kind
 from polytone.serve.database.session import now, reading
 from polytone.serve.database.tables import AnswerRow
 from polytone.serve.engine.events import ReplyBuilder, parse_event
-from polytone.serve.traffic.capture import Policies, Policy
+from polytone.serve.traffic.content_policy import Policies, Policy
+from polytone.serve.traffic.forget import delete_before, find_text
+from polytone.serve.traffic.text_hash import text_hasher
 from tests.support.serving import HELLO, Server, eventually, serving
 
 pytestmark = pytest.mark.both_databases
@@ -122,13 +126,72 @@ async def test_a_person_is_forgotten_with_what_was_said(tmp_path: Path) -> None:
         assert "Jo" not in audit
 
 
+async def test_a_text_is_found_and_forgotten_by_its_hash(tmp_path: Path) -> None:
+    """Hashes were stored for every answer, and nothing ever looked a text up by them."""
+    policies = Policies(Policy.FULL, {"shy": Policy.HASHED, "mute": Policy.NONE})
+    async with serving(tmp_path, policies=policies) as server:
+
+        async def ask(voice: str, conversation: str | None, *said: str) -> str:
+            messages = [{"role": "user", "content": text} for text in said]
+            headers = {"x-conversation-id": conversation} if conversation else None
+            body = {"model": voice, "messages": messages}
+            return str((await server.client.post("/v1/chat/completions", json=body, headers=headers)).json()["id"])
+
+        secret, versions = "My name is Robin.", {}
+        for voice in ("open", "shy", "mute"):
+            versions[voice] = await server.voice(voice)
+        first = [
+            await ask("open", "c1", secret),
+            await ask("shy", "c2", " My  name is\nRobin. "),
+            await ask("shy", None, secret),
+        ]
+        await ask("open", "c1", secret, "Where is my parcel?")
+        stays = [await ask("mute", "c3", secret), await ask("open", "c4", "My name is Kim.")]
+        kept = (await server.client.post("/v1/conversations")).json()["id"]
+        await server.client.post(f"/v1/conversations/{kept}/turns", json={"role": "user", "content": secret})
+        assert len(await rows(server)) == 6
+        database = server.services.database
+        assert [row.id for row in find_text(database, secret)] == first
+        reply = " ".join([versions["open"]] * 5)
+        assert stays[1] in {row.id for row in find_text(database, reply)}
+        found = (await server.client.post("/admin/traffic/find", json={"text": secret})).json()["answers"]
+        assert [one["completion_id"] for one in found] == first
+        both = {"params": {"conversation_id": "c1"}, "json": {"text": secret}}
+        refusals: tuple[dict[str, Any], ...] = ({}, both, {"json": {"text": " "}})
+        for refused in refusals:
+            answer = await server.client.request("DELETE", "/admin/traffic", **refused)
+            assert (answer.status_code, answer.json()["error"]["code"]) == (400, "invalid_request")
+        forgotten = await server.client.request("DELETE", "/admin/traffic", json={"text": secret})
+        assert forgotten.json() == {"deleted": 4}
+        assert {row.id for row in await rows(server)} == set(stays)
+        assert (await server.client.get(f"/v1/conversations/{kept}")).status_code == 404
+        assert find_text(database, secret) == []
+        audit = (await server.client.get("/admin/audit")).text
+        assert '"text"' in audit
+        assert "Robin" not in audit
+        with pytest.raises(InputError, match="is empty"):
+            find_text(database, " \n")
+
+
+async def test_hashes_of_one_database_say_nothing_in_another(tmp_path: Path) -> None:
+    """A hash without a key can be tested against a list of guesses."""
+    async with (
+        serving(tmp_path / "one") as one,
+        serving(tmp_path / "other", shared_database=f"sqlite:///{tmp_path}/other.db") as other,
+    ):
+        hashers = [text_hasher(server.services.database) for server in (one, one, other)]
+        hashes = [hasher.hash("My name is Robin.") for hasher in hashers]
+        assert hashes[0] == hashes[1] != hashes[2]
+        assert digest_text("My name is Robin.") not in hashes
+
+
 async def test_old_answers_are_deleted(tmp_path: Path) -> None:
     async with serving(tmp_path) as server:
         await server.voice("acme")
         await server.chat("acme")
         await rows(server)
-        assert server.services.recorder.delete_before(now() - timedelta(days=1)) == 0
-        assert server.services.recorder.delete_before(now() + timedelta(seconds=1)) == 1
+        assert delete_before(server.services.database, now() - timedelta(days=1)) == 0
+        assert delete_before(server.services.database, now() + timedelta(seconds=1)) == 1
 
 
 async def test_forgetting_needs_an_admin_key(tmp_path: Path) -> None:
