@@ -97,7 +97,7 @@ def resolve(settings: Settings, version: str) -> str:
             f"{version!r} is neither a version id nor a promoted voice.{did_you_mean(version, rollouts)}",
             code="version_not_found",
         )
-    return max(rollout.parts, key=lambda part: part.weight).version
+    return rollout.main
 
 
 def describe_versions(settings: Settings, state: Stores) -> list[dict[str, Any]]:

@@ -137,7 +137,7 @@ def build_baselines(settings: Settings, database: Database, registry: Registry) 
     def siblings(version: str) -> list[str]:
         voice = voice_of(version)
         others = sorted((name, rollout) for name, rollout in registry.desired().rollouts.items() if name != voice)
-        mains = [max(rollout.parts, key=lambda part: part.weight).version for _, rollout in others[:MOST_SIBLINGS]]
+        mains = [rollout.main for _, rollout in others[:MOST_SIBLINGS]]
         return tone_siblings(database, version, mains)
 
     weights = base_folder(settings.paths(), settings.base) / "source"

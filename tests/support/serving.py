@@ -81,7 +81,7 @@ class Server:
 
     def answers(self, name: str) -> str | None:
         rollout = self.services.adapters.rollouts.get(name)
-        return max(rollout.parts, key=lambda part: part.weight).version if rollout else None
+        return rollout.main if rollout else None
 
     def key(self, kind: Kind, name: str | None = None, **limits: Any) -> dict[str, str]:
         """The header of a new key."""

@@ -117,10 +117,7 @@ class AdapterManager:
             raise UnavailableError(
                 f"{version} is not loaded yet. Try again shortly.", code="voice_not_ready", param="model"
             )
-        names = ", ".join([self.base.id, *sorted(self._routes)])
-        raise NotFoundError(
-            f"The model {model!r} does not exist here. There are: {names}.", code="model_not_found", param="model"
-        )
+        raise NotFoundError(f"There is no model {model!r} here.", code="model_not_found", param="model")
 
     async def acquire(self, adapter: LoadedAdapter, patience: float | None = FETCH_PATIENCE_SECONDS) -> AdapterLease:
         """Wait until the engine can work on a request for the version, and hold it until the lease is released.

@@ -1,10 +1,11 @@
-"""The registry: which versions should be served, and which of them answer for a voice. Lives in the database.
+"""The registry: which versions should be served, and which of them answer for a voice. It lives in the database.
 
-Every change is one transaction with its line in the audit log. A change that repeats what already is changes nothing.
-Changes of one voice come one after the other, from whichever replica: each begins where the one before it ended.
+Every change is one transaction with its entry in the audit log. Repeating a change changes nothing. Changes of a voice
+come one after the other, from whichever replica: each begins where the one before it ended.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from sqlalchemy import func, select
@@ -25,7 +26,7 @@ PUBLISHED, RETIRED = "published", "retired"
 
 @dataclass(frozen=True)
 class Desired:
-    """What every replica should come to: versions to hold, and who answers for each voice."""
+    """The state that every replica should reach: versions to hold, and the rollout of each voice."""
 
     versions: frozenset[str] = frozenset()
     rollouts: dict[str, Rollout] = field(default_factory=dict)
@@ -56,7 +57,7 @@ class Registry:
             return [as_rollout(row) for row in rows]
 
     def publish(self, version: str, actor: str) -> bool:
-        """Ask every replica to load `version`; a retired one comes back. Returns whether that changed anything."""
+        """Ask every replica to load a version; a retired one comes back. Returns whether that changed anything."""
         voice = VersionId.parse(version).voice
         try:
             with writing(self._database) as session:
@@ -82,44 +83,37 @@ class Registry:
         """Let `parts` answer for `voice`.
 
         Args:
-            expected: the generation this change replaces; 0 where there is none yet.
-            gates: what versions must have passed whose share grows; without it nothing.
+            expected: the generation that this change replaces; 0 where there is none yet.
+            gates: what versions whose share grows must have passed; None lets every version through.
 
         Raises:
-            InputError: `rollout_invalid`, `alias_mismatch`, `invalid_name`.
+            InputError: `rollout_invalid`, `alias_mismatch`, `invalid_name`, `invalid_version`.
             CheckError: `gates_failed`, `verdict_damaged`.
             NotFoundError: `version_not_published`.
             ConflictError: `changed_meanwhile` if the voice is not at `expected`, or another change was faster.
         """
         check_parts(voice, parts)
-        try:
-            with writing(self._database) as session:
-                one_at_a_time(session, f"voice {voice}")
-                for part in sorted(parts, key=lambda part: part.version):
-                    row = session.get(VersionRow, part.version, with_for_update=True)
-                    if row is None or row.state != PUBLISHED:
-                        raise NotFoundError(
-                            f"{part.version} is not published. Run: polytone adapters publish {part.version}",
-                            code="version_not_published",
-                            param="version",
-                        )
-                current = latest_rollout(session, voice)
-                check_expected(voice, current, expected)
-                if current is not None and as_rollout(current).parts == tuple(parts):
-                    return as_rollout(current)
-                forced = gates.check(growing(current, parts)) if gates is not None else {}
-                before = as_rollout(current).as_json() if current is not None else None
-                made = RolloutRow(
-                    voice=voice,
-                    generation=current.generation + 1 if current else 1,
-                    parts=[[part.version, part.weight] for part in parts],
-                    previous=current.generation if current else None,
-                )
-                session.add(made)
-                audit.record(session, actor, action, voice, before, {**as_rollout(made).as_json(), **forced})
-                return as_rollout(made)
-        except IntegrityError:
-            raise changed_meanwhile(voice) from None
+        with self._changing(voice) as session:
+            for version in sorted(part.version for part in parts):
+                if not is_published(session, version):
+                    raise NotFoundError(
+                        f"{version} is not published. Run: polytone adapters publish {version}",
+                        code="version_not_published",
+                        param="version",
+                    )
+            current = current_rollout(session, voice, expected)
+            if current is not None and current.parts == tuple(parts):
+                return current
+            rollout = Rollout(
+                current.generation + 1 if current else 1,
+                tuple(parts),
+                previous_of(session, voice, current, tuple(parts)) if current else None,
+            )
+            forced = gates.check(growing(current, rollout)) if gates is not None else {}
+            session.add(as_row(voice, rollout))
+            before = current.as_json() if current else None
+            audit.record(session, actor, action, voice, before, {**rollout.as_json(), **forced})
+        return rollout
 
     def promote(
         self, voice: str, version: str, actor: str, expected: int | None = None, gates: Gates | None = None
@@ -128,61 +122,45 @@ class Registry:
         return self.roll_out(voice, [Part(version, 100)], actor, expected, action="promote", gates=gates)
 
     def roll_back(self, voice: str, actor: str, expected: int | None = None) -> Rollout:
-        """Go back to the rollout before the last; again goes back further.
+        """Go back to the rollout before; again goes back further. From a canary that went to everyone that is the
+        version that answered alone before it; from a canary still under way, the canary's last step.
 
         Raises:
             NotFoundError: `voice_not_found`.
             CheckError: `nothing_to_roll_back_to`, also where a version of that rollout was retired since.
             ConflictError: `changed_meanwhile`.
         """
-        try:
-            with writing(self._database) as session:
-                one_at_a_time(session, f"voice {voice}")
-                current = latest_rollout(session, voice)
-                if current is None:
-                    raise NotFoundError(f"There is no voice {voice!r}.", code="voice_not_found", param="name")
-                check_expected(voice, current, expected)
-                target = rollout_of(session, voice, current.previous) if current.previous is not None else None
-                if target is None:
+        with self._changing(voice) as session:
+            current = current_rollout(session, voice, expected)
+            if current is None:
+                raise no_voice(voice)
+            target = rollout_of(session, voice, current.previous)
+            if target is None:
+                raise CheckError(
+                    f"{voice} has no earlier rollout to go back to.", code="nothing_to_roll_back_to", param="name"
+                )
+            for part in target.parts:
+                if not is_published(session, part.version):
                     raise CheckError(
-                        f"{voice} has no earlier rollout to go back to.", code="nothing_to_roll_back_to", param="name"
+                        f"{voice} cannot go back: {part.version} was retired. Publish it again first: "
+                        f"polytone adapters publish {part.version}",
+                        code="nothing_to_roll_back_to",
+                        param="name",
                     )
-                for version, _ in target.parts:
-                    row = session.get(VersionRow, version, with_for_update=True)
-                    if row is None or row.state != PUBLISHED:
-                        raise CheckError(
-                            f"{voice} cannot go back: {version} was retired. Publish it again first: "
-                            f"polytone adapters publish {version}",
-                            code="nothing_to_roll_back_to",
-                            param="name",
-                        )
-                made = RolloutRow(
-                    voice=voice, generation=current.generation + 1, parts=target.parts, previous=target.previous
-                )
-                session.add(made)
-                audit.record(
-                    session, actor, "rollback", voice, as_rollout(current).as_json(), as_rollout(made).as_json()
-                )
-                return as_rollout(made)
-        except IntegrityError:
-            raise changed_meanwhile(voice) from None
+            rollout = Rollout(current.generation + 1, target.parts, target.previous)
+            session.add(as_row(voice, rollout))
+            audit.record(session, actor, "rollback", voice, current.as_json(), rollout.as_json())
+        return rollout
 
     def remove_voice(self, voice: str, actor: str) -> list[str]:
-        """Let nobody answer for `voice`; returns the versions that did, which stay published."""
-        try:
-            with writing(self._database) as session:
-                one_at_a_time(session, f"voice {voice}")
-                current = latest_rollout(session, voice)
-                if current is None or not current.parts:
-                    raise NotFoundError(f"There is no voice {voice!r}.", code="voice_not_found", param="name")
-                before = as_rollout(current)
-                session.add(
-                    RolloutRow(voice=voice, generation=current.generation + 1, parts=[], previous=current.generation)
-                )
-                audit.record(session, actor, "remove_voice", voice, before.as_json(), None)
-                return [part.version for part in before.parts]
-        except IntegrityError:
-            raise changed_meanwhile(voice) from None
+        """Let nobody answer for `voice`. Returns the versions that did; they stay published."""
+        with self._changing(voice) as session:
+            current = current_rollout(session, voice)
+            if current is None or not current.parts:
+                raise no_voice(voice)
+            session.add(as_row(voice, Rollout(current.generation + 1, (), current.generation)))
+            audit.record(session, actor, "remove_voice", voice, current.as_json(), None)
+        return [part.version for part in current.parts]
 
     def retire(self, version: str, actor: str) -> bool:
         """Ask every replica to drain and unload `version`. Its files stay. Returns whether that changed anything.
@@ -209,21 +187,76 @@ class Registry:
             audit.record(session, actor, "retire", version, PUBLISHED, RETIRED)
             return True
 
+    @contextmanager
+    def _changing(self, voice: str) -> Iterator[Session]:
+        """One change of a voice's rollout, after all earlier ones. Raises `changed_meanwhile` if another was faster."""
+        try:
+            with writing(self._database) as session:
+                one_at_a_time(session, f"voice {voice}")
+                yield session
+        except IntegrityError:
+            raise changed_meanwhile(voice) from None
 
-def growing(current: RolloutRow | None, parts: list[Part]) -> list[str]:
-    """The versions that are to answer a larger share than they do."""
-    before = shares(as_rollout(current).parts) if current is not None else {}
-    return [version for version, share in shares(parts).items() if share > before.get(version, 0.0)]
+
+def is_published(session: Session, version: str) -> bool:
+    """Whether it is; until the transaction ends nobody can retire it."""
+    row = session.get(VersionRow, version, with_for_update=True)
+    return row is not None and row.state == PUBLISHED
 
 
-def shares(parts: Sequence[Part]) -> dict[str, float]:
-    total = sum(part.weight for part in parts)
-    return {part.version: part.weight / total for part in parts} if total else {}
-
-
-def check_expected(voice: str, current: RolloutRow | None, expected: int | None) -> None:
-    if expected is not None and expected != (current.generation if current else 0):
+def current_rollout(session: Session, voice: str, expected: int | None = None) -> Rollout | None:
+    """A voice's newest rollout; None if it never had one. Raises `changed_meanwhile` if it is not `expected`."""
+    row = session.scalar(
+        select(RolloutRow).where(RolloutRow.voice == voice).order_by(RolloutRow.generation.desc()).limit(1)
+    )
+    if expected is not None and expected != (row.generation if row else 0):
         raise changed_meanwhile(voice)
+    return as_rollout(row) if row else None
+
+
+def previous_of(session: Session, voice: str, current: Rollout, parts: tuple[Part, ...]) -> int:
+    """The generation that a rollback from `parts` leads to, when they replace `current`.
+
+    A version that shared the conversations and then got all of them was a canary. One rollback must take all of them
+    from it, so it skips the canary's steps and leads to the last rollout in which another version answered alone.
+    """
+    promoted = Rollout(0, parts).sole
+    if promoted is not None and current.sole is None:
+        earlier = rollout_of(session, voice, current.previous)
+        while earlier is not None and earlier.sole in (None, promoted):
+            earlier = rollout_of(session, voice, earlier.previous)
+        if earlier is not None:
+            return earlier.generation
+    return current.generation
+
+
+def growing(current: Rollout | None, rollout: Rollout) -> list[str]:
+    """The versions that are to get a larger share than they have."""
+    before = current.shares() if current else {}
+    return [version for version, share in rollout.shares().items() if share > before.get(version, 0.0)]
+
+
+def rollout_of(session: Session, voice: str, generation: int | None) -> Rollout | None:
+    row = session.scalar(select(RolloutRow).where(RolloutRow.voice == voice, RolloutRow.generation == generation))
+    return as_rollout(row) if row else None
+
+
+def latest_rollouts(session: Session) -> list[RolloutRow]:
+    newest = select(func.max(RolloutRow.id)).group_by(RolloutRow.voice)
+    return list(session.scalars(select(RolloutRow).where(RolloutRow.id.in_(newest))))
+
+
+def as_rollout(row: RolloutRow) -> Rollout:
+    return Rollout(row.generation, tuple(Part(version, weight) for version, weight in row.parts), row.previous)
+
+
+def as_row(voice: str, rollout: Rollout) -> RolloutRow:
+    parts = [[part.version, part.weight] for part in rollout.parts]
+    return RolloutRow(voice=voice, generation=rollout.generation, parts=parts, previous=rollout.previous)
+
+
+def no_voice(voice: str) -> NotFoundError:
+    return NotFoundError(f"There is no voice {voice!r}.", code="voice_not_found", param="name")
 
 
 def changed_meanwhile(voice: str) -> ConflictError:
@@ -232,22 +265,3 @@ def changed_meanwhile(voice: str) -> ConflictError:
         code="changed_meanwhile",
         param="generation",
     )
-
-
-def latest_rollouts(session: Session) -> list[RolloutRow]:
-    newest = select(func.max(RolloutRow.id)).group_by(RolloutRow.voice)
-    return list(session.scalars(select(RolloutRow).where(RolloutRow.id.in_(newest))))
-
-
-def latest_rollout(session: Session, voice: str) -> RolloutRow | None:
-    return session.scalar(
-        select(RolloutRow).where(RolloutRow.voice == voice).order_by(RolloutRow.generation.desc()).limit(1)
-    )
-
-
-def rollout_of(session: Session, voice: str, generation: int) -> RolloutRow | None:
-    return session.scalar(select(RolloutRow).where(RolloutRow.voice == voice, RolloutRow.generation == generation))
-
-
-def as_rollout(row: RolloutRow) -> Rollout:
-    return Rollout(row.generation, tuple(Part(version, weight) for version, weight in row.parts), row.previous)

@@ -1,4 +1,4 @@
-"""Which version of a voice's rollout answers a conversation: by weight, and always the same one."""
+"""Rollouts: the versions that answer for a voice, with their shares."""
 
 import hashlib
 import random
@@ -16,7 +16,7 @@ POINTS = 2**64
 
 @dataclass(frozen=True)
 class Part:
-    """One version of a rollout and its share, relative to the other weights."""
+    """One version of a rollout. Its share of the conversations is its weight relative to the others'."""
 
     version: str
     weight: int
@@ -24,7 +24,9 @@ class Part:
 
 @dataclass(frozen=True)
 class Rollout:
-    """Who answers for a voice; `generation` grows by one with every change, `previous` is the one to roll back to."""
+    """Who answers for a voice. Every change makes a new rollout, whose `generation` is one higher; `previous` is the
+    generation that a rollback leads to. Without parts nobody answers.
+    """
 
     generation: int
     parts: tuple[Part, ...]
@@ -34,6 +36,22 @@ class Rollout:
     def versions(self) -> frozenset[str]:
         return frozenset(part.version for part in self.parts)
 
+    @property
+    def main(self) -> str:
+        """The version with the greatest weight; the first of them."""
+        return max(self.parts, key=lambda part: part.weight).version
+
+    @property
+    def sole(self) -> str | None:
+        """The version that answers every conversation, if one does."""
+        answering = [part.version for part in self.parts if part.weight]
+        return answering[0] if len(answering) == 1 else None
+
+    def shares(self) -> dict[str, float]:
+        """Version -> its share of the conversations, from 0 to 1."""
+        total = sum(part.weight for part in self.parts)
+        return {part.version: part.weight / total for part in self.parts}
+
     def as_json(self) -> dict[str, Any]:
         return {
             "generation": self.generation,
@@ -42,6 +60,11 @@ class Rollout:
 
 
 def check_parts(voice: str, parts: list[Part]) -> None:
+    """Check the parts of a new rollout.
+
+    Raises:
+        InputError: `rollout_invalid`, `alias_mismatch`, `invalid_name`, `invalid_version`.
+    """
     check_name(voice, "voice")
     if not 1 <= len(parts) <= MAX_PARTS or len({part.version for part in parts}) != len(parts):
         raise InputError(
@@ -61,19 +84,18 @@ def check_parts(voice: str, parts: list[Part]) -> None:
                 code="rollout_invalid",
                 param="versions",
             )
-    if not sum(part.weight for part in parts):
+    if not any(part.weight for part in parts):
         raise InputError("versions: at least one weight must be above 0.", code="rollout_invalid", param="versions")
 
 
 def choose(voice: str, rollout: Rollout, sticky: str | None) -> str:
-    """The version that answers.
+    """Choose the version that answers.
 
-    The same `sticky` (a conversation, a user or a key) always falls on the same point between 0 and 1, and versions
-    share that line in the order of the rollout: a canary that stands last and grows keeps the conversations it has.
-    Without `sticky` the point is drawn.
+    The same `sticky` (a conversation, a user or a key) always falls on the same point between 0 and 1, and the versions
+    share that line in the order of the rollout. A canary that stands last and grows keeps the conversations it has.
+    Without `sticky` the point is drawn at random.
     """
-    total = sum(part.weight for part in rollout.parts)
-    left = point(voice, sticky) * total
+    left = point(voice, sticky) * sum(part.weight for part in rollout.parts)
     for part in rollout.parts:
         left -= part.weight
         if left < 0:
@@ -82,7 +104,8 @@ def choose(voice: str, rollout: Rollout, sticky: str | None) -> str:
 
 
 def point(voice: str, sticky: str | None) -> float:
+    """A point between 0 and 1."""
     if sticky is None:
-        return random.random()  # noqa: S311 - spreads load, keeps no secret
+        return random.random()  # noqa: S311 - spreads load, protects no secret
     digest = hashlib.sha256(f"{voice}\0{sticky}".encode()).digest()
     return int.from_bytes(digest[:8]) / POINTS

@@ -67,7 +67,7 @@ def cards(services: Services, key: Key | None) -> list[dict[str, Any]]:
 
 def voice_card(services: Services, voice: str, rollout: Rollout) -> dict[str, Any]:
     """`version` is the one with the greatest weight; `versions` are all of a rollout of several."""
-    main = max(rollout.parts, key=lambda part: part.weight).version
+    main = rollout.main
     manifest = services.adapters.manifest(main)
     sampling = manifest.sampling.model_dump(exclude_none=True) if manifest and manifest.sampling else None
     return {

@@ -63,15 +63,48 @@ def test_shares_are_as_the_weights_say() -> None:
 
 
 @pytest.mark.both_databases
-def test_rolling_back_goes_back_step_by_step(registry: Registry) -> None:
+def test_a_canary_that_went_to_everyone_is_rolled_back_whole(registry: Registry) -> None:
+    """In an incident one rollback left the bad version a tenth of the customers."""
     registry.promote("acme", A, "ada")
     registry.roll_out("acme", [Part(A, 90), Part(B, 10)], "ada")
+    registry.roll_out("acme", [Part(A, 50), Part(B, 50)], "ada")
     registry.promote("acme", B, "ada")
-    assert [registry.roll_back("acme", "bob").generation for _ in range(2)] == [4, 5]
+    registry.roll_back("acme", "bob")
     assert answering(registry) == [(A, 100)]
     with pytest.raises(CheckError, match="no earlier rollout"):
         registry.roll_back("acme", "bob")
-    assert [rollout.generation for rollout in registry.history("acme")] == [5, 4, 3, 2, 1]
+    assert [(rollout.generation, rollout.previous) for rollout in registry.history("acme")] == [
+        (5, None),
+        (4, 1),
+        (3, 2),
+        (2, 1),
+        (1, None),
+    ]
+
+
+@pytest.mark.both_databases
+def test_a_rollback_skips_every_canary_since_another_version_answered_alone(registry: Registry) -> None:
+    registry.promote("acme", A, "ada")
+    registry.roll_out("acme", [Part(A, 90), Part(B, 10)], "ada")
+    registry.roll_out("acme", [Part(A, 90), Part(C, 10)], "ada")
+    registry.roll_out("acme", [Part(A, 0), Part(C, 100)], "ada")
+    assert registry.roll_back("acme", "bob").parts == (Part(A, 100),)
+
+
+@pytest.mark.both_databases
+def test_inside_a_canary_a_rollback_is_one_step_back(registry: Registry) -> None:
+    registry.promote("acme", A, "ada")
+    registry.roll_out("acme", [Part(A, 90), Part(B, 10)], "ada")
+    registry.roll_out("acme", [Part(A, 50), Part(B, 50)], "ada")
+    assert registry.roll_back("acme", "bob").parts == (Part(A, 90), Part(B, 10))
+    assert registry.roll_back("acme", "bob").parts == (Part(A, 100),)
+
+
+@pytest.mark.both_databases
+def test_a_voice_that_began_with_a_canary_goes_back_to_it(registry: Registry) -> None:
+    registry.roll_out("acme", [Part(A, 50), Part(B, 50)], "ada")
+    registry.promote("acme", B, "ada")
+    assert registry.roll_back("acme", "bob").parts == (Part(A, 50), Part(B, 50))
 
 
 @pytest.mark.both_databases
