@@ -78,7 +78,7 @@ def adapter_routes(services: Services) -> APIRouter:
 
     @router.post("/{name}/rollback")
     async def roll_back(name: str, who: actor, body: GenerationBody | None = None) -> dict[str, Any]:
-        """Go back to the rollout before the last."""
+        """Go back to the rollout that the current one replaced, past the canaries of a version that answers alone."""
         expected = body.generation if body else None
         rollout = await asyncio.to_thread(services.registry.roll_back, name, who, expected)
         return {"name": name, **rollout.as_json()}

@@ -35,6 +35,7 @@ CPU_PROCESS = {
     "MALLOC_TOP_PAD_": str(64 << 20),
 }
 LEAVING = 4
+ENGINE_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # vLLM's `MaxLoRARanks`
 IN_THE_CORE = "vllm.v1.executor.uniproc_executor.UniProcExecutor"
 DEAD = "The engine is not running. Try again shortly."
 
@@ -270,9 +271,9 @@ def engine_arguments(options: VllmOptions, gpu: bool) -> list[str]:
         "--dtype": "bfloat16" if gpu else "float32",
         "--max-model-len": options.max_context,
         "--max-num-seqs": options.max_streams,
-        "--max-lora-rank": options.max_lora_rank,
+        "--max-lora-rank": engine_rank(options.max_lora_rank),
         "--max-loras": slots,
-        # Some more, for the moment in which one goes and another comes: vLLM would throw out one of its own choice.
+        # A few more: while one is evicted and another loaded, vLLM would otherwise evict one of its own choice.
         "--max-cpu-loras": resident + LEAVING,
         "--generation-config": "vllm",
     }
@@ -284,6 +285,11 @@ def engine_arguments(options: VllmOptions, gpu: bool) -> list[str]:
         arguments["--tool-call-parser"] = options.tool_parser
     switches = ["--enable-lora", *(["--enable-auto-tool-choice"] if options.tool_parser is not None else [])]
     return [*switches, *(str(part) for pair in arguments.items() for part in pair)]
+
+
+def engine_rank(rank: int) -> int:
+    """The smallest rank that vLLM can be started with and that holds adapters of this rank."""
+    return next(accepted for accepted in ENGINE_RANKS if accepted >= rank)
 
 
 def build_client(arguments: list[str], count_tokens: Callable[[int], None]) -> tuple[Any, Any]:

@@ -1,7 +1,7 @@
-"""A plugin for vLLM: an engine ends when the process that started it is gone. vLLM calls `register` in its processes.
+"""A vLLM plugin that ends an engine whose server was killed. vLLM calls `register` in each of its processes.
 
-Without it `kill -9` of the server, or the kernel when memory is short, leaves an engine with all its memory beside the
-next one: vLLM tells its engine to end, and a server that was killed tells nobody.
+A server tells its engine to stop, but one that was killed, by `kill -9` or for lack of memory, cannot. Without the
+plugin the engine would keep its memory while the next one starts. This module imports the standard library alone.
 """
 
 import multiprocessing
@@ -14,7 +14,7 @@ LOOK_SECONDS = 1.0
 
 def register() -> None:
     if multiprocessing.parent_process() is not None:
-        threading.Thread(target=end_without, args=(os.getppid(),), daemon=True, name="orphans").start()
+        threading.Thread(target=end_without, args=(os.getppid(),), daemon=True, name="watchdog").start()
 
 
 def end_without(parent: int) -> None:

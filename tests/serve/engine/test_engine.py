@@ -5,7 +5,7 @@ import json
 import shutil
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import pytest_asyncio
@@ -14,7 +14,7 @@ from polytone.contract.base import base_folder
 from polytone.serve.adapters.fingerprint import verify
 from polytone.serve.engine.base import Body, Engine, EngineError
 from polytone.serve.engine.processes import engine_processes
-from polytone.serve.engine.vllm import VllmEngine, VllmOptions
+from polytone.serve.engine.vllm import ENGINE_RANKS, VllmEngine, VllmOptions, engine_rank
 from tests.support.fake_engine import FakeEngine
 from tests.support.tiny_home import TinyHome
 
@@ -341,3 +341,16 @@ async def test_a_killed_engine_is_noticed_and_can_be_started_again(tiny: TinyHom
         assert (await whole(engine, HELLO, version))["model"] == version
     finally:
         await engine.stop()
+
+
+async def test_an_advised_rank_is_one_that_the_engine_starts_with() -> None:
+    """A refused adapter of rank 24 advised POLYTONE_MAX_LORA_RANK=24, with which vLLM ended in its usage text."""
+    assert [engine_rank(rank) for rank in (1, 2, 8, 16, 24, 33, 512)] == [1, 8, 8, 16, 32, 64, 512]
+    assert {engine_rank(rank) for rank in range(1, 513)} == set(ENGINE_RANKS)
+
+
+@pytest.mark.engine
+async def test_the_ranks_are_those_of_this_vllm() -> None:
+    from vllm.config.lora import MaxLoRARanks
+
+    assert get_args(MaxLoRARanks) == ENGINE_RANKS

@@ -1,8 +1,8 @@
-"""vLLM on a CPU, mended: one request that asks for log-probabilities pays for itself alone, not for its whole batch.
+"""A patch of vLLM's CPU sampler: log-probabilities are computed for the requests that ask for them, not for the batch.
 
-vLLM 0.32 computes them for every row and drops those nobody asked for: with 33 rows and a vocabulary of 49,152 some 4.5
-ms of a step (docs/performance.md), and ten times that beside other work. Every version that wakes is proven by such a
-request.
+vLLM 0.32 computes them for every row and drops those that were not asked for: with 33 rows and a vocabulary of 49,152
+about 4.5 ms of a step (docs/performance.md), and ten times that on a busy machine. Every version that is loaded is
+verified by such a request.
 """
 
 import contextlib

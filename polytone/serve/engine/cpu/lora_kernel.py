@@ -1,10 +1,10 @@
-"""One call for all adapters of a module: y += x @ a @ b for every run of rows, on the threads PyTorch already has.
+"""A compiled kernel that adds all adapters of a module in one call: y += x @ a @ b for every run of rows.
 
-Compiled for this processor by Numba, which vLLM brings, and run in the thread pool of PyTorch's OpenMP: a pool of its
-own would compete with it for the same cores. For few rows an adapter's matrices are read once and the time is that of
-reading them, where a matrix product per adapter and slice pays for each call. For many rows a GEMM is faster.
+Numba, which vLLM depends on, compiles it for this processor. It runs in PyTorch's OpenMP thread pool, since a second
+pool would compete for the same cores. For few rows the time is that of reading an adapter's matrices once,
+where a matrix product per adapter and slice would pay for each call. For many rows a GEMM is faster.
 
-Addresses are whole numbers here and strides count elements; every matrix is row-major. Sums are float32. An adapter's
+Addresses are integers here and strides count elements; every matrix is row-major. Sums are float32. An adapter's
 matrices are float32 too, or bfloat16 where that loses nothing: half the bytes to read, and the same sums.
 """
 

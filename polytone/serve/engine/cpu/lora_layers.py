@@ -1,4 +1,4 @@
-"""vLLM's LoRA layers for a CPU, with adapters added by plan (`cpu_lora_plan`) in the place of its gathers.
+"""LoRA layers for vLLM on a CPU, which add adapters by a plan (`lora_plan`) instead of gathering matrices per token.
 
 An adapter is activated by reference, not by copying, and the vocabulary is projected on once unless an adapter of the
 batch has a part of its own there.

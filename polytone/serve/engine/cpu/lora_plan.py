@@ -1,4 +1,4 @@
-"""What adapters add to a batch: whose rows they are, in which matrices their parts lie, and how they are added.
+"""A plan of what adapters add to a batch: the rows of each adapter, the matrices of its parts, and how to add them.
 
 A batch is a sequence of runs: neighbouring rows that belong to one adapter. Requests are sorted by adapter, so that
 each has one run, and no rows need to be gathered or put back. Rows without an adapter cost nothing.

@@ -1,8 +1,8 @@
-"""A plugin for vLLM on a CPU: many adapters in one batch without the tax. vLLM calls `register` in its processes.
+"""The vLLM plugin that installs the CPU patches of this folder. vLLM calls `register` in each of its processes.
 
-vLLM's own CPU path gathers both matrices of an adapter once for every token and projects every row onto the vocabulary
-once more for adapters that have no part there. `cpu_lora_layers` does neither. It builds on vLLM's inner classes, so
-it goes with the versions of vLLM it was tested with and steps aside on any other.
+vLLM's own CPU path gathers both matrices of an adapter for every token, and projects every row onto the vocabulary a
+second time for adapters that have no part there. `lora_layers` does neither. The patches use vLLM's internal classes,
+so they are installed only in the versions of vLLM that they were tested with.
 """
 
 import logging
@@ -17,7 +17,7 @@ LAYERS = "polytone.serve.engine.cpu.lora_layers"
 
 
 def register() -> None:
-    """Mend vLLM's CPU worker where Polytone runs it, and let it use the layers of this package if the switch is on."""
+    """Patch vLLM's CPU worker where Polytone runs it, and install our adapter layers if the switch is on."""
     if os.environ.get(SWITCH) not in ("0", "1"):
         return
     from vllm.platforms import current_platform

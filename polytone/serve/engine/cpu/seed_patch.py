@@ -1,7 +1,7 @@
-"""vLLM on a CPU, mended: a request with a `seed` whose prompt is read in parts ends the engine of 0.32.
+"""A patch of vLLM's CPU worker: a request with a `seed` whose prompt is read in chunks no longer ends the engine.
 
-The sampler draws for such a request while its prompt is still being read; the draw is thrown away, and vLLM takes it
-back by moving the generator's offset, which generators of a CPU do not have.
+vLLM 0.32 samples for such a request while its prompt is still being read, discards the sample, and rewinds the random
+generator by setting its offset. A CPU generator has no offset, and the worker fails.
 """
 
 from typing import Any
