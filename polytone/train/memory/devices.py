@@ -1,16 +1,17 @@
-"""Memory there is: this machine's own, and cards by name and size."""
+"""Available memory: this machine's own, and graphics cards by name and size."""
 
-import re
 import shutil
 import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
+from pydantic import ByteSize, TypeAdapter, ValidationError
+
 from .plan import Device
 
 GB = 1_000_000_000
-UNITS = {"": GB, "gb": GB, "gib": 1 << 30, "mb": 1_000_000, "mib": 1 << 20}
 # Nominal sizes in decimal GB, a little less than the cards have.
 COMMON_CARDS = (
     ("RTX 4060", 8),
@@ -25,7 +26,7 @@ COMMON_CARDS = (
 
 @dataclass(frozen=True)
 class Card:
-    """Somewhere a model could be trained; `bytes` is what it has, and of this machine what is available now."""
+    """A place to train; `bytes` is its memory, and for this machine what is available now."""
 
     name: str
     bytes: int
@@ -37,11 +38,12 @@ def common_cards() -> list[Card]:
 
 
 def parse_size(text: str) -> int | None:
-    """Bytes of a size such as `24GB`, `80GiB` or `16`, which means GB; None for anything else, and for nothing."""
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([a-z]*)", text.strip().lower())
-    if match is None or match[2] not in UNITS:
+    """Bytes of a size such as `24GB`, `80GiB` or `16`, which means GB; None for anything else, and for 0."""
+    number = text.strip()
+    try:
+        return TypeAdapter(ByteSize).validate_python(f"{number}GB" if number.isdecimal() else number) or None
+    except ValidationError:
         return None
-    return int(float(match[1]) * UNITS[match[2]]) or None
 
 
 def this_machine() -> Card:
@@ -57,7 +59,7 @@ def has_gpu() -> bool:
 
 
 def nvidia_memory(field: str) -> int | None:
-    """Bytes of the first GPU by NVIDIA's driver, which answers without loading PyTorch; None without one."""
+    """Bytes of the first GPU by nvidia-smi, which needs no PyTorch; None without a GPU."""
     if shutil.which("nvidia-smi") is None:
         return None
     command = ["nvidia-smi", f"--query-gpu={field}", "--format=csv,noheader,nounits"]
@@ -69,21 +71,20 @@ def nvidia_memory(field: str) -> int | None:
     return int(first) << 20 if done.returncode == 0 and first.isdigit() else None
 
 
-def available_ram(proc: Path = Path("/proc/meminfo"), groups: Path = Path("/sys/fs/cgroup")) -> int:
+def available_ram(groups: Path = Path("/sys/fs/cgroup")) -> int:
     """What the kernel calls available, or less where a control group (a container) sets a limit."""
-    lines = dict(line.split(":", 1) for line in proc.read_text().splitlines())
-    return min([int(lines["MemAvailable"].split()[0]) * 1024, *group_limits(groups)])
+    return min([psutil.virtual_memory().available, *group_limits(groups)])
 
 
 def group_limits(groups: Path) -> Iterator[int]:
-    """What is left under the limits of control groups, of both versions; cached files are given back on demand."""
+    """Memory left under the limits of control groups, versions 1 and 2; cached files do not count as used."""
     for folder, limit, used, cached in (
         (groups, "memory.max", "memory.current", "inactive_file"),
         (groups / "memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
     ):
         try:
-            numbers = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
-            taken = int((folder / used).read_text()) - int(numbers.get(cached, 0))
-            yield max(0, int((folder / limit).read_text()) - taken)
+            statistics = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+            used_bytes = int((folder / used).read_text()) - int(statistics.get(cached, 0))
+            yield max(0, int((folder / limit).read_text()) - used_bytes)
         except (OSError, ValueError):  # no such version, or "max"
             continue
