@@ -50,7 +50,7 @@ def plant(server: Server, version: str, minutes_ago: float, number: int, **chang
             fields = {
                 "id": one,
                 "at": at,
-                "adapter": voice_of(version),
+                "voice": voice_of(version),
                 "version": version,
                 "base": server.base.id,
                 "policy": "none",

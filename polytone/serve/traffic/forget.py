@@ -64,8 +64,8 @@ def answers_with(session: Session, hasher: TextHasher, text: str) -> list[Answer
     if not text.strip():
         raise InputError("text: is empty. Send the text to look for.", code="invalid_request", param="text")
     key = hasher.hash(text)
-    found = select(AnswerRow).where(or_(AnswerRow.prompt_sha256 == key, AnswerRow.reply_sha256 == key))
-    return list(session.scalars(found.order_by(AnswerRow.at)))
+    query = select(AnswerRow).where(or_(AnswerRow.prompt_sha256 == key, AnswerRow.reply_sha256 == key))
+    return list(session.scalars(query.order_by(AnswerRow.at)))
 
 
 def answer_json(row: AnswerRow) -> dict[str, Any]:
