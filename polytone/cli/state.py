@@ -73,8 +73,9 @@ def read_here(settings: Settings, store: "AdapterStore | None", version: str) ->
     home = settings.paths()
     if store is not None and not (home.adapter_folder(version) / MANIFEST).is_file():
         from polytone.serve.adapters.fetch import fetch_version
+        from polytone.serve.adapters.validation import ServedBase
 
-        fetch_version(store, version, home, load_base(home, settings.base), settings.max_lora_rank)
+        fetch_version(store, version, ServedBase(home, load_base(home, settings.base), settings.max_lora_rank))
     return read_version(home, version)
 
 

@@ -20,6 +20,7 @@ from .adapters.manager import AdapterManager
 from .adapters.registry import Registry
 from .adapters.replicas import Replicas
 from .adapters.store import store_of
+from .adapters.validation import ServedBase
 from .api.app import create_app
 from .api.middleware import is_loopback
 from .api.ui_mount import PAGE_PATH, DeferredUi
@@ -87,7 +88,7 @@ def build_services(settings: Settings) -> Services:
     limits = AdapterLimits(
         settings.max_lora_rank, settings.max_resident_adapters, settings.max_batch_adapters, settings.drain_seconds
     )
-    fetcher = Fetcher(store, home, base, settings.max_lora_rank, metrics) if store is not None else None
+    fetcher = Fetcher(store, ServedBase(home, base, settings.max_lora_rank), metrics) if store is not None else None
     database = open_database(settings.database())
     keys = KeyStore(database)
     registry = Registry(database)

@@ -20,6 +20,7 @@ from polytone.serve.adapters.manager import AdapterManager
 from polytone.serve.adapters.registry import Registry
 from polytone.serve.adapters.replicas import Replicas
 from polytone.serve.adapters.store import AdapterStore
+from polytone.serve.adapters.validation import ServedBase
 from polytone.serve.api.app import create_app
 from polytone.serve.auth.keys import Keyring, KeyStore, Kind
 from polytone.serve.auth.rate_limits import Admission
@@ -129,7 +130,7 @@ async def serving(
     metrics = Metrics()
     database = open_database(shared_database or database_url(home))
     keys = KeyStore(database)
-    fetcher = Fetcher(store, home, base, 16, metrics) if store is not None else None
+    fetcher = Fetcher(store, ServedBase(home, base, 16), metrics) if store is not None else None
     baselines = Baselines(home, lambda: embed_by_letters, lambda version: tone_siblings(database, version, []))
     services = Services(
         engine=engine,

@@ -12,13 +12,14 @@ from peft import PeftModel
 from transformers import AutoTokenizer, GenerationConfig
 
 from polytone.contract.adapter import FILES, read_folder, read_version
-from polytone.contract.base import base_folder, module_shapes
+from polytone.contract.base import base_folder
 from polytone.contract.errors import CheckError
 from polytone.contract.home import Home
 from polytone.contract.reference import REFERENCE, ReferenceRow, read_reference
 from polytone.contract.rows import Conversation
 from polytone.serve.adapters.archive import pack_version
 from polytone.serve.adapters.upload import receive_version
+from polytone.serve.adapters.validation import ServedBase
 from polytone.train.artifact.drift_reference import draw_prompts, reply_limit
 from polytone.train.artifact.generation import TOKENS_AT_ONCE, Prompt, generate, in_batches, sampling
 from polytone.train.base_model import load_nf4
@@ -188,7 +189,6 @@ def test_a_version_travels_with_its_reference(tmp_path: Path) -> None:
     base = make_base(here)
     version = make_version(here, base, "acme", reference=[ROW]).version
     pack_version(here, version, tmp_path / "acme.tar.gz")
-    shapes = module_shapes(base_folder(here, base.id) / "source")
-    receive_version(tmp_path / "acme.tar.gz", "acme", there, base, shapes, 16, 1_000_000)
+    receive_version(tmp_path / "acme.tar.gz", "acme", ServedBase(there, make_base(there), 16), 1_000_000)
     assert read_version(there, version).version == version
     assert read_reference(there.adapter_folder(version)) == [ROW]

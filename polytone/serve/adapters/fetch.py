@@ -1,4 +1,4 @@
-"""Bring versions from the adapter store into the home, a few at once."""
+"""Fetching: bring versions from the adapter store into the home."""
 
 import asyncio
 import concurrent.futures
@@ -12,15 +12,13 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from polytone.contract.adapter import check_servable
-from polytone.contract.base import Base, base_folder, module_shapes
 from polytone.contract.errors import CheckError, UnavailableError, combined
 from polytone.contract.files import folder_written_whole, remove_folder
-from polytone.contract.home import Home
 from polytone.contract.version_id import VersionId
 from polytone.serve.metrics import Metrics
 
 from .store import SETTING, AdapterStore
-from .validation import inspect_received
+from .validation import ServedBase, inspect_received
 
 log = logging.getLogger(__name__)
 
@@ -28,65 +26,25 @@ T = TypeVar("T")
 
 DAMAGES = frozenset({"wrong_digest", "file_truncated", "files_missing", "not_safetensors", "reference_mismatch"})
 FETCHES_AT_ONCE = 4
-FETCH_SECONDS = 600.0  # a store that hangs for longer is away
-
-
-def fetch_version(store: AdapterStore, version: str, home: Home, base: Base, max_rank: int) -> None:
-    """Bring a version from the store into the home, checked as an upload is. A copy there that differs gives way.
-
-    Nobody sees a part of it, and two may fetch the same at once.
-
-    Raises:
-        NotFoundError: `version_not_found`.
-        CheckError: every reason why it cannot be taken.
-        UnavailableError: `store_unavailable`.
-        StorageError: `disk_full` or `disk_error`.
-    """
-    target = home.adapter_folder(version)
-    with folder_written_whole(target) as folder:
-        try:
-            store.copy_out(version, folder, partial(check_servable, base=base, max_rank=max_rank))
-            shapes = module_shapes(base_folder(home, base.id) / "source")
-            found = inspect_received(folder, VersionId.parse(version).voice, base, shapes, max_rank)[1]
-            if found:
-                raise with_remedy(combined(found), version)
-        except CheckError as error:
-            error.message = error.message.replace(str(folder), store.place(version))
-            raise
-        if not same_files(folder, target):
-            remove_folder(target)
-
-
-def with_remedy(error: CheckError, version: str) -> CheckError:
-    """Of files that are not what their manifest says there may be better ones elsewhere."""
-    if {one["code"] for one in error.reasons} & DAMAGES:
-        error.message += f"\nWrite it anew from where it was made: polytone adapters publish {version}"
-    return error
-
-
-def same_files(one: Path, other: Path) -> bool:
-    names = {path.name for path in one.iterdir()}
-    if not other.is_dir() or names != {path.name for path in other.iterdir()}:
-        return False
-    return all(filecmp.cmp(one / name, other / name, shallow=False) for name in names)
+FETCH_SECONDS = 600.0  # a store that hangs for longer counts as away
 
 
 class Fetcher:
     """Fetches what this replica's home lacks, a few versions at once."""
 
-    def __init__(self, store: AdapterStore, home: Home, base: Base, max_rank: int, metrics: Metrics) -> None:
-        self._fetch = partial(fetch_version, store, home=home, base=base, max_rank=max_rank)
+    def __init__(self, store: AdapterStore, served: ServedBase, metrics: Metrics) -> None:
         self._store = store
+        self._served = served
         self._metrics = metrics
         self._places = asyncio.Semaphore(FETCHES_AT_ONCE)
 
     async def fetch(self, version: str) -> None:
-        """As `fetch_version`."""
+        """Fetch as `fetch_version` does, in a thread, for ten minutes at most."""
         async with self._places:
-            began = time.monotonic()
+            started = time.monotonic()
             try:
                 async with asyncio.timeout(FETCH_SECONDS):
-                    await apart(self._fetch, version)
+                    await in_daemon_thread(fetch_version, self._store, version, self._served)
             except TimeoutError:
                 self._count("failed")
                 raise UnavailableError(
@@ -96,7 +54,7 @@ class Fetcher:
             except Exception:
                 self._count("failed")
                 raise
-            seconds = time.monotonic() - began
+            seconds = time.monotonic() - started
             self._count("fetched")
             self._metrics.adapter_fetch_seconds.observe(seconds)
             log.info("%s was fetched from the adapter store (%.2f s)", version, seconds)
@@ -105,16 +63,55 @@ class Fetcher:
         self._metrics.adapter_fetches_total.labels(result=result).inc()
 
 
-async def apart(function: Callable[..., T], *arguments: Any) -> T:
+def fetch_version(store: AdapterStore, version: str, served: ServedBase) -> None:
+    """Fetch a version into the home and check it as an upload is checked. A copy in the home that differs is replaced.
+
+    Nobody sees a part of it, and several may fetch the same version at once.
+
+    Raises:
+        NotFoundError: `version_not_found`.
+        CheckError: every reason why it is refused.
+        UnavailableError: `store_unavailable`.
+        StorageError: `disk_full` or `disk_error`.
+    """
+    target = served.home.adapter_folder(version)
+    with folder_written_whole(target) as folder:
+        try:
+            store.copy_out(version, folder, partial(check_servable, base=served.base, max_rank=served.max_rank))
+            _, problems = inspect_received(folder, VersionId.parse(version).voice, served)
+            if problems:
+                raise with_remedy(combined(problems), version)
+        except CheckError as error:
+            error.message = error.message.replace(str(folder), store.place(version))
+            raise
+        if not same_files(folder, target):
+            remove_folder(target)
+
+
+def with_remedy(error: CheckError, version: str) -> CheckError:
+    """Files that do not match their manifest may be whole where they were made."""
+    if {reason["code"] for reason in error.reasons} & DAMAGES:
+        error.message += f"\nWrite it anew from where it was made: polytone adapters publish {version}"
+    return error
+
+
+def same_files(folder: Path, other: Path) -> bool:
+    names = {path.name for path in folder.iterdir()}
+    if not other.is_dir() or names != {path.name for path in other.iterdir()}:
+        return False
+    return all(filecmp.cmp(folder / name, other / name, shallow=False) for name in names)
+
+
+async def in_daemon_thread(function: Callable[..., T], *arguments: Any) -> T:
     """As `asyncio.to_thread`, in a thread that neither other work nor the end of the process waits for."""
-    done: concurrent.futures.Future[T] = concurrent.futures.Future()
+    future: concurrent.futures.Future[T] = concurrent.futures.Future()
 
     def run() -> None:
-        if done.set_running_or_notify_cancel():
+        if future.set_running_or_notify_cancel():
             try:
-                done.set_result(function(*arguments))
+                future.set_result(function(*arguments))
             except BaseException as error:
-                done.set_exception(error)
+                future.set_exception(error)
 
     threading.Thread(target=run, daemon=True, name="adapter store").start()
-    return await asyncio.wrap_future(done)
+    return await asyncio.wrap_future(future)

@@ -1,62 +1,79 @@
 """Checks of version files that came from elsewhere."""
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
 from polytone.contract.adapter import WEIGHTS, inspect_folder, unservable
-from polytone.contract.base import Base
+from polytone.contract.base import Base, base_folder, module_shapes
 from polytone.contract.errors import CheckError
+from polytone.contract.home import Home
 from polytone.contract.manifest import Manifest
 from polytone.contract.modules import check_against_base
 from polytone.contract.tensors import read_header
 
-SHOWN = 5
+MOST_NAMES = 5
+UNREADABLE = frozenset({"not_safetensors", "file_truncated", "files_missing"})
 
 
-def inspect_received(
-    folder: Path, name: str, base: Base, shapes: dict[str, tuple[int, ...]], max_rank: int
-) -> tuple[Manifest | None, list[CheckError]]:
-    """As `inspect_folder`, for files that came from elsewhere to be served here as a version of `name`."""
-    manifest, found = inspect_folder(folder)
+@dataclass(frozen=True)
+class ServedBase:
+    """What a version must fit to be served here: the base in this home, and the highest rank of an adapter."""
+
+    home: Home
+    base: Base
+    max_rank: int
+
+    def module_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Module -> shape (out, in) of its weight."""
+        return module_shapes(base_folder(self.home, self.base.id) / "source")
+
+
+def inspect_received(folder: Path, voice: str, served: ServedBase) -> tuple[Manifest | None, list[CheckError]]:
+    """Check files as `inspect_folder` does, and that they can be served here as a version of `voice`.
+
+    Returns the manifest, if it can be read, and every problem.
+    """
+    manifest, problems = inspect_folder(folder)
     if manifest is not None:
-        found += check_name_matches(manifest, name)
-        found += unservable(manifest, base, max_rank)
-    if not any(error.code in ("not_safetensors", "file_truncated", "files_missing") for error in found):
-        found += check_against_base(read_header(folder / WEIGHTS), shapes)
-        found += check_values(folder)
-    return manifest, found
+        problems += check_voice(manifest, voice)
+        problems += unservable(manifest, served.base, served.max_rank)
+    if not any(problem.code in UNREADABLE for problem in problems):
+        problems += check_against_base(read_header(folder / WEIGHTS), served.module_shapes())
+        problems += check_values(folder)
+    return manifest, problems
 
 
-def check_name_matches(manifest: Manifest, name: str) -> Iterator[CheckError]:
-    if manifest.name != name:
+def check_voice(manifest: Manifest, voice: str) -> Iterator[CheckError]:
+    if manifest.name != voice:
         yield CheckError(
-            f"manifest.json: name: is {manifest.name!r}, the upload is for {name!r}.",
+            f"manifest.json: name: is {manifest.name!r}, the upload is for {voice!r}.",
             code="manifest_invalid",
             param="name",
         )
 
 
 def check_values(folder: Path) -> Iterator[CheckError]:
-    """Weights must be numbers, and change something."""
-    import torch  # takes seconds to import, and is needed here only
+    """Check that the weights are finite numbers and change something."""
+    import torch  # takes seconds to import, and only this function needs it
 
-    broken, changes = [], False
+    not_finite, changes = [], False
     try:
         with safe_open(folder / WEIGHTS, framework="pt") as tensors:
             for name in tensors.keys():  # noqa: SIM118 - not a dict
                 tensor: torch.Tensor = tensors.get_tensor(name)
                 if not bool(torch.isfinite(tensor).all()):
-                    broken.append(name)
+                    not_finite.append(name)
                 changes = changes or (".lora_B." in name and bool(tensor.any()))
     except (SafetensorError, OSError, ValueError) as error:
         yield CheckError(f"{WEIGHTS}: cannot be read ({error}).", code="not_safetensors")
         return
-    if broken:
-        more = f" and {len(broken) - SHOWN} more" if len(broken) > SHOWN else ""
+    if not_finite:
+        more = f" and {len(not_finite) - MOST_NAMES} more" if len(not_finite) > MOST_NAMES else ""
         yield CheckError(
-            f"{WEIGHTS}: {', '.join(broken[:SHOWN])}{more} hold values that are not finite numbers.",
+            f"{WEIGHTS}: {', '.join(not_finite[:MOST_NAMES])}{more} hold values that are not finite numbers.",
             code="weights_not_finite",
         )
     elif not changes:

@@ -2,22 +2,21 @@
 
 import asyncio
 import tempfile
-from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Request
 from pydantic import Field
 
-from polytone.contract.base import base_folder, module_shapes
 from polytone.contract.errors import NotFoundError
 from polytone.contract.models import FrozenModel
 from polytone.contract.names import check_name
 from polytone.contract.version_id import VersionId
-from polytone.serve.adapters.fetch import apart
+from polytone.serve.adapters.fetch import in_daemon_thread
 from polytone.serve.adapters.promotion_gates import Gates, evaluations_of
 from polytone.serve.adapters.rollout import Part
 from polytone.serve.adapters.upload import receive_version
+from polytone.serve.adapters.validation import ServedBase
 from polytone.serve.services import Services
 
 from .auth import admin_actor
@@ -114,23 +113,14 @@ async def receive(services: Services, name: str, request: Request, who: str) -> 
     """Write the body to a file, then check it in a thread; the engine notices nothing. The store has it before the
     database does, so that no replica hears of what it cannot fetch."""
     allow_body(request, services.limits.upload_bytes)
-    store, base = services.store, services.adapters.base
+    store = services.store
+    served = ServedBase(services.home, services.adapters.base, services.adapters.max_rank)
     services.home.adapters.mkdir(parents=True, exist_ok=True)
     with tempfile.NamedTemporaryFile(prefix=".upload.", suffix=".tar.gz", dir=services.home.adapters) as file:
         async for chunk in request.stream():
             await asyncio.to_thread(file.write, chunk)
         file.flush()
-        check = partial(
-            receive_version,
-            Path(file.name),
-            name,
-            home=services.home,
-            base=base,
-            shapes=module_shapes(base_folder(services.home, base.id) / "source"),
-            max_rank=services.adapters.max_rank,
-            limit=services.limits.upload_bytes,
-            keep=store.put if store is not None else None,
-        )
-        manifest = await (asyncio.to_thread if store is None else apart)(check)
+        run = asyncio.to_thread if store is None else in_daemon_thread
+        manifest = await run(receive_version, Path(file.name), name, served, services.limits.upload_bytes, store)
     created = await asyncio.to_thread(services.registry.publish, manifest.version, who)
     return {"version": manifest.version, "created": created}

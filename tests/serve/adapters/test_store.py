@@ -27,8 +27,9 @@ from polytone.contract.manifest import MANIFEST, Manifest
 from polytone.contract.version_id import VersionId, voice_of
 from polytone.serve.adapters import loaded
 from polytone.serve.adapters.archive import pack_version
-from polytone.serve.adapters.fetch import Fetcher, apart, fetch_version, same_files
+from polytone.serve.adapters.fetch import Fetcher, fetch_version, in_daemon_thread, same_files
 from polytone.serve.adapters.store import AdapterStore, store_of
+from polytone.serve.adapters.validation import ServedBase
 from polytone.serve.database.audit import read_audit
 from polytone.serve.metrics import Metrics
 from polytone.serve.server import build_services
@@ -133,6 +134,12 @@ class Trainer:
 @pytest.fixture
 def trainer(tmp_path: Path) -> Trainer:
     return Trainer(tmp_path)
+
+
+def served_at(root: Path) -> ServedBase:
+    """A home that has the base and no version."""
+    home = Home(root)
+    return ServedBase(home, make_base(home), 16)
 
 
 @pytest.fixture
@@ -315,7 +322,7 @@ async def test_the_reason_names_the_digest_that_was_expected_and_the_one_that_wa
     weights = (trainer.folder(zest) / WEIGHTS).read_bytes()
     (shelf / "acme" / acme.digest[:12] / WEIGHTS).write_bytes(weights)
     with pytest.raises(CheckError) as refused:
-        fetch_version(store, acme.version, Home(tmp_path / "b"), make_base(Home(tmp_path / "b")), 16)
+        fetch_version(store, acme.version, served_at(tmp_path / "b"))
     assert refused.value.code == "wrong_digest"
     assert f"its files hash to {zest.digest[:12]}, its manifest says {acme.digest[:12]}" in refused.value.message
 
@@ -326,9 +333,9 @@ async def test_nothing_but_a_versions_files_is_taken(tmp_path: Path, trainer: Tr
     folder = f"/voices/{VersionId.parse(version).path}"
     for name in ("adapter_model.bin", "run.py", ".hidden", "../evil", "../../../evil", "sub/evil", "reference.jsonl"):
         memory.pipe_file(f"{folder}/{name}", b"evil")
-    home = Home(tmp_path / "b")
-    fetch_version(store, version, home, make_base(home), 16)
-    assert names_in(home.adapter_folder(version)) == FILES
+    served = served_at(tmp_path / "b")
+    fetch_version(store, version, served)
+    assert names_in(served.home.adapter_folder(version)) == FILES
     assert b"evil" not in contents(tmp_path)
 
 
@@ -479,15 +486,15 @@ async def test_a_store_that_never_answers_is_away_after_a_while(
     (version,) = trainer.put(store, "acme")
     monkeypatch.setattr(TroubledFiles, "stuck", WEIGHTS)
     monkeypatch.setattr("polytone.serve.adapters.fetch.FETCH_SECONDS", 0.05)
-    home, metrics = Home(tmp_path / "b"), Metrics()
-    fetcher = Fetcher(store, home, make_base(home), 16, metrics)
+    served, metrics = served_at(tmp_path / "b"), Metrics()
+    fetcher = Fetcher(store, served, metrics)
     for _ in range(MANY):  # each gives its place to the next
         with pytest.raises(UnavailableError, match=f"did not give {version}") as refused:
             await fetcher.fetch(version)
         assert refused.value.code == "store_unavailable"
     assert metrics.registry.get_sample_value("polytone_adapter_fetches_total", {"result": "failed"}) == MANY
     TroubledFiles.go_on.set()
-    await eventually(lambda: list_versions(home) == [version])
+    await eventually(lambda: list_versions(served.home) == [version])
 
 
 async def test_a_damaged_copy_here_is_fetched_again(
@@ -573,11 +580,11 @@ async def test_many_may_publish_and_fetch_one_version_at_once(tmp_path: Path, sh
     store = AdapterStore(shelf.as_uri(), LIMIT)
     manifest = trainer.make("acme")
     there = shelf / "acme" / manifest.digest[:12]
-    await asyncio.gather(*(apart(store.put, trainer.folder(manifest), manifest.version) for _ in range(8)))
+    await asyncio.gather(*(in_daemon_thread(store.put, trainer.folder(manifest), manifest.version) for _ in range(8)))
     assert names_in(there) == FILES
-    home = Home(tmp_path / "b")
-    base = make_base(home)
-    fetching = asyncio.gather(*(apart(fetch_version, store, manifest.version, home, base, 16) for _ in range(8)))
+    served = served_at(tmp_path / "b")
+    home = served.home
+    fetching = asyncio.gather(*(in_daemon_thread(fetch_version, store, manifest.version, served) for _ in range(8)))
     while not fetching.done():
         assert set(list_versions(home)) <= {manifest.version}  # who looks meanwhile sees nothing else, and no error
         await asyncio.sleep(0)
