@@ -1,4 +1,4 @@
-"""A version folder as the tar.gz that another server takes."""
+"""A version folder packed as a tar.gz, and such an archive unpacked without trusting it."""
 
 import gzip
 import io
@@ -14,8 +14,9 @@ from polytone.contract.home import Home
 
 CHUNK = 1 << 20
 MAX_MEMBERS = 32
-MAX_HEADER_BYTES = 1 << 16
+MAX_HEADER_BYTES = 1 << 12
 TAR_BLOCKS = 1 << 20
+PLAIN = (tarfile.REGTYPE, tarfile.AREGTYPE)
 EXTENDED = (
     tarfile.XHDTYPE,
     tarfile.XGLTYPE,
@@ -43,7 +44,7 @@ def anonymous(member: tarfile.TarInfo) -> tarfile.TarInfo:
 
 
 def unpack(archive: Path, folder: Path, limit: int) -> Iterator[CheckError]:
-    """Copy the known files out; stops at the first thing an honest archive would not have."""
+    """Copy the known files into `folder`; stop at the first thing that `pack_version` would not have written."""
     left, seen = limit, set[str]()
     try:
         with (
@@ -53,9 +54,12 @@ def unpack(archive: Path, folder: Path, limit: int) -> Iterator[CheckError]:
         ):
             for count, member in enumerate(tar, start=1):
                 path = PurePosixPath(member.name)
+                if count > MAX_MEMBERS:
+                    yield bad(f"it has more than {MAX_MEMBERS} members")
+                    return
                 if member.isdir() and ".." not in path.parts and not path.is_absolute():
                     continue
-                if problem := refusal(member, path, count, seen, left):
+                if problem := refusal(member, path, seen, left):
                     yield problem
                     return
                 seen.add(path.name)
@@ -66,6 +70,8 @@ def unpack(archive: Path, folder: Path, limit: int) -> Iterator[CheckError]:
                 left -= copy(source, folder / path.name)
             while counted.read(CHUNK):
                 pass  # to the end, where gzip's checksum stands
+    except RecursionError:  # tarfile reads a header that follows a header by calling itself
+        yield bad("a name has too many headers")
     except (tarfile.TarError, zlib.error, EOFError, OSError, ValueError, OverflowError) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise
@@ -73,7 +79,7 @@ def unpack(archive: Path, folder: Path, limit: int) -> Iterator[CheckError]:
 
 
 class Counted(io.RawIOBase):
-    """A stream that ends the reading after `limit` bytes and some for tar's own blocks, whatever they belong to."""
+    """A stream that refuses to go on after `limit` bytes and some for tar's own blocks, whatever they belong to."""
 
     def __init__(self, source: gzip.GzipFile, limit: int) -> None:
         super().__init__()
@@ -99,11 +105,9 @@ class ShortHeader(tarfile.TarInfo):
         return info
 
 
-def refusal(member: tarfile.TarInfo, path: PurePosixPath, count: int, seen: set[str], left: int) -> CheckError | None:
-    if count > MAX_MEMBERS:
-        return bad(f"it has more than {MAX_MEMBERS} members")
-    if not member.isreg():
-        return bad(f"{member.name!r} is not a regular file (links and devices are refused)")
+def refusal(member: tarfile.TarInfo, path: PurePosixPath, seen: set[str], left: int) -> CheckError | None:
+    if member.type not in PLAIN or member.sparse is not None:  # a sparse file's holes cost the sender nothing
+        return bad(f"{member.name!r} is not a plain file (links, devices and sparse files are refused)")
     if path.is_absolute() or ".." in path.parts or len(path.parts) > 2:
         return bad(f"{member.name!r} points outside the adapter's folder")
     if path.name not in FILES | OPTIONAL or path.name in seen:

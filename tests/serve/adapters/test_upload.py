@@ -319,6 +319,34 @@ def hostile_archives(shop: Workshop) -> Iterator[Case]:
     with tarfile.open(fileobj=buffer, mode="w:gz", format=tarfile.PAX_FORMAT) as tar:
         tar.addfile(long, io.BytesIO(b""))
     yield "a bomb in a header", buffer.getvalue(), {"archive_invalid"}
+    for name, blocks in sparse_members().items():
+        yield name, gzip.compress(blocks + bytes(1024)), {"archive_invalid"}
+    folders = [(member(f"d{number}", tarfile.DIRTYPE), b"") for number in range(5_000)]
+    yield "a bomb of many folders", archive_of(*folders), {"archive_invalid"}
+    chain = b"".join(extended_header(b"x" * 500) for _ in range(20_000))
+    yield "a chain of long names", gzip.compress(chain + bytes(1024)), {"archive_invalid"}
+    nested = b"[" * 100_000
+    for file, codes in ((CONFIG, {"config_invalid"}), (MANIFEST, {"manifest_invalid"}), (WEIGHTS, {"not_safetensors"})):
+        content = len(nested).to_bytes(8, "little") + nested if file == WEIGHTS else nested
+        yield f"deeply nested {file}", shop.archive(rewriting(file, content), resign=False), codes
+
+
+def sparse_members() -> dict[str, bytes]:
+    """Members of a few hundred bytes that unpack to 150 kB of zeros each, in the two forms that GNU tar writes."""
+    old = member(CARD, tarfile.GNUTYPE_SPARSE)
+    block = bytearray(old.tobuf(tarfile.GNU_FORMAT))
+    block[386:410] = b"00000000000\0" + b"00000000000\0"  # one piece: at 0, of no bytes
+    block[483:495] = b"%011o\0" % 150_000  # the size with its holes
+    block[148:156] = b"%06o\0 " % (sum(block[:148]) + 8 * 32 + sum(block[156:512]))
+    named = member(CARD)
+    named.pax_headers = {"GNU.sparse.map": "0,0", "GNU.sparse.size": "150000", "GNU.sparse.name": CARD}
+    return {"a sparse file": bytes(block), "a sparse file by headers": named.tobuf(tarfile.PAX_FORMAT)}
+
+
+def extended_header(name: bytes) -> bytes:
+    header = member("././@LongLink", tarfile.GNUTYPE_LONGNAME)
+    header.size = len(name)
+    return header.tobuf(tarfile.GNU_FORMAT) + name.ljust(512, b"\0")
 
 
 async def test_a_good_upload_is_published_and_answers_under_its_id(server: Server, tmp_path: Path) -> None:
