@@ -27,7 +27,7 @@ EXTENDED = (
 
 
 def pack_version(home: Home, version: str, target: Path) -> None:
-    """Write the files of a checked version; the same version gives the same members with no owner or time."""
+    """Check a version and write its files. Its members are always the same: they have no owner and no time."""
     read_version(home, version)
     folder = home.adapter_folder(version)
     with tarfile.open(target, "w:gz") as tar:
@@ -48,37 +48,37 @@ def unpack(archive: Path, folder: Path, limit: int) -> Iterator[CheckError]:
     left, seen = limit, set[str]()
     try:
         with (
-            gzip.open(archive) as inside,
-            Counted(inside, limit) as counted,
-            tarfile.open(fileobj=counted, mode="r|", tarinfo=ShortHeader) as tar,
+            gzip.open(archive) as content,
+            LimitedStream(content, limit) as stream,
+            tarfile.open(fileobj=stream, mode="r|", tarinfo=ShortHeader) as tar,
         ):
             for count, member in enumerate(tar, start=1):
                 path = PurePosixPath(member.name)
                 if count > MAX_MEMBERS:
-                    yield bad(f"it has more than {MAX_MEMBERS} members")
+                    yield invalid(f"it has more than {MAX_MEMBERS} members")
                     return
                 if member.isdir() and ".." not in path.parts and not path.is_absolute():
                     continue
-                if problem := refusal(member, path, seen, left):
+                if problem := member_problem(member, path, seen, left):
                     yield problem
                     return
                 seen.add(path.name)
                 source = tar.extractfile(member)
                 if source is None:
-                    yield bad(f"{member.name} has no content")
+                    yield invalid(f"{member.name} has no content")
                     return
-                left -= copy(source, folder / path.name)
-            while counted.read(CHUNK):
-                pass  # to the end, where gzip's checksum stands
+                left -= copy_to(source, folder / path.name)
+            while stream.read(CHUNK):
+                pass  # to the end, where gzip's checksum is
     except RecursionError:  # tarfile reads a header that follows a header by calling itself
-        yield bad("a name has too many headers")
+        yield invalid("a name has too many headers")
     except (tarfile.TarError, zlib.error, EOFError, OSError, ValueError, OverflowError) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise
-        yield bad(f"it is not a whole tar.gz archive ({error})")
+        yield invalid(f"it is not a whole tar.gz archive ({error})")
 
 
-class Counted(io.RawIOBase):
+class LimitedStream(io.RawIOBase):
     """A stream that refuses to go on after `limit` bytes and some for tar's own blocks, whatever they belong to."""
 
     def __init__(self, source: gzip.GzipFile, limit: int) -> None:
@@ -95,7 +95,7 @@ class Counted(io.RawIOBase):
 
 
 class ShortHeader(tarfile.TarInfo):
-    """Extended headers are read into memory whole; an honest one is short."""
+    """A member whose extended header is short: tarfile reads those into memory as a whole."""
 
     @classmethod
     def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
@@ -105,11 +105,11 @@ class ShortHeader(tarfile.TarInfo):
         return info
 
 
-def refusal(member: tarfile.TarInfo, path: PurePosixPath, seen: set[str], left: int) -> CheckError | None:
+def member_problem(member: tarfile.TarInfo, path: PurePosixPath, seen: set[str], left: int) -> CheckError | None:
     if member.type not in PLAIN or member.sparse is not None:  # a sparse file's holes cost the sender nothing
-        return bad(f"{member.name!r} is not a plain file (links, devices and sparse files are refused)")
+        return invalid(f"{member.name!r} is not a plain file (links, devices and sparse files are refused)")
     if path.is_absolute() or ".." in path.parts or len(path.parts) > 2:
-        return bad(f"{member.name!r} points outside the adapter's folder")
+        return invalid(f"{member.name!r} points outside the adapter's folder")
     if path.name not in FILES | OPTIONAL or path.name in seen:
         return CheckError(
             f"archive: has unexpected {path.name!r}. An adapter has exactly {', '.join(sorted(FILES))}, each once, "
@@ -123,7 +123,7 @@ def refusal(member: tarfile.TarInfo, path: PurePosixPath, seen: set[str], left: 
     return None
 
 
-def copy(source: IO[bytes], target: Path) -> int:
+def copy_to(source: IO[bytes], target: Path) -> int:
     size = 0
     with target.open("wb") as file:
         while chunk := source.read(CHUNK):
@@ -132,5 +132,5 @@ def copy(source: IO[bytes], target: Path) -> int:
     return size
 
 
-def bad(what: str) -> CheckError:
-    return CheckError(f"archive: {what}. Make it with: polytone adapters pack VERSION", code="archive_invalid")
+def invalid(problem: str) -> CheckError:
+    return CheckError(f"archive: {problem}. Make it with: polytone adapters pack VERSION", code="archive_invalid")

@@ -1,9 +1,9 @@
-"""A few slots for many voices: who may answer now, first come first served, and no rare voice waits for ever.
+"""Batch slots: few versions fit into one batch of the engine, and each gets its turn, first come, first served.
 
-The engine batches requests of a limited number of different adapters and skips, without ageing, those whose adapter has
-no slot: a flood for one voice starves another. Here requests wait in one queue. A version that holds a slot lets more
-of its requests through until another version has to wait; then one holder, the one with the fewest answers under way,
-takes no more, and its slot goes to the head of the queue when its answers have ended.
+The engine skips requests whose adapter has no slot, however long they have waited: a flood for one voice starves
+another. Here requests wait in one queue. A version that holds a slot lets in more of its requests until another version
+has to wait. Then one holder, the one with the fewest answers under way, lets in no more, and when those have ended its
+slot goes to the head of the queue.
 """
 
 import asyncio
@@ -11,7 +11,7 @@ from collections import deque
 
 
 class BatchSlots:
-    """At most `capacity` different versions answer at once; each for any number of requests."""
+    """At most `capacity` different versions answer at once, each any number of requests."""
 
     def __init__(self, capacity: int) -> None:
         self._capacity = capacity
@@ -27,7 +27,7 @@ class BatchSlots:
         return version in self._holders
 
     async def acquire(self, version: str) -> None:
-        """Wait for a place; every `acquire` that returns is followed by one `release`."""
+        """Wait until the version holds a slot. Every `acquire` that returns must be followed by one `release`."""
         if version in self._holders and version not in self._closing:
             self._holders[version] += 1
             return
@@ -52,28 +52,28 @@ class BatchSlots:
             self._advance()
 
     def fail_waiting(self, error: Exception) -> None:
-        """Nobody who waits gets a place."""
+        """Raise an error in every request that waits."""
         for _, turn in self._waiting:
             if not turn.done():
                 turn.set_exception(error)
         self._waiting.clear()
 
     def _advance(self) -> None:
-        """Give free slots to the head of the queue, and close as many holders as others wait for."""
+        """Give free slots to the head of the queue, and close as many holders as there are versions that wait."""
         while self._waiting and len(self._holders) < self._capacity:
             self._admit(self._waiting[0][0])
         others: dict[str, None] = dict.fromkeys(version for version, _ in self._waiting if version not in self._holders)
-        wanted = min(len(others), self._capacity)
+        needed = min(len(others), self._capacity)
         open_holders = sorted(
             (version for version in self._holders if version not in self._closing), key=self._holders.__getitem__
         )
-        self._closing.update(open_holders[: max(0, wanted - len(self._closing))])
+        self._closing.update(open_holders[: max(0, needed - len(self._closing))])
         if not others and self._closing:
             self._reopen()
 
     def _admit(self, version: str) -> None:
-        """Everyone who waits for `version` enters with it."""
-        # One whose task was cancelled a moment ago is still in the queue and must not be counted.
+        """Let in every request that waits for the version."""
+        # A request that was cancelled a moment ago is still in the queue and must not be counted.
         entering = [turn for waiting, turn in self._waiting if waiting == version and not turn.done()]
         self._waiting = deque(entry for entry in self._waiting if entry[0] != version)
         if not entering:
@@ -83,7 +83,7 @@ class BatchSlots:
             turn.set_result(None)
 
     def _reopen(self) -> None:
-        """Those they were closed for left: holders take requests again, the waiting ones first."""
+        """The requests that holders were closed for have left: holders let in requests again, waiting ones first."""
         for version in self._closing:
             self._admit(version)
         self._closing.clear()

@@ -1,4 +1,4 @@
-"""Does a rollout give more to a version whose evaluation failed? Only by force, and the audit log says so."""
+"""Promotion gates: only by force does a version that failed its evaluation get a larger share."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -16,13 +16,13 @@ FORCE = (
 
 @dataclass(frozen=True)
 class Gates:
-    """The newest verdicts in a home; `forced` lets versions that failed through."""
+    """Checks versions by the newest verdicts in a home. `forced` lets failed ones through."""
 
     home: Home
     forced: bool = False
 
     def check(self, versions: Iterable[str]) -> dict[str, Any]:
-        """What the audit log is to say of versions that are to answer more than before; nothing where none failed.
+        """Check versions that are to get a larger share. Returns what the audit log must say of them, if any failed.
 
         Raises:
             CheckError: `gates_failed` with every failed gate of every version, unless forced; `verdict_damaged`.
@@ -35,9 +35,10 @@ class Gates:
 
 
 def refusal(failed: list[GateVerdict]) -> CheckError:
-    said = [sentence for verdict in failed for sentence in verdict.in_words()]
-    error = CheckError("\n".join([*said, FORCE]), code="gates_failed", param="versions")
-    error.reasons = combined([CheckError(one, code="gates_failed", param="versions") for one in said]).reasons
+    sentences = [sentence for verdict in failed for sentence in verdict.in_words()]
+    error = CheckError("\n".join([*sentences, FORCE]), code="gates_failed", param="versions")
+    reasons = [CheckError(sentence, code="gates_failed", param="versions") for sentence in sentences]
+    error.reasons = combined(reasons).reasons
     return error
 
 
@@ -46,17 +47,17 @@ def gates_by_version(failed: list[GateVerdict]) -> dict[str, list[str]]:
 
 
 def evaluations_of(home: Home, versions: Iterable[str]) -> dict[str, Any]:
-    """What an answer says of the versions that are to answer: which failed what, and of which nothing is known here."""
-    known = {version: verdict_if_readable(home, version) for version in sorted(versions)}
-    failed = [verdict for verdict in known.values() if verdict is not None and not verdict.passed]
+    """The gates that versions failed, and the versions that were never evaluated on this machine."""
+    verdicts = {version: verdict_if_readable(home, version) for version in sorted(versions)}
+    failed = [verdict for verdict in verdicts.values() if verdict is not None and not verdict.passed]
     return {
         "failed_gates": gates_by_version(failed),
-        "not_evaluated": [version for version, verdict in known.items() if verdict is None],
+        "not_evaluated": [version for version, verdict in verdicts.items() if verdict is None],
     }
 
 
 def verdict_if_readable(home: Home, version: str) -> GateVerdict | None:
-    """None for a damaged one too: taking share from a version must never fail."""
+    """A version's verdict; None for a damaged one too, since taking share from a version must never fail."""
     try:
         return read_verdict(home, version)
     except CheckError:

@@ -1,4 +1,4 @@
-"""What each running server says of itself and of its versions: the observed state, in the database."""
+"""Replicas: the state that each running server reports of itself and of its versions. It lives in the database."""
 
 from dataclasses import dataclass
 from datetime import timedelta
@@ -14,7 +14,7 @@ FORGOTTEN = timedelta(hours=1)
 
 @dataclass(frozen=True)
 class Residency:
-    """What one replica last said of one version."""
+    """The state of one version on one replica, as the replica last reported it."""
 
     replica: str
     version: str
@@ -23,47 +23,52 @@ class Residency:
 
 
 class Replicas:
-    """Methods block: call them in a thread."""
+    """Reads and writes the observed state. Methods block: call them in a thread."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
-        self._said: dict[str, dict[str, tuple[str, str | None]]] = {}
+        self._reported: dict[str, dict[str, tuple[str, str | None]]] = {}
 
     def report(self, replica: str, states: dict[str, tuple[str, str | None]], routes: dict[str, int]) -> None:
-        """Store that `replica` lives, the generation it answers each voice with and, where it changed, its versions."""
+        """Store that `replica` is alive and, if they changed, the states of its versions.
+
+        Args:
+            states: version -> state and the reason why it failed.
+            routes: voice -> the generation of the rollout that answers for it.
+        """
         with writing(self._database) as session:
             session.execute(delete(ReplicaRow).where(ReplicaRow.seen_at < now() - FORGOTTEN))
-            known = session.get(ReplicaRow, replica) is not None
+            is_known = session.get(ReplicaRow, replica) is not None
             session.merge(ReplicaRow(name=replica, seen_at=now(), routes=routes))
             session.flush()
-            if known and self._said.get(replica) == states:
+            if is_known and self._reported.get(replica) == states:
                 return
             session.execute(delete(ResidencyRow).where(ResidencyRow.replica == replica))
             session.add_all(
                 ResidencyRow(replica=replica, version=version, state=state, reason=reason)
                 for version, (state, reason) in states.items()
             )
-        self._said[replica] = states
+        self._reported[replica] = states
 
     def leave(self, replica: str) -> None:
-        """Forget a replica that stops."""
+        """Remove a replica that stops."""
         with writing(self._database) as session:
             session.execute(delete(ResidencyRow).where(ResidencyRow.replica == replica))
             session.execute(delete(ReplicaRow).where(ReplicaRow.name == replica))
-        self._said.pop(replica, None)
+        self._reported.pop(replica, None)
 
     def living(self, newer_than: timedelta = ALIVE) -> set[str]:
         """Replicas heard from within `newer_than`."""
         return set(self.routes(newer_than))
 
     def routes(self, newer_than: timedelta = ALIVE) -> dict[str, dict[str, int]]:
-        """Replica -> voice -> the generation of the rollout it answers with; of those heard from lately."""
+        """Replica -> voice -> the generation of the rollout it answers with. Of replicas heard from lately."""
         with reading(self._database) as session:
             rows = session.scalars(select(ReplicaRow))
             return {row.name: row.routes for row in rows if row.seen_at > now() - newer_than}
 
     def residency(self, newer_than: timedelta = ALIVE) -> list[Residency]:
-        """What replicas heard from within `newer_than` say."""
+        """The versions on replicas heard from within `newer_than`."""
         living = self.living(newer_than)
         with reading(self._database) as session:
             rows = session.scalars(select(ResidencyRow).where(ResidencyRow.replica.in_(living)))

@@ -1,8 +1,8 @@
-"""The adapter store: one place at any fsspec URL from which every replica fetches versions into its home.
+"""The adapter store: one place, at any fsspec URL, from which every replica fetches versions into its home.
 
-A version lies in `<name>/<digest12>/` there as it does in a home. Its manifest is written last, and only then is the
-version recorded in the database: whatever a replica hears of can be fetched. What is read is trusted no more than an
-upload: files of known names are copied out and counted, checked in a folder of their own, and renamed into place whole.
+A version has the folder `<voice>/<digest>/` there, as in a home. Its manifest is written last, and only then is the
+version recorded in the database, so that a replica can fetch every version it hears of. The store is trusted no more
+than an upload: files with expected names are copied out and counted, and checked before they are used.
 """
 
 import re
@@ -26,10 +26,10 @@ CHUNK = 1 << 20
 
 
 def store_of(settings: Settings) -> "AdapterStore | None":
-    """The store that the settings name; None where the home is everything.
+    """The store that the settings name; None if replicas read versions from their home alone.
 
     Raises:
-        InputError: `settings_invalid` if nothing installed here can reach such a URL.
+        InputError: `settings_invalid` if nothing that is installed can open such a URL.
     """
     if not settings.adapter_store:
         return None
@@ -39,10 +39,10 @@ def store_of(settings: Settings) -> "AdapterStore | None":
 
 
 class AdapterStore:
-    """Versions at one URL. Methods block, for minutes if the store hangs: see `apart`.
+    """Versions at one URL. Methods block, for minutes if the store hangs: call them by `in_daemon_thread`.
 
     Args:
-        limit: the most bytes of a version's files.
+        limit: the most bytes that a version's files may have.
     """
 
     def __init__(self, url: str, limit: int) -> None:
@@ -51,7 +51,7 @@ class AdapterStore:
         self._opened: tuple[Any, str] | None = None
 
     def __str__(self) -> str:
-        """The URL without what may be secret."""
+        """The URL without its user, password and query, which may be secret."""
         return re.sub(r"//[^/]*@", "//", re.sub(r"[?#].*", "", self._url))
 
     def check_url(self) -> None:
@@ -70,40 +70,40 @@ class AdapterStore:
             ) from None
 
     def put(self, folder: Path, version: str) -> bool:
-        """Write a version whose folder was checked, and read it back. One that is there whole stays as it is.
+        """Write a version whose folder was checked, and read it back. One that is whole in the store stays as it is.
 
         Returns whether anything was written.
 
         Raises:
-            UnavailableError: `store_unavailable`. What was written lacks a manifest until another `put` completes it.
+            UnavailableError: `store_unavailable`. What was written has no manifest until another `put` completes it.
             CheckError: `version_too_large`.
             StorageError: `disk_full` or `disk_error`, of this machine.
         """
-        there = {path.name for path in folder.iterdir()} & (FILES | OPTIONAL)
-        names = [*sorted(there - {MANIFEST}), MANIFEST]
+        existing = {path.name for path in folder.iterdir()} & (FILES | OPTIONAL)
+        names = [*sorted(existing - {MANIFEST}), MANIFEST]
         if sum((folder / name).stat().st_size for name in names) > self._limit:
             raise self._too_large(version)
         if self._problem(folder, version) is None:
             return False
         try:
-            with self._reaching():
+            with self._accessing():
                 for name in names:
                     self._write(folder / name, f"{self._folder(version)}/{name}")
         except UnavailableError:
-            if self._problem(folder, version) is not None:  # unless another wrote the same meanwhile
+            if self._problem(folder, version) is not None:  # otherwise someone else wrote the same version meanwhile
                 raise
         if (problem := self._problem(folder, version)) is not None:
-            raise self._away(f"it does not give back what was written to it: {problem}")
-        self._tidy(version)
+            raise self._unavailable(f"it does not give back what was written to it: {problem}")
+        self._remove_unfinished(version)
         return True
 
     def copy_out(self, version: str, folder: Path, accept: Callable[[Manifest], None] | None = None) -> None:
-        """Copy a version's files into an empty folder, the manifest first; no other file is looked at.
+        """Copy a version's files into an empty folder, the manifest first. No other file of the store is read.
 
-        They are not checked yet, and may lack some.
+        The files are not checked yet, and some may be missing.
 
         Args:
-            accept: is shown the manifest before the rest is copied, and raises what speaks against it.
+            accept: is called with the manifest before the other files are copied, and may raise to refuse it.
 
         Raises:
             NotFoundError: `version_not_found` if there is no manifest.
@@ -129,11 +129,11 @@ class AdapterStore:
                 left -= self._read(version, name, folder, left)
 
     def place(self, version: str) -> str:
-        """Where a version lies, for people."""
+        """A version's place, for people."""
         return f"{str(self).rstrip('/')}/{VersionId.parse(version).path}"
 
     def _folder(self, version: str) -> str:
-        """Where a version lies in the file system. On a disk, a link on the way there must not lead elsewhere."""
+        """A version's folder in the file system. On a disk it must not be reached by a link that leads elsewhere."""
         files, root = self._open()
         path = VersionId.parse(version).path
         folder = f"{root.rstrip('/')}/{path}"
@@ -142,7 +142,7 @@ class AdapterStore:
         return folder
 
     def _open(self) -> tuple[Any, str]:
-        """The file system and the root in it; what is made here stays, with its connections."""
+        """The file system and the root in it. It is opened once, and keeps its connections."""
         import fsspec
 
         if self._opened is None:
@@ -150,7 +150,7 @@ class AdapterStore:
         files, root = self._opened
         if is_on_disk(files) and not files.isdir(root):
             raise NotADirectoryError("there is no such folder. Make it, or mount the volume")
-        files.invalidate_cache()  # others write there too
+        files.invalidate_cache()  # other machines write there too
         return self._opened
 
     def _read(self, version: str, name: str, folder: Path, left: int) -> int:
@@ -169,7 +169,7 @@ class AdapterStore:
         return size
 
     def _chunks(self, version: str, name: str) -> Iterator[bytes]:
-        with self._reaching(may_lack=True):
+        with self._accessing(may_be_missing=True):
             path, files = f"{self._folder(version)}/{name}", self._open()[0]
             info = files.info(path)
             if info["type"] != "file" or info.get("islink"):  # a link would lead out of the store
@@ -179,7 +179,7 @@ class AdapterStore:
                     yield chunk
 
     def _problem(self, folder: Path, version: str) -> str | None:
-        """Why the version is not whole in the store, read back beside `folder`; None if it is."""
+        """Read the version back beside `folder`. Returns why it is not whole in the store; None if it is."""
         try:
             with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as work:
                 try:
@@ -192,9 +192,9 @@ class AdapterStore:
         return None
 
     def _write(self, source: Path, target: str) -> None:
-        """An object appears whole or not at all; a file does so by its name."""
+        """Write a file that appears whole or not at all. Objects do so by themselves; files are renamed into place."""
         files = self._open()[0]
-        if files.async_impl:  # object stores: asked for a folder, some would make a bucket
+        if files.async_impl:  # object stores: some would make a bucket when asked for a folder
             files.put_file(str(source), target)
             return
         folder, _, name = target.rpartition("/")
@@ -208,8 +208,8 @@ class AdapterStore:
                 files.rm_file(unfinished)
             raise
 
-    def _tidy(self, version: str) -> None:
-        """Remove what publishers left that were killed. One that is at work finds that the version is there."""
+    def _remove_unfinished(self, version: str) -> None:
+        """Remove what killed publishers left. One that is still at work finds that the version is complete."""
         with suppress(Exception):
             files = self._open()[0]
             for path in [] if files.async_impl else files.ls(self._folder(version), detail=False):
@@ -217,20 +217,20 @@ class AdapterStore:
                     files.rm_file(path)
 
     @contextmanager
-    def _reaching(self, may_lack: bool = False) -> Iterator[None]:
-        """Whatever goes wrong in the block, in whichever library, is the store's."""
+    def _accessing(self, may_be_missing: bool = False) -> Iterator[None]:
+        """Any error in the block, from whichever library, is reported as the store's."""
         try:
             yield
         except PolytoneError:
             raise
         except Exception as error:
-            if may_lack and isinstance(error, FileNotFoundError):
+            if may_be_missing and isinstance(error, FileNotFoundError):
                 raise
-            raise self._away(self._without_secrets(str(error)) or type(error).__name__) from None
+            raise self._unavailable(self._without_secrets(str(error)) or type(error).__name__) from None
 
-    def _away(self, what: str) -> UnavailableError:
+    def _unavailable(self, problem: str) -> UnavailableError:
         return UnavailableError(
-            f"The adapter store {self} ({SETTING}) cannot be used now: {what}.", code="store_unavailable"
+            f"The adapter store {self} ({SETTING}) cannot be used now: {problem}.", code="store_unavailable"
         )
 
     def _too_large(self, version: str) -> CheckError:
