@@ -1,14 +1,19 @@
 """Log lines for people, or one JSON object a line for programs; both carry the request's id and never its content."""
 
 import logging
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from contextvars import ContextVar
+from pathlib import Path
 from typing import Any
 
 from pythonjsonlogger.core import RESERVED_ATTRS
 from pythonjsonlogger.json import JsonFormatter
 
 REQUEST_ID: ContextVar[str | None] = ContextVar("request_id", default=None)
-NOISY = ("httpx", "alembic", "matplotlib")
+NOISY = ("alembic", "httpx", "matplotlib", "uvicorn.error", "vllm")
 SHOWN_IN_TEXT = ("ms", "version", "key")
 
 
@@ -43,3 +48,25 @@ def set_up_logs(as_json: bool) -> None:
     logging.basicConfig(level=logging.INFO, handlers=[handler])
     for noisy in NOISY:
         logging.getLogger(noisy).setLevel(logging.WARNING)
+
+
+@contextmanager
+def prints_in(path: Path) -> Iterator[None]:
+    """Write what libraries print, here and in the processes started meanwhile, to a file; log lines stay on stderr."""
+    handlers = [handler for handler in logging.getLogger().handlers if isinstance(handler, logging.StreamHandler)]
+    standard = (sys.stdout, sys.stderr)
+    saved = [os.dup(stream.fileno()) for stream in standard]
+    with path.open("w") as file, os.fdopen(os.dup(saved[1]), "w", buffering=1) as terminal:
+        streams = [handler.setStream(terminal) for handler in handlers]
+        for stream in standard:
+            stream.flush()
+            os.dup2(file.fileno(), stream.fileno())
+        try:
+            yield
+        finally:
+            for stream, descriptor in zip(standard, saved, strict=True):
+                stream.flush()
+                os.dup2(descriptor, stream.fileno())
+                os.close(descriptor)
+            for handler, stream in zip(handlers, streams, strict=True):
+                handler.setStream(stream or sys.stderr)

@@ -1,11 +1,13 @@
 """The composition root: settings -> a listening server with engine, registry and chat page."""
 
+import gc
 import logging
 import signal
 import socket
 from functools import partial
 from types import FrameType
 
+import psutil
 import uvicorn
 from starlette.types import ASGIApp
 
@@ -33,7 +35,7 @@ from .drift.monitor import DriftMonitor
 from .drift.queries import tone_siblings
 from .engine.vllm import VllmEngine, VllmOptions
 from .limits import RequestLimits, ServerLimits
-from .logs import set_up_logs
+from .logs import prints_in, set_up_logs
 from .metrics import Metrics
 from .services import Services
 from .settings import Settings
@@ -60,7 +62,13 @@ def run_server(settings: Settings) -> None:
     check_exposure(settings, services.keyring.required)
     listener = listen(settings.host, settings.port)
     page = DeferredUi(partial(build_page_app, local_url(settings))) if settings.page else None
-    supervisor = EngineSupervisor(services, settings.poll_seconds)
+    warn_of_others(settings, services.replicas)
+    url, engine_log = local_url(settings), services.home.root / f"engine-{settings.port}.log"
+    supervisor = EngineSupervisor(
+        services,
+        settings.poll_seconds,
+        when_ready=f"ready: {url}/v1" + (f", pages: {url}{PAGE_PATH}/" if page else ""),
+    )
     app = create_app(services, supervisor, settings.origins, page)
     config = uvicorn.Config(
         app,
@@ -72,7 +80,14 @@ def run_server(settings: Settings) -> None:
     # uvicorn raises the signal that ended it once more when it is done; that one shall not kill us half-way.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, ignore)
-    uvicorn.Server(config).run(sockets=[listener])
+    if settings.json_logs:  # for a collector, which gets the engine's messages too
+        uvicorn.Server(config).run(sockets=[listener])
+    else:
+        log.info("starting the engine with %s; its messages go to %s", settings.base, engine_log)
+        with prints_in(engine_log):
+            uvicorn.Server(config).run(sockets=[listener])
+        log.info("stopped")
+    gc.freeze()  # the interpreter's last collection would take seconds over the engine's libraries
 
 
 def build_services(settings: Settings) -> Services:
@@ -160,6 +175,19 @@ def check_exposure(settings: Settings, has_keys: bool) -> None:
         "no keys: serving this machine only, and anyone on it may do anything. "
         "polytone keys create --kind admin --name operator changes that"
     )
+
+
+def warn_of_others(settings: Settings, replicas: Replicas) -> None:
+    """Two servers may share a home; who starts a second one by mistake pays for a second engine."""
+    if settings.database_url is None and (others := sorted(filter(may_run, replicas.living()))):
+        names = ", ".join(others)
+        log.warning("another replica uses this home: %s. Both answer, each with an engine of its own", names)
+
+
+def may_run(replica: str) -> bool:
+    """Whether a replica that was heard from lately may still run; of one on this machine its process says so."""
+    host, _, process = replica.rpartition(":")
+    return host != socket.gethostname() or not process.isdecimal() or psutil.pid_exists(int(process))
 
 
 def engine_options(settings: Settings, longest: int) -> VllmOptions:

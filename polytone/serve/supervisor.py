@@ -24,10 +24,12 @@ REPORT_SECONDS = 5.0
 class EngineSupervisor:
     """Runs beside the requests; `services.status` has what it saw last."""
 
-    def __init__(self, services: Services, poll_seconds: float) -> None:
+    def __init__(self, services: Services, poll_seconds: float, when_ready: str = "ready") -> None:
+        """`when_ready` is logged each time that the engine came up with every version."""
         self._services = services
         self._status = services.status
         self._poll_seconds = poll_seconds
+        self._when_ready = when_ready
         self._last_report: tuple[float, object] = (0.0, None)
 
     @contextlib.asynccontextmanager
@@ -92,7 +94,9 @@ class EngineSupervisor:
         hang = HangDetector(services.limits.hang_seconds, services.engine.progress())
         while services.engine.healthy():
             problem = await self._reconcile()
-            status.settled = status.settled or (problem is None and services.adapters.settled())
+            if not status.settled and problem is None and services.adapters.settled():
+                status.settled = True
+                log.info("%s", self._when_ready)
             status.problem = problem or (None if status.settled else "voices are being loaded")
             services.metrics.queue_depth.set(services.adapters.waiting)
             await asyncio.sleep(self._poll_seconds)

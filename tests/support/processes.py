@@ -42,6 +42,11 @@ class Process:
             time.sleep(0.3)
         raise AssertionError(f"not ready in {seconds} s:\n{self.log.read_text()}")
 
+    def interrupt(self) -> int:
+        """As Ctrl-C in a terminal, which reaches the server's children too."""
+        os.killpg(self.popen.pid, signal.SIGINT)
+        return self.popen.wait(timeout=60)
+
     def stop(self, number: int = signal.SIGTERM) -> int:
         self.popen.send_signal(number)
         return self.popen.wait(timeout=60)
@@ -61,7 +66,12 @@ def served(home: Path, log: Path, **settings: str) -> Iterator[Process]:
     environment = {**os.environ, "POLYTONE_HOME": str(home), "POLYTONE_PORT": str(port), **settings}
     with log.open("w") as output:
         popen = subprocess.Popen(
-            [sys.executable, "-m", "polytone", "serve"], env=environment, stdout=output, stderr=output, text=True
+            [sys.executable, "-m", "polytone", "serve"],
+            env=environment,
+            stdout=output,
+            stderr=output,
+            text=True,
+            start_new_session=True,
         )
     process = Process(f"http://127.0.0.1:{port}", popen, log)
     try:

@@ -113,8 +113,10 @@ class VllmEngine:
         if self._client is not None:
             with contextlib.suppress(Exception):
                 await asyncio.to_thread(self._client.shutdown, timeout=0)
+            # Its __del__ calls this once more, at the interpreter's end, where vLLM's modules are gone.
+            self._client.shutdown = lambda **_: None
             self._client = None
-            gc.collect()  # vLLM's client sits in cycles; collected at the interpreter's end it prints a traceback
+            gc.collect()  # it sits in cycles, and the next one needs its memory
         await asyncio.to_thread(end_children)
 
     def healthy(self) -> bool:
