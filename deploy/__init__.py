@@ -1,1 +1,1 @@
-"""How Polytone is deployed; what is Python in it is the second composition root, on Ray Serve."""
+"""Deployment; the Python in it is the second composition root, on Ray Serve."""

@@ -91,7 +91,7 @@ class PolytoneReplica:
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         app = create_app(self.services, self.supervisor, self.settings.origins)
-        app.router.lifespan_context = patient(app, self.supervisor, self.settings, self.listener)
+        app.router.lifespan_context = ready_lifespan(app, self.supervisor, self.settings, self.listener)
         return app
 
     def check_health(self) -> None:
@@ -100,7 +100,7 @@ class PolytoneReplica:
             raise RuntimeError(self.services.status.problem or "the engine stopped")
 
 
-def patient(
+def ready_lifespan(
     app: FastAPI, supervisor: EngineSupervisor, settings: Settings, listener: socket.socket
 ) -> Callable[[FastAPI], AbstractAsyncContextManager[Any]]:
     """The app's lifespan, which begins only once the engine answers: Ray sends requests as soon as it has begun.
@@ -110,8 +110,8 @@ def patient(
     started = app.router.lifespan_context
 
     @asynccontextmanager
-    async def lifespan(given: FastAPI) -> AsyncIterator[Any]:
-        async with started(given) as state, listening(app, listener):
+    async def lifespan(running_app: FastAPI) -> AsyncIterator[Any]:
+        async with started(running_app) as state, listening(app, listener):
             await until_ready(supervisor, settings)
             yield state
 

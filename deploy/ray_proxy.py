@@ -1,4 +1,4 @@
-"""What Ray's HTTP proxy is given, so that its own refusals read like Polytone's: OpenAI's envelope with a stable code.
+"""Middleware for Ray's HTTP proxy that renders its own refusals as Polytone does: OpenAI's envelope with a stable code.
 
 Named by RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH=deploy.ray_proxy:middlewares where Ray is started.
 """
@@ -49,7 +49,7 @@ class ProperErrors:
 
 
 def refusal(status: int) -> PolytoneError:
-    """What the proxy means by a status of its own; 0 where it said nothing."""
+    """Our error for a status of the proxy's own; 0 where it sent none."""
     if status == 404:
         return NotFoundError("Nothing is served here.", code="route_not_found")
     if status in (408, 429, 503):

@@ -1,4 +1,4 @@
-"""Work that goes on beside a block and ends with it, its threads too."""
+"""Background tasks and threads that end with the block that started them."""
 
 import asyncio
 import contextlib

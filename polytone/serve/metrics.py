@@ -1,4 +1,4 @@
-"""What the server counts. docs/metrics.md says what each means; a test holds the two together."""
+"""Prometheus metrics of the server, explained in docs/metrics.md."""
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
@@ -47,7 +47,7 @@ class Metrics:
         )
         self.adapter_load_seconds = Histogram(
             "polytone_adapter_load_seconds",
-            "Time to check, load and prove a version.",
+            "Time to check, load and verify a version.",
             buckets=SECONDS,
             registry=self.registry,
         )
@@ -75,7 +75,7 @@ class Metrics:
             "polytone_adapters_limit", "Versions that fit in the engine's memory.", registry=self.registry
         )
         self.adapter_evictions_total = Counter(
-            "polytone_adapter_evictions", "Versions put to sleep to make room.", registry=self.registry
+            "polytone_adapter_evictions", "Versions evicted to make room.", registry=self.registry
         )
         self.engine_up = Gauge("polytone_engine_up", "1 while the engine answers.", registry=self.registry)
         self.engine_restarts_total = Counter(

@@ -1,4 +1,4 @@
-"""The composition root: settings -> a listening server with engine, registry and chat page."""
+"""The composition root: builds a listening server with engine, registry and pages from settings."""
 
 import gc
 import logging
@@ -77,7 +77,7 @@ def run_server(settings: Settings) -> None:
         timeout_graceful_shutdown=SHUTDOWN_SECONDS,
         server_header=False,
     )
-    # uvicorn raises the signal that ended it once more when it is done; that one shall not kill us half-way.
+    # uvicorn raises the signal that stopped it a second time when it is done; that must not kill us half-way.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, ignore)
     if settings.json_logs:  # for a collector, which gets the engine's messages too
@@ -228,7 +228,7 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 def build_page_app(url: str) -> ASGIApp:
-    """The chat page as an app of its own; importing Gradio takes seconds."""
+    """The pages as an app of their own; importing Gradio takes seconds."""
     from polytone.ui.page import page_app
 
     return page_app(url, PAGE_PATH)

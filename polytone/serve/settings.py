@@ -90,7 +90,7 @@ def read_settings(**overrides: Any) -> Settings:
     Raises:
         InputError: `settings_invalid`, naming every bad field and where it came from.
     """
-    given = {key: value for key, value in overrides.items() if value is not None}
+    options = {key: value for key, value in overrides.items() if value is not None}
     from_file = read_file(os.environ.get(FILE_VARIABLE))
     in_environment = {
         key.removeprefix(PREFIX).lower()
@@ -101,7 +101,7 @@ def read_settings(**overrides: Any) -> Settings:
     if unknown:
         names = ", ".join(PREFIX + name.upper() for name in sorted(unknown))
         raise InputError(f"{names}: no such setting. See docs/settings.md for all.", code="settings_invalid")
-    merged = {key: value for key, value in from_file.items() if key not in in_environment} | given
+    merged = {key: value for key, value in from_file.items() if key not in in_environment} | options
     try:
         settings = Settings(**merged)
     except ValidationError as error:

@@ -1,4 +1,4 @@
-"""The HTTP app: only the routes Polytone means to offer."""
+"""The HTTP app, with the routes that Polytone offers and no other."""
 
 from collections.abc import AsyncIterator, Collection
 from contextlib import asynccontextmanager, nullcontext

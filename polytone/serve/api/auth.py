@@ -1,4 +1,4 @@
-"""Who calls a route: what a route asks for its key, and what refuses who may not."""
+"""Dependencies that authenticate the caller of a route."""
 
 from collections.abc import Callable
 

@@ -36,7 +36,7 @@ def chat_routes(services: Services) -> APIRouter:
 
 
 async def admit(services: Services, request: Request, fields: frozenset[str]) -> tuple[InflightRequest, Body]:
-    """Refuse what must not be answered; counts and tells why. What is let through has its place among the requests."""
+    """Authenticate, validate, route and admit a request to the engine; a refusal is counted by its code."""
     key: Key | None = None
     try:
         key = services.keyring.authenticate(request.headers.get("authorization"), Kind.INFERENCE)
@@ -66,19 +66,19 @@ async def admit(services: Services, request: Request, fields: frozenset[str]) ->
 
 
 def conversation_of(request: Request, body: Body) -> str | None:
-    """What names the conversation: its id, else the user; else the answer stands alone."""
-    named = request.headers.get(CONVERSATION_HEADER) or body.get("user")
-    if not isinstance(named, str) or not named:
+    """The conversation's name: its id, else the user; None for a single answer."""
+    name = request.headers.get(CONVERSATION_HEADER) or body.get("user")
+    if not isinstance(name, str) or not name:
         return None
-    if not named.isprintable():  # control characters and lone surrogates, which no database takes
+    if not name.isprintable():  # control characters and lone surrogates, which no database takes
         raise InputError(
-            "user and x-conversation-id: only printable characters, please.", code="invalid_request", param="user"
+            "user and x-conversation-id: only printable characters are accepted.", code="invalid_request", param="user"
         )
-    return named[:LONGEST_CONVERSATION_ID]
+    return name[:LONGEST_CONVERSATION_ID]
 
 
 def sticky_by(conversation: str | None, key: Key | None) -> str | None:
-    """What keeps a conversation on one version: what names it, else the key."""
+    """The text that keeps a conversation on one version: its name, else the key's id."""
     if conversation is not None:
         return f"{key.id if key else ''}/{conversation}"
     return key.id if key else None

@@ -1,4 +1,4 @@
-"""What a request may say: the fields we offer, the limits they keep, and the voice's own defaults.
+"""Fields of a request: those on offer, their limits, and the voice's own defaults.
 
 The engine ignores a field it does not know, and some it knows reach further than a client should (its own request id, a
 template to run, tensors). So a field is either offered here or refused by name.

@@ -1,4 +1,4 @@
-"""/v1/conversations: what testers keep of their conversations, for the page and for tools."""
+"""/v1/conversations: conversations that testers keep, for the pages and for tools."""
 
 import asyncio
 from datetime import datetime
@@ -42,8 +42,8 @@ def conversation_routes(services: Services) -> APIRouter:
         limit: Annotated[int, Query(ge=1, le=200)] = 50,
     ) -> dict[str, Any]:
         """Those the key made, the newest first; `search` is for words of the title or of what was said."""
-        found, after = await asyncio.to_thread(store.page, who, search, cursor, limit)
-        return {"conversations": [kept.as_json() for kept in found], "next": after}
+        conversations, after = await asyncio.to_thread(store.page, who, search, cursor, limit)
+        return {"conversations": [conversation.as_json() for conversation in conversations], "next": after}
 
     @router.get("/export", response_model=None, responses=JSON_LINES_RESPONSE)
     async def export(

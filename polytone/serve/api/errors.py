@@ -1,4 +1,4 @@
-"""One place that renders errors: OpenAI's envelope with a code a program can act on."""
+"""Errors as HTTP responses: OpenAI's envelope with a code that programs can act on."""
 
 import json
 import logging
@@ -33,17 +33,17 @@ def envelope(message: str, status: int, code: str, param: str | None = None) -> 
 
 
 def error_response(error: PolytoneError, headers: dict[str, str] | None = None) -> JSONResponse:
-    said = {**error.headers, **(headers or {})}
+    all_headers = {**error.headers, **(headers or {})}
     if isinstance(error, LimitError):
-        said["retry-after"] = str(max(1, math.ceil(error.retry_after)))
+        all_headers["retry-after"] = str(max(1, math.ceil(error.retry_after)))
     elif error.status == 503:
-        said["retry-after"] = str(RETRY_AFTER_SECONDS)
+        all_headers["retry-after"] = str(RETRY_AFTER_SECONDS)
     elif error.status == 401:
-        said["www-authenticate"] = "Bearer"
+        all_headers["www-authenticate"] = "Bearer"
     content = envelope(error.message, error.status, error.code, error.param)
     if error.reasons:
         content["error"]["reasons"] = list(error.reasons)
-    return JSONResponse(content, error.status, headers=said)
+    return JSONResponse(content, error.status, headers=all_headers)
 
 
 def for_stream(error: PolytoneError) -> str:
@@ -58,9 +58,9 @@ def no_route(app: FastAPI, path: str) -> str:
     return f"There is no route {path[:200]}. There are {', '.join(beside or sorted(set(paths)))}; see docs/http.md."
 
 
-def content_type(request: Request) -> str:
-    given = request.headers.get("content-type")
-    return f"its content-type is {given[:100]}" if given else "it came without a content-type"
+def why_not_read(request: Request) -> str:
+    content_type = request.headers.get("content-type")
+    return f"its content-type is {content_type[:100]}" if content_type else "it came without a content-type"
 
 
 def install_error_handlers(app: FastAPI) -> None:
@@ -85,7 +85,7 @@ def install_error_handlers(app: FastAPI) -> None:
         problems = error.errors() if isinstance(error, RequestValidationError) else []
         first = problems[0]["loc"] if problems else ()
         if isinstance(getattr(error, "body", None), bytes):
-            message = f"The body was not read as JSON: {content_type(request)}. Send content-type: application/json."
+            message = f"The body was not read as JSON: {why_not_read(request)}. Send content-type: application/json."
         else:
             message = describe_problems(problems[:5])
         return JSONResponse(envelope(message, 400, "invalid_request", str(first[-1]) if first else None), 400)

@@ -38,10 +38,10 @@ def feedback_routes(services: Services) -> APIRouter:
         target = None if body.key == "retract" else await resolve_target(services, body, key)
         annotator = body.annotator or (Annotator(id=key.name, kind="code") if key else ANYONE)
         allowed = key.adapters if key else None
-        given = await asyncio.to_thread(store.give, body, target, annotator, allowed)
-        if given.created:
-            count(services, as_json(given.row))
-        return as_json(given.row)
+        feedback = await asyncio.to_thread(store.give, body, target, annotator, allowed)
+        if feedback.created:
+            count(services, as_json(feedback.row))
+        return as_json(feedback.row)
 
     @router.get("")
     async def list_feedback(
@@ -89,21 +89,21 @@ def export_routes(services: Services) -> APIRouter:
 
 
 async def resolve_target(services: Services, body: FeedbackBody, key: Key | None) -> CompletionRef:
-    """Whose answers are meant.
+    """The answer or conversation that feedback is on.
 
     Raises:
         NotFoundError: `completion_not_found` or `conversation_not_found`; also for answers the key may not ask for.
     """
     if body.conversation_id is not None:
         allowed = key.adapters if key else None
-        found = await asyncio.to_thread(services.recorder.find_conversation, body.conversation_id, allowed)
-        if found is None:
+        ref = await asyncio.to_thread(services.recorder.find_conversation, body.conversation_id, allowed)
+        if ref is None:
             raise NotFoundError(
                 f"No answer of a conversation {body.conversation_id!r} is on record.",
                 code="conversation_not_found",
                 param="conversation_id",
             )
-        return found
+        return ref
     if body.pair is not None:
         await find(services, body.pair.b, key)
         return await find(services, body.pair.a, key)
@@ -111,27 +111,27 @@ async def resolve_target(services: Services, body: FeedbackBody, key: Key | None
 
 
 async def find(services: Services, completion: str, key: Key | None) -> CompletionRef:
-    """An answer of this server is known from its first byte on; another's, when its row is written."""
-    known = await asyncio.to_thread(services.recorder.find_completion, completion)
-    if known is None and len(await asyncio.to_thread(services.replicas.living)) > 1:
+    """This server knows its own answers from their first byte on, another's once they are in the database."""
+    ref = await asyncio.to_thread(services.recorder.find_completion, completion)
+    if ref is None and len(await asyncio.to_thread(services.replicas.living)) > 1:
         deadline = time.monotonic() + ELSEWHERE_SECONDS
-        while known is None and time.monotonic() < deadline:
+        while ref is None and time.monotonic() < deadline:
             await asyncio.sleep(LOOK_AGAIN_SECONDS)
-            known = await asyncio.to_thread(services.recorder.find_completion, completion)
-    if known is None or not may_see(key, known):
+            ref = await asyncio.to_thread(services.recorder.find_completion, completion)
+    if ref is None or not may_see(key, ref):
         raise NotFoundError(
             f"No completion {completion!r} is on record. Send the `id` of an answer.",
             code="completion_not_found",
             param="completion_id",
         )
-    return known
+    return ref
 
 
-def may_see(key: Key | None, known: CompletionRef) -> bool:
-    return key is None or key.allows(known.version, known.adapter)
+def may_see(key: Key | None, ref: CompletionRef) -> bool:
+    return key is None or key.allows(ref.version, ref.adapter)
 
 
-def count(services: Services, given: dict[str, Any]) -> None:
-    """Values with few possibilities are counted apart; tags are anyone's words."""
-    value = str(given["value"]) if given["key"] in ("thumb", "rating", "preference") else ""
-    services.metrics.feedback_total.labels(given["adapter"], given["version"], given["key"], value).inc()
+def count(services: Services, feedback: dict[str, Any]) -> None:
+    """Count by value where there are few values; a tag is free text."""
+    value = str(feedback["value"]) if feedback["key"] in ("thumb", "rating", "preference") else ""
+    services.metrics.feedback_total.labels(feedback["adapter"], feedback["version"], feedback["key"], value).inc()

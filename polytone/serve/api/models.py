@@ -1,4 +1,4 @@
-"""GET /v1/models: the base and the voices, and what each resolves to now."""
+"""GET /v1/models: the base and the voices, with the version that each resolves to."""
 
 import asyncio
 from difflib import get_close_matches

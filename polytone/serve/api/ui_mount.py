@@ -1,4 +1,4 @@
-"""The chat page under /ui, built beside the running server: importing Gradio takes longer than a start-up may."""
+"""The pages under /ui, built in a thread while the server runs: importing Gradio takes seconds."""
 
 import asyncio
 import logging
@@ -40,7 +40,7 @@ class DeferredUi:
         except asyncio.CancelledError:
             raise
         except Exception:
-            log.exception("the chat page could not be built; the API is not affected")
+            log.exception("the pages could not be built; the API is not affected")
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if self._app is not None:
