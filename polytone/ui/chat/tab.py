@@ -13,9 +13,9 @@ from ..sampling import Sampling
 from ..shell import LATEST, QUIET, Shell, voice_choices, warn
 from ..sides import Halt, side_by_side
 from ..thread import Thread, Turn, new_id
+from .feedback_panel import Opinion
 from .history import History
-from .keeping import keep_turn, new_conversation
-from .opinion import Opinion
+from .saving import keep_turn, new_conversation
 from .transcript import turn_at
 from .view import ChatView, nothing_new, shown
 

@@ -7,7 +7,7 @@ from ..shell import annotator
 from ..thread import Turn
 from .blind import PLACES, Order, choice_of, shown_left
 from .prompts import Prompt
-from .standing import Vote
+from .win_rate import Vote
 
 SAID = {
     "a": "you preferred A",

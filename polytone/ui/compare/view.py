@@ -12,8 +12,8 @@ from ..sides import Halt
 from .blind import PLACES
 from .comparison import Comparison, Session, version_of
 from .prompts import as_text
-from .standing import win_rate
 from .votes import Votes
+from .win_rate import win_rate
 
 LOADING = "The voices are being listed."
 WELCOME = "Choose two to four voices and ask something: the answers come side by side."

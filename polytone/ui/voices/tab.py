@@ -10,7 +10,7 @@ from ..confirmation import Confirmation
 from ..markup import paragraph, told_badly
 from ..shell import EVENT, LATEST, QUIET, Shell, told
 from .plans import canary, promote, retire, roll_back, silence, upload
-from .reading import Look, look
+from .snapshot import Look, look
 from .version_words import version_panel
 from .words import all_versions, audit_table, share_words, voice_panel, voices_table
 

@@ -4,9 +4,9 @@ from dataclasses import replace
 
 import gradio as gr
 
-from ..api import Api, ApiError
-from ..shell import told
-from ..thread import Thread, Turn
+from polytone.ui.api import Api, ApiError
+from polytone.ui.shell import told
+from polytone.ui.thread import Thread, Turn
 
 
 async def new_conversation(api: Api, thread: Thread) -> Thread:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from polytone.ui.compare.standing import NONE_YET, Tally, Vote, percent, sentence, tallies, wilson, win_rate
+from polytone.ui.compare.win_rate import NONE_YET, Tally, Vote, percent, sentence, tallies, wilson, win_rate
 
 ACME, ZEST = "acme@111111111111", "zest@222222222222"
 

@@ -3,7 +3,8 @@
 import asyncio
 from dataclasses import dataclass, field
 
-from ..api import Api, ApiError, Json
+from polytone.ui.api import Api, ApiError, Json
+
 from .words import all_versions, shares
 
 AUDIT_ENTRIES = 20

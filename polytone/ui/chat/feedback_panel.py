@@ -5,10 +5,11 @@ from typing import Any
 
 import gradio as gr
 
-from ..answer import footer
-from ..api import ApiError
-from ..shell import QUIET, Shell, warn
-from ..thread import Thread, Turn
+from polytone.ui.answer import footer
+from polytone.ui.api import ApiError
+from polytone.ui.shell import QUIET, Shell, warn
+from polytone.ui.thread import Thread, Turn
+
 from .feedback import give, give_thumb
 from .transcript import turn_at
 from .view import ChatView

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from math import sqrt
 
-from ..markup import Safe, joined, listing, paragraph, table
+from polytone.ui.markup import Safe, joined, listing, paragraph, table
 
 NORMAL_95 = 1.959964
 NONE_YET = "No votes yet. Compare two voices, and vote for the better answer."
