@@ -41,7 +41,7 @@ def taken(browser: Browser, url: str, folder: Path, scheme: str, size: str) -> l
     width, height = SIZES[size]
     page = browser.new_page(viewport={"width": width, "height": height})
     page.goto(f"{url}/ui/?__theme={scheme}")
-    expect(page.get_by_label("Voice", exact=True)).not_to_have_value("", timeout=SECONDS)
+    expect(page.get_by_label("Voice", exact=True).locator("visible=true")).not_to_have_value("", timeout=SECONDS)
     page.get_by_placeholder("Ask as a customer would").fill(QUESTION)
     page.keyboard.press("Enter")
     page.locator(ANSWERED).first.wait_for(timeout=SECONDS)

@@ -1,4 +1,4 @@
-"""One answer as it comes: its text, what is known of it, and how it would be asked for from a terminal."""
+"""One answer as it is streamed: its text, its details, and the request as a curl command."""
 
 import json
 import shlex
@@ -8,12 +8,12 @@ from dataclasses import replace
 from typing import Any
 
 from .api import Api, ApiError
-from .shell import told
+from .shell import error_text
 from .thread import Turn
 
 
 async def answered(api: Api, request: dict[str, Any], conversation: str | None, turn: Turn) -> AsyncIterator[Turn]:
-    """The turn, growing; the last one has every detail, or `error` in the details where the server refused."""
+    """The turn as it grows; the last one has every detail, or `error` in the details if the server refused."""
     began = time.monotonic()
     details: dict[str, Any] = {"model": request["model"], "request": request, "under_way": True}
     text = ""
@@ -23,22 +23,22 @@ async def answered(api: Api, request: dict[str, Any], conversation: str | None, 
         async for chunk in api.chat(request, conversation):
             details = {**details, "version": chunk.get("model"), "usage": chunk.get("usage") or details.get("usage")}
             for choice in chunk.get("choices") or []:
-                said = (choice.get("delta") or {}).get("content") or ""
-                if said and "first_token_seconds" not in details:
+                delta = (choice.get("delta") or {}).get("content") or ""
+                if delta and "first_token_seconds" not in details:
                     details["first_token_seconds"] = round(time.monotonic() - began, 3)
-                text += said
+                text += delta
                 if choice.get("finish_reason"):
                     details["finish"] = choice["finish_reason"]
             details["seconds"] = round(time.monotonic() - began, 3)
             turn = replace(turn, content=text, completion_id=chunk.get("id"), details=details)
             yield turn
     except ApiError as error:
-        turn = replace(turn, details={**details, "finish": "error", "error": told(error), "code": error.code})
+        turn = replace(turn, details={**details, "finish": "error", "error": error_text(error), "code": error.code})
     yield ended(turn)
 
 
 def ended(turn: Turn, **more: Any) -> Turn:
-    """The turn as it stays: nothing more comes."""
+    """The turn as it stays, complete or not."""
     return replace(turn, details={**{k: value for k, value in turn.details.items() if k != "under_way"}, **more})
 
 
@@ -60,14 +60,14 @@ def footer(turn: Turn) -> str:
 
 FINISHES = {
     "stopped": "stopped",
-    "length": "cut off at the longest answer allowed",
+    "length": "cut off at the token limit",
     "error": "failed",
     "content_filter": "filtered",
 }
 
 
 def raw(turn: Turn, url: str) -> str:
-    """Request and response as JSON, and a curl line; the key stays a name."""
+    """Request and response as JSON, and a curl command with a variable in place of the key."""
     details = {key: value for key, value in turn.details.items() if key != "request"}
     request = turn.details.get("request", {})
     answer = {"id": turn.completion_id, "content": turn.content, **details}
@@ -86,7 +86,7 @@ def as_json(value: Any) -> str:
 
 
 def fenced(text: str, language: str) -> str:
-    """A code block that no text inside of it can end."""
+    """A code block that no text in it can end."""
     ticks = "```"
     while ticks in text:
         ticks += "`"

@@ -1,4 +1,4 @@
-"""What the pages ask of the server, and what it says when it refuses. Nothing of the page itself is known here."""
+"""Requests of the pages to the server, and its refusals. Knows nothing of the pages."""
 
 import ssl
 from collections.abc import AsyncIterator
@@ -12,11 +12,11 @@ from openai import APIError, APIStatusError, AsyncOpenAI
 Json = dict[str, Any]
 
 SECONDS = httpx.Timeout(30, read=120)
-NO_KEY = "none"  # the client refuses an empty one; a server without keys does not look
+NO_KEY = "none"  # the client refuses an empty one; a server without keys ignores it
 
 
 class ApiError(Exception):
-    """The server refused, or cannot be reached: its own words, and its `code` for the program."""
+    """The server refused, or cannot be reached: its own message, and its `code`."""
 
     def __init__(self, message: str, code: str = "unreachable", status: int = 0, reasons: tuple[str, ...] = ()) -> None:
         super().__init__(message)
@@ -39,7 +39,7 @@ class Server:
 
 @dataclass(frozen=True)
 class Api:
-    """The server as the holder of a key sees it. Every method raises ApiError."""
+    """The server for the holder of a key. Every method raises ApiError."""
 
     server: Server
     key: str = field(repr=False)
@@ -64,17 +64,17 @@ class Api:
         return await self._json("POST", path, content=content, headers={"content-type": "application/gzip"})
 
     async def text(self, path: str, **params: Any) -> str:
-        """A body that is no JSON, such as an export."""
+        """A body that is not JSON, such as an export."""
         return (await self._ask("GET", path, params={k: v for k, v in params.items() if v is not None})).text
 
     async def chat(self, request: Json, conversation: str | None = None) -> AsyncIterator[Json]:
-        """Stream a chat completion: its chunks as the server sent them, the last one with the usage."""
-        named = {"x-conversation-id": conversation} if conversation else {}
-        wanted = {**request, "stream": True, "stream_options": {"include_usage": True}}
+        """Stream a chat completion: its chunks as the server sends them, the last one with the usage."""
+        headers = {"x-conversation-id": conversation} if conversation else {}
+        body = {**request, "stream": True, "stream_options": {"include_usage": True}}
         try:
             async with (
                 self._openai() as client,
-                await client.chat.completions.create(**wanted, extra_headers=named) as stream,
+                await client.chat.completions.create(**body, extra_headers=headers) as stream,
             ):
                 async for chunk in stream:
                     yield chunk.model_dump(exclude_unset=True)
@@ -97,26 +97,26 @@ class Api:
         return cast(Json, (await self._ask(method, path, **sent)).json())
 
     async def _ask(self, method: str, path: str, headers: dict[str, str] | None = None, **sent: Any) -> httpx.Response:
-        said = {**(headers or {}), **({"authorization": f"Bearer {self.key}"} if self.key else {})}
+        sent_headers = {**(headers or {}), **({"authorization": f"Bearer {self.key}"} if self.key else {})}
         try:
             async with httpx.AsyncClient(verify=self.server._tls, timeout=SECONDS) as client:
-                answer = await client.request(method, f"{self.server.url}{path}", headers=said, **sent)
+                response = await client.request(method, f"{self.server.url}{path}", headers=sent_headers, **sent)
         except httpx.HTTPError as error:
             raise ApiError(f"The server cannot be reached ({type(error).__name__}).") from None
-        if answer.status_code >= 400:
-            raise refusal(answer.status_code, body_of(answer))
-        return answer
+        if response.status_code >= 400:
+            raise refusal(response.status_code, body_of(response))
+        return response
 
 
-def body_of(answer: httpx.Response) -> Any:
+def body_of(response: httpx.Response) -> Any:
     try:
-        return answer.json()
+        return response.json()
     except ValueError:
         return None
 
 
 def refusal(status: int, body: Any) -> ApiError:
-    """The server's error envelope as an exception; the OpenAI client hands over what is inside of it."""
+    """The server's error envelope as an exception; the OpenAI client passes only its content."""
     error = body.get("error", body) if isinstance(body, dict) else {}
     if not isinstance(error, dict):
         error = {}

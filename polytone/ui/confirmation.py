@@ -1,4 +1,4 @@
-"""Nothing is changed before it was said what will change: a sentence, Confirm and Cancel, and then what came of it."""
+"""Confirmation of a change: a sentence about its effect, Confirm and Cancel, and then the result."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -7,9 +7,9 @@ from typing import Any
 import gradio as gr
 
 from .api import ApiError, Json
-from .markup import Safe, joined, paragraph, told_badly, told_well
+from .markup import Html, failure, joined, paragraph, success
 from .plan import Plan, PlanError, carry_out, refusal
-from .shell import EVENT, QUIET, Shell, told
+from .shell import EVENT, QUIET, Shell, error_text
 
 ANYWAY = "Promote anyway (forced; the audit log says so)"
 FORGET = """() => {
@@ -20,7 +20,7 @@ FORGET = """() => {
 
 @dataclass(frozen=True)
 class Confirmation:
-    """`plan` is what waits to be confirmed, `refused` what was refused for its gates and may be forced."""
+    """`plan` waits to be confirmed; `refused` was refused for failed gates and may be forced."""
 
     plan: gr.State
     refused: gr.State
@@ -47,22 +47,22 @@ class Confirmation:
         return [self.plan, self.refused, self.box, self.sentence, self.result, self.anyway]
 
     def proposes(self, event: Any, planned: Callable[..., Plan], inputs: list[Any]) -> None:
-        """When `event` comes, say what `planned` would do, or why it cannot be done."""
+        """On `event`, show what `planned` would do, or why it is not possible."""
 
-        async def propose(*given: Any) -> tuple[Any, ...]:
+        async def propose(*values: Any) -> tuple[Any, ...]:
             try:
-                return asking(planned(*given))
+                return asking(planned(*values))
             except PlanError as error:
-                return settled(told_badly(error))
+                return settled(failure(error))
 
         event(propose, inputs, self.outputs, **QUIET)
 
     def forgets(self, event: Any) -> None:
-        """What waits belongs to what was looked at before. In the browser: it cannot come too late."""
+        """Discard the plan, made for another voice or version. Done in the browser, so that it is never late."""
         event(None, None, [self.box, self.sentence, self.result, self.anyway], js=FORGET, **QUIET)
 
     def wire(self, shell: Shell) -> Any:
-        """Returns the event after which the page should look again."""
+        """Connect the buttons; returns the event after which the page should reload."""
 
         async def force(refused: Plan | None) -> tuple[Any, ...]:
             return asking(refused) if refused else settled()
@@ -74,7 +74,7 @@ class Confirmation:
                 answer = await carry_out(shell.api(key), plan)
             except ApiError as error:
                 return refused(plan, error)
-            return settled(told_well(joined(plan.done, notes(answer))))
+            return settled(success(joined(plan.done, notes(answer))))
 
         self.forgets(self.cancel.click)
         self.anyway.click(force, self.refused, self.outputs, **QUIET)
@@ -90,20 +90,21 @@ def settled(result: str = "", forced: Plan | None = None) -> tuple[Any, ...]:
 
 
 def refused(plan: Plan, error: ApiError) -> tuple[Any, ...]:
-    said, reasons = refusal(error)
+    sentence, reasons = refusal(error)
     forced = plan.anyway if error.code == "gates_failed" else None
     if forced is not None:
         forced = replace(forced, sentence=f"{forced.sentence} {' '.join(reasons)}")
-    return settled(told_badly(said if reasons else told(ApiError(said, error.code)), reasons), forced)
+    return settled(failure(sentence if reasons else error_text(ApiError(sentence, error.code)), reasons), forced)
 
 
-def notes(answer: Json) -> Safe:
-    """What the server adds to a change that it made."""
-    said = []
+def notes(answer: Json) -> Html:
+    """What the server adds about a change that it made."""
+    sentences = []
     if unknown := answer.get("not_evaluated"):
-        said.append(f" {', '.join(unknown)} {'was' if len(unknown) == 1 else 'were'} never evaluated on this machine.")
+        verb = "was" if len(unknown) == 1 else "were"
+        sentences.append(f" {', '.join(unknown)} {verb} never evaluated on this machine.")
     if answer.get("created") is False:
-        said.append(f" {answer.get('version')} was published before, so nothing changed.")
+        sentences.append(f" {answer.get('version')} was already published.")
     elif "created" in answer:
-        said.append(f" It is {answer['version']}.")
-    return joined(*said)
+        sentences.append(f" It is {answer['version']}.")
+    return joined(*sentences)

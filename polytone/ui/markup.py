@@ -1,66 +1,68 @@
-"""Small pieces of HTML made of texts that nobody trusts."""
+"""HTML made of texts that nobody has checked: everything is escaped."""
 
-import html
 from collections.abc import Iterable, Sequence
+from typing import Any
+
+from markupsafe import Markup, escape
 
 TEMPLATE_SIGNS = str.maketrans({sign: f"&#{ord(sign)};" for sign in "{}$`\\"})
 
 
-class Safe(str):
-    """HTML that was made here; everything else is escaped."""
+class Html(Markup):
+    """HTML that was made here. `format` and `join` escape everything else, for browsers and for Gradio's templates."""
 
     __slots__ = ()
 
-
-def escaped(text: object) -> Safe:
-    """Text that neither the browser nor Gradio's HTML templates take for anything else."""
-    return text if isinstance(text, Safe) else Safe(html.escape(str(text)).translate(TEMPLATE_SIGNS))
-
-
-def joined(*parts: object) -> Safe:
-    return Safe("".join(map(escaped, parts)))
+    @classmethod
+    def escape(cls, s: Any, /) -> "Html":
+        return s if isinstance(s, Html) else cls(escape(s).translate(TEMPLATE_SIGNS))
 
 
-def heading(text: object) -> Safe:
-    return Safe(f"<h2>{escaped(text)}</h2>")
+def joined(*parts: object) -> Html:
+    return Html().join(map(Html.escape, parts))
 
 
-def paragraph(text: object, look: str = "") -> Safe:
-    return Safe(f'<p class="{look}">{escaped(text)}</p>' if look else f"<p>{escaped(text)}</p>")
+def heading(text: object) -> Html:
+    return Html("<h2>{}</h2>").format(text)
 
 
-def listing(items: Iterable[object]) -> Safe:
-    return Safe(f"<ul>{''.join(f'<li>{escaped(item)}</li>' for item in items)}</ul>")
+def paragraph(text: object, look: str = "") -> Html:
+    return Html('<p class="{}">{}</p>').format(look, text) if look else Html("<p>{}</p>").format(text)
 
 
-def table(caption: str, headers: Sequence[str], rows: Iterable[Sequence[object]]) -> Safe:
+def listing(items: Iterable[object]) -> Html:
+    return Html("<ul>{}</ul>").format(joined(*(Html("<li>{}</li>").format(item) for item in items)))
+
+
+def table(caption: str, headers: Sequence[str], rows: Iterable[Sequence[object]]) -> Html:
     """A table whose first column names its rows; narrow screens show each row as a list of its cells."""
-    head = "".join(f'<th scope="col">{escaped(one)}</th>' for one in headers)
-    body = "".join(f"<tr>{''.join(cells(headers, row))}</tr>" for row in rows)
-    return Safe(
-        f'<table class="facts"><caption>{escaped(caption)}</caption>'
-        f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+    head = joined(*(Html('<th scope="col">{}</th>').format(one) for one in headers))
+    body = joined(*(Html("<tr>{}</tr>").format(joined(*cells(headers, row))) for row in rows))
+    return Html('<table class="facts"><caption>{}</caption><thead><tr>{}</tr></thead><tbody>{}</tbody></table>').format(
+        caption, head, body
     )
 
 
-def cells(headers: Sequence[str], row: Sequence[object]) -> Iterable[str]:
+def cells(headers: Sequence[str], row: Sequence[object]) -> Iterable[Html]:
+    first = Html('<th scope="row" data-label="{}">{}</th>')
+    other = Html('<td data-label="{}">{}</td>')
     for number, (header, value) in enumerate(zip(headers, row, strict=True)):
-        tag, scope = ("th", ' scope="row"') if number == 0 else ("td", "")
-        yield f'<{tag}{scope} data-label="{escaped(header)}">{escaped(value)}</{tag}>'
+        yield (other if number else first).format(header, value)
 
 
-def pairs(caption: str, rows: Iterable[tuple[object, object]]) -> Safe:
-    """What is known of one thing."""
-    body = "".join(f'<tr><th scope="row">{escaped(name)}</th><td>{escaped(value)}</td></tr>' for name, value in rows)
-    return Safe(f'<table class="facts pairs"><caption>{escaped(caption)}</caption><tbody>{body}</tbody></table>')
+def pairs(caption: str, rows: Iterable[tuple[object, object]]) -> Html:
+    """A table of names and values."""
+    row = Html('<tr><th scope="row">{}</th><td>{}</td></tr>')
+    body = joined(*(row.format(name, value) for name, value in rows))
+    return Html('<table class="facts pairs"><caption>{}</caption><tbody>{}</tbody></table>').format(caption, body)
 
 
-def told_well(text: object) -> Safe:
-    """That something was done; screen readers say it when it appears."""
-    return Safe(f'<div class="told good" role="status">{escaped(text)}</div>')
+def success(text: object) -> Html:
+    """A message that something was done; screen readers read it when it appears."""
+    return Html('<div class="message good" role="status">{}</div>').format(text)
 
 
-def told_badly(text: object, reasons: Sequence[object] = ()) -> Safe:
-    """That something was refused or went wrong, with every reason."""
+def failure(text: object, reasons: Sequence[object] = ()) -> Html:
+    """A message that something was refused or went wrong, with every reason."""
     more = listing(reasons) if reasons else ""
-    return Safe(f'<div class="told bad" role="alert">{paragraph(text)}{more}</div>')
+    return Html('<div class="message bad" role="alert">{}{}</div>').format(paragraph(text), more)

@@ -1,4 +1,4 @@
-"""The pages: one tab for each thing that testers and operators do here."""
+"""The pages: a tab for every task of testers and operators."""
 
 import os
 from pathlib import Path
@@ -18,16 +18,16 @@ from .voices.tab import voices_tab
 FONTS = ["system-ui", "sans-serif"]
 MONO = ["ui-monospace", "monospace"]
 HERE = Path(__file__).parent
-HOUR = 3600  # how long a file that was chosen and not sent stays
+HOUR = 3600  # seconds that a file is kept that was chosen and not sent
 LARGEST_FILE = "1gb"
-# Whatever a model says, the page fetches nothing from elsewhere: no picture that tells a stranger who reads it.
+# Whatever a model says, the page loads nothing from other hosts: no picture tells a stranger who reads it.
 POLICY = "default-src 'self' data: blob: 'unsafe-inline' 'unsafe-eval'; object-src 'none'; base-uri 'self'"
 HEAD = f"""<meta name="viewport" content="width=device-width, initial-scale=1">
 <meta http-equiv="Content-Security-Policy" content="{POLICY}">"""
 
 
 def page_app(url: str, path: str) -> FastAPI:
-    """The pages under `path` of an app of its own; they talk to the API at `url`."""
+    """An app with the pages under `path`; they use the API at `url`."""
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     gr.mount_gradio_app(
@@ -49,7 +49,7 @@ def looks() -> dict[str, Any]:
 
 
 def theme() -> gr.themes.Base:
-    """Local fonts only: the page fetches nothing from outside. Words are dark enough to read on every ground."""
+    """Local fonts only: the page loads nothing from other hosts. Every text has enough contrast."""
     plain = gr.themes.Default(primary_hue="teal", neutral_hue="slate", font=FONTS, font_mono=MONO, radius_size="sm")
     return plain.set(
         block_title_text_color="*neutral_700",
@@ -76,20 +76,20 @@ def build_page(url: str) -> gr.Blocks:
             key = gr.Textbox("", label="Key", placeholder="if one is needed", type="password", min_width=100)
             admin = gr.Textbox("", label="Admin key", placeholder="to manage", type="password", min_width=100)
         who = [tester, key, admin]
-        kept = gr.BrowserState(["", "", ""], storage_key="polytone-visitor", secret="polytone")  # noqa: S106
+        visitor = gr.BrowserState(["", "", ""], storage_key="polytone-visitor", secret="polytone")  # noqa: S106
         shell = Shell(Server(url), key, admin, tester)
         with gr.Tabs(elem_id="tabs"):
             for name, build in TABS.items():
                 with gr.Tab(name, id=name.lower()) as tab:
                     build(shell, page, tab)
-        page.load(remembered, kept, who, **QUIET)
+        page.load(remembered, visitor, who, **QUIET)
         for box in who:
-            box.change(lambda *typed: list(typed), who, kept, **QUIET)
+            box.change(lambda *typed: list(typed), who, visitor, **QUIET)
     return page
 
 
 def remembered(who: list[str]) -> list[Any]:
-    """Name and keys of the last visit. Where none is known, what was typed while the page loaded stays."""
+    """Name and keys of the last visit. Where there is none, text typed while the page loaded stays."""
     return [typed or gr.skip() for typed in who]
 
 

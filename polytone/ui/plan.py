@@ -1,4 +1,4 @@
-"""A change that someone is about to make: what it will do in words, and how the server is asked for it."""
+"""A change that someone is about to make: its effect in words, and the request that makes it."""
 
 import asyncio
 from dataclasses import dataclass
@@ -6,19 +6,19 @@ from pathlib import Path
 from typing import Literal
 
 from .api import Api, ApiError, Json
+from .wording import counted
 
 
 class PlanError(Exception):
-    """It cannot be done, and why: a sentence for a person."""
+    """The change is not possible; the message says why, for a person."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """`sentence` says what it will do, `done` that it was.
+    """`sentence` says what the change will do, `done` that it was made.
 
-    `file` is sent where there is one, and the page's copy of it removed. `seen` is a voice and the generation it was
-    seen at, for changes that the server takes without one. `anyway` is the same change by force, where the server may
-    refuse it for failed gates.
+    `file` is sent if there is one, and the page's copy of it removed. `seen` is a voice and the generation that was
+    shown, for changes whose request has none. `anyway` is the same change by force, for refusals by failed gates.
     """
 
     sentence: str
@@ -35,49 +35,45 @@ async def carry_out(api: Api, plan: Plan) -> Json:
     """Ask the server for the change.
 
     Raises:
-        ApiError: with the server's own code and reasons, or `changed_meanwhile` where `seen` is no longer so.
+        ApiError: with the server's own code and reasons, or `changed_meanwhile` if `seen` is outdated.
     """
     if plan.seen is not None:
         await check_seen(api, *plan.seen)
     if plan.file is not None:
-        return await api.upload(plan.path, await asyncio.to_thread(taken, Path(plan.file)))
+        return await api.upload(plan.path, await asyncio.to_thread(read_once, Path(plan.file)))
     if plan.method == "DELETE":
         return await api.delete(plan.path)
     return await (api.put(plan.path, plan.body or {}) if plan.method == "PUT" else api.post(plan.path, plan.body))
 
 
-def taken(file: Path) -> bytes:
-    """Its content; the page keeps no copy of it."""
+def read_once(file: Path) -> bytes:
+    """The content of a file, which is removed."""
     try:
         content = file.read_bytes()
         file.unlink()
     except OSError:
-        raise ApiError("The page does not have the file any more. Choose it again.", "file_gone") from None
+        raise ApiError("The page no longer has the file. Choose it again.", "file_gone") from None
     return content
 
 
 async def check_seen(api: Api, voice: str, generation: int) -> None:
     if generation_of(await api.get(f"/admin/adapters/{voice}")) != generation:
-        raise ApiError(f"{voice} was changed by someone else meanwhile.", "changed_meanwhile", 409)
+        raise ApiError(f"Someone else has changed {voice}.", "changed_meanwhile", 409)
 
 
 def generation_of(voice: Json) -> int:
-    """Of the newest rollout, which may have been taken away since; 0 where there never was one."""
+    """The generation of the newest rollout, which may be removed by now; 0 if there never was one."""
     history = voice.get("history") or []
     return int(history[0]["generation"]) if history else 0
 
 
 def refusal(error: ApiError) -> tuple[str, list[str]]:
-    """Why a change was not made: a sentence, and every reason where there are several."""
+    """The reason why a change was not made: a sentence, and all reasons if there are several."""
     match error.code:
         case "changed_meanwhile":
-            return "Someone else was faster, so nothing was changed. The page now shows how it is: decide again.", []
+            return "Nothing was changed: someone else changed it first. The page now shows the current state.", []
         case "gates_failed":
             return f"Nothing was changed: {counted(len(error.reasons), 'gate')} failed.", list(error.reasons)
     if len(error.reasons) > 1:
-        return f"It was refused for {len(error.reasons)} reasons, and nothing was changed:", list(error.reasons)
+        return f"Nothing was changed. The server refused for {len(error.reasons)} reasons:", list(error.reasons)
     return error.message, []
-
-
-def counted(count: int, noun: str) -> str:
-    return f"{count:,} {noun}{'' if count == 1 else 's'}"

@@ -1,4 +1,4 @@
-"""How an answer is drawn: what a tester may set, and the request it makes."""
+"""Sampling: the values that a tester may set, and the request with them."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -10,7 +10,7 @@ OWN = "the voice's own"
 
 @dataclass(frozen=True)
 class Sampling:
-    """What is None is left to the voice."""
+    """None leaves a value to the voice."""
 
     temperature: float | None
     max_tokens: float | None
@@ -18,18 +18,18 @@ class Sampling:
 
     def request(self, model: str, messages: list[dict[str, str]]) -> dict[str, Any]:
         """A chat completion."""
-        wanted: dict[str, Any] = {"model": model, "messages": messages}
+        body: dict[str, Any] = {"model": model, "messages": messages}
         if self.temperature is not None:
-            wanted["temperature"] = self.temperature
+            body["temperature"] = self.temperature
         if self.max_tokens is not None:
-            wanted["max_tokens"] = int(self.max_tokens)
+            body["max_tokens"] = int(self.max_tokens)
         if self.seed is not None:
-            wanted["seed"] = int(self.seed)
-        return wanted
+            body["seed"] = int(self.seed)
+        return body
 
 
 def sampling_fields() -> list[gr.Number]:
-    """The components for the values of `Sampling`, in their order, in a row."""
+    """A row of components for the values of `Sampling`, in their order."""
     with gr.Row():
         return [
             gr.Number(label="Temperature", value=None, minimum=0, maximum=2, step=0.1, placeholder=OWN),

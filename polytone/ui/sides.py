@@ -1,4 +1,4 @@
-"""Several answers that come at once, and what ends them early."""
+"""Several answers streamed at once, and the signal that ends them early."""
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
@@ -10,44 +10,43 @@ T = TypeVar("T")
 
 
 class Halt:
-    """Ends what a session has under way. It is the session's own, and outlives what it ends."""
+    """Ends the streams of one session. A session has one, for all of its streams."""
 
     def __init__(self) -> None:
-        self._wanted: asyncio.Event | None = None
+        self._requested: asyncio.Event | None = None
 
     def begin(self) -> asyncio.Event:
-        """For something new: it is to end once the event is set."""
-        self._wanted = asyncio.Event()
-        return self._wanted
+        """A new event, for new streams: they end when it is set."""
+        self._requested = asyncio.Event()
+        return self._requested
 
     def now(self) -> None:
-        if self._wanted is not None:
-            self._wanted.set()
+        if self._requested is not None:
+            self._requested.set()
 
 
 async def side_by_side(
     streams: Sequence[AsyncIterator[T]], now: Sequence[T], halt: asyncio.Event
 ) -> AsyncGenerator[tuple[T, ...], None]:
-    """What each stream has come to, whenever one went on, beginning from `now`; the last time when all have ended.
+    """The latest value of each stream, whenever one changes, starting from `now`; once more when all have ended.
 
-    Who reads slowly misses what lies between, and nothing piles up. To leave this is to leave every stream, and so
-    is `halt`.
+    A slow reader misses values in between, so nothing piles up. Closing this closes every stream, and so does `halt`.
     """
-    latest, moved = list(now), asyncio.Event()
+    latest, changed = list(now), asyncio.Event()
 
     async def follow(number: int, stream: AsyncIterator[T]) -> None:
         async for one in stream:
             latest[number] = one
-            moved.set()
+            changed.set()
 
     tasks = [asyncio.create_task(follow(number, stream)) for number, stream in enumerate(streams)]
     halted = asyncio.create_task(halt.wait())
     for task in (*tasks, halted):
-        task.add_done_callback(lambda _: moved.set())
+        task.add_done_callback(lambda _: changed.set())
     try:
         while not halted.done() and not all(task.done() for task in tasks):
-            await moved.wait()
-            moved.clear()
+            await changed.wait()
+            changed.clear()
             yield tuple(latest)
             await asyncio.sleep(SECONDS_BETWEEN_MOMENTS)
         for task in tasks:

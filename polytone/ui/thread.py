@@ -1,9 +1,11 @@
-"""A conversation as a tree of turns: a retry or an edit is a sibling, so that nothing said is lost."""
+"""A conversation as a tree of turns: a retry or an edit is a sibling, so that no turn is lost."""
 
 import json
 from dataclasses import dataclass, field, replace
 from typing import Any
 from uuid import uuid4
+
+from .wording import minute
 
 LONGEST_LABEL = 60
 LONGEST_REQUEST = 32_000
@@ -11,7 +13,7 @@ LONGEST_REQUEST = 32_000
 
 @dataclass(frozen=True)
 class Turn:
-    """What was said once. `details` of an answer: version, usage, times, and the request it answers."""
+    """One turn. `details` of an answer: version, usage, times, and its request."""
 
     id: str
     parent: str | None
@@ -37,7 +39,7 @@ class Turn:
 
 
 def kept_request(details: dict[str, Any]) -> dict[str, Any]:
-    """The request, without its messages where they are long: they are the turns before this one."""
+    """The request, without its messages if they are long: they are the turns before this one."""
     request: dict[str, Any] = details.get("request", {})
     if len(json.dumps(request)) <= LONGEST_REQUEST:
         return request
@@ -54,10 +56,10 @@ class Thread:
     head: str | None = None
 
     def with_turn(self, turn: Turn) -> "Thread":
-        """With the turn added, or put in place of an earlier state of it, and shown."""
+        """With the turn added, or replacing its earlier state, and shown."""
         return replace(self, turns={**self.turns, turn.id: turn}, head=turn.id)
 
-    def said(self, role: str, content: str, parent: str | None = None) -> "Thread":
+    def with_message(self, role: str, content: str, parent: str | None = None) -> "Thread":
         return self.with_turn(Turn(new_id(), parent, role, content))
 
     def path(self, end: str | None = None) -> list[Turn]:
@@ -70,23 +72,23 @@ class Thread:
         return turns[::-1]
 
     def messages(self, end: str | None = None) -> list[dict[str, str]]:
-        """The path as a request has it; an answer that never came is left out."""
+        """The path as messages of a request, without empty turns."""
         return [{"role": turn.role, "content": turn.content} for turn in self.path(end) if turn.content]
 
     def branches(self) -> list[str]:
-        """The turns that nothing follows, in the order they were said: each ends one way the conversation went."""
+        """The last turns of all branches, in their order."""
         followed = {turn.parent for turn in self.turns.values()}
         return [turn for turn in self.turns if turn not in followed]
 
     def beside(self, step: int) -> "Thread":
-        """Show the branch before or after this one; at the ends, the same."""
+        """Show the previous or next branch; at the ends, the same."""
         ends = self.branches()
         if self.head not in ends:
             return self
         return replace(self, head=ends[min(max(ends.index(self.head) + step, 0), len(ends) - 1)])
 
     def place(self) -> tuple[int, int]:
-        """Which branch of how many is shown, from 1."""
+        """The number of the branch that is shown, from 1, and the number of branches."""
         ends = self.branches()
         return (ends.index(self.head) + 1 if self.head in ends else 1, len(ends))
 
@@ -95,20 +97,20 @@ def new_id() -> str:
     return f"turn_{uuid4().hex}"
 
 
-def thread_of(kept: dict[str, Any]) -> Thread:
+def thread_of(saved: dict[str, Any]) -> Thread:
     """A conversation as GET /v1/conversations/{id} gives it, its newest branch shown."""
     turns = {
         turn["id"]: Turn(
             turn["id"], turn["parent"], turn["role"], turn["content"], turn["completion_id"], turn["details"] or {}
         )
-        for turn in kept["turns"]
+        for turn in saved["turns"]
     }
-    return Thread(kept["id"], kept["title"] or "", turns, next(reversed(turns), None))
+    return Thread(saved["id"], saved["title"] or "", turns, next(reversed(turns), None))
 
 
-def list_label(kept: dict[str, Any]) -> str:
+def list_label(saved: dict[str, Any]) -> str:
     """A conversation in one line of the list."""
-    title = " ".join((kept.get("title") or "Untitled").split())
+    title = " ".join((saved.get("title") or "Untitled").split())
     shown = title if len(title) <= LONGEST_LABEL else f"{title[: LONGEST_LABEL - 1]}…"
-    when = str(kept["updated_at"])[:16].replace("T", " ")
-    return f"{shown} · {kept['model']} · {when}" if kept.get("model") else f"{shown} · {when}"
+    when = minute(str(saved["updated_at"]))
+    return f"{shown} · {saved['model']} · {when}" if saved.get("model") else f"{shown} · {when}"

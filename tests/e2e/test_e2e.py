@@ -27,7 +27,7 @@ from polytone.contract.home import Home
 from polytone.contract.manifest import Manifest
 from tests.soak.marked import restamped
 from tests.support.dashboards import problems, queries
-from tests.support.pages import ask, asked, browsing, choose, needs_browser
+from tests.support.pages import ask, asked, browsing, choose, field, needs_browser
 from tests.support.processes import Process, free_port, polytone, served
 from tests.support.prometheus import needs_prometheus, scraping
 from tests.ui.test_page_voices import confirm, propose, upload
@@ -337,7 +337,7 @@ async def test_a_day_of_a_tester_on_the_page(shop: Shop) -> None:
     async with browsing() as browser:
         page = await browser.new_page()
         await page.goto(f"{shop.server.url}/ui/")
-        await expect(page.get_by_label("Voice", exact=True)).to_have_value(re.compile("^aldermoor"), timeout=60_000)
+        await expect(field(page, "Voice")).to_have_value(re.compile("^aldermoor"), timeout=60_000)
         await page.get_by_role("button", name="Settings").click()
         longest = page.get_by_label("Longest answer, in tokens").locator("visible=true")
         await longest.fill("300")
@@ -351,15 +351,11 @@ async def test_a_day_of_a_tester_on_the_page(shop: Shop) -> None:
         await page.get_by_label("Bad", exact=True).check()
         await page.get_by_label("off tone").check()
         await page.get_by_role("button", name="Send feedback").click()
-        await expect(page.get_by_text("Your feedback is kept.")).to_be_visible()
-        await page.get_by_role("button", name="Fix this answer").click()
-        await (
-            page.get_by_label("The answer as it should have been")
-            .locator("visible=true")
-            .fill("It left us this morning!")
-        )
+        await expect(page.get_by_text("Your feedback is saved.")).to_be_visible()
+        await page.get_by_role("button", name="Correct this answer").click()
+        await field(page, "Corrected answer").fill("It left us this morning!")
         await page.get_by_role("button", name="Save correction").click()
-        await expect(page.get_by_text("Your correction is kept.")).to_be_visible()
+        await expect(page.get_by_text("Your correction is saved.")).to_be_visible()
 
         await vote_blind(page, 10)
 
@@ -368,7 +364,7 @@ async def test_a_day_of_a_tester_on_the_page(shop: Shop) -> None:
         await ask(page, "And everything about your parcels.")
         await expect(page.locator("#message .stop-button")).to_be_visible(timeout=60_000)
         engine_of(shop.server).kill()
-        await expect(page.get_by_text(re.compile("It broke off: |No answer: ")).first).to_be_visible(timeout=60_000)
+        await expect(page.get_by_text(re.compile("Interrupted: |No answer: ")).first).to_be_visible(timeout=60_000)
         shop.server.until_ready()
         await longest.fill("12")
         await asked(page, "My order is late.", versions["driftpepper"])
@@ -394,14 +390,14 @@ async def vote_blind(page: Page, prompts: int) -> None:
     await page.get_by_role("button", name="Settings").click()
     await page.get_by_label("Longest answer, in tokens").locator("visible=true").fill("6")
     await page.get_by_role("button", name="A set of prompts").click()
-    await page.get_by_label("Prompts, one a line").fill("\n".join(f"Question {number}?" for number in range(prompts)))
+    await page.get_by_label("Prompts, one per line").fill("\n".join(f"Question {number}?" for number in range(prompts)))
     await page.get_by_role("button", name="Start with the first prompt").click()
     for number in range(prompts):
-        await expect(page.get_by_label("Asked")).to_have_value(f"Question {number}?", timeout=30_000)
+        await expect(page.get_by_label("Prompt", exact=True)).to_have_value(f"Question {number}?", timeout=30_000)
         await expect(page.locator("#vote-tie")).to_be_visible(timeout=60_000)
         await page.locator("#sides h2").first.click()  # out of any text box
         await page.keyboard.press("t")
-    await expect(page.get_by_text(f"All {prompts} prompts are through.")).to_be_visible(timeout=30_000)
+    await expect(page.get_by_text(f"All {prompts} prompts are done.")).to_be_visible(timeout=30_000)
 
 
 @needs_browser
@@ -421,7 +417,7 @@ async def test_a_day_of_an_operator_on_the_page(shop: Shop) -> None:
         await expect(page.locator("#review-asked").get_by_text("How much is the blue one?")).to_be_visible(
             timeout=30_000
         )
-        await page.get_by_role("button", name="Edit: make it right").click()
+        await page.get_by_role("button", name="Correct it").click()
         await page.locator("#review-text textarea").fill("It is nine pounds.")
         await page.get_by_role("button", name="Save the correction").click()
         await expect(page.locator("#review-item")).to_be_hidden(timeout=30_000)
@@ -430,9 +426,9 @@ async def test_a_day_of_an_operator_on_the_page(shop: Shop) -> None:
         await page.get_by_role("button", name="Upload a version").click(timeout=30_000)
         await upload(page, "driftpepper", b"no archive at all")
         await expect(page.get_by_role("alert").filter(has_text="archive")).to_be_visible(timeout=30_000)
-        await choose(page, "driftpepper", "Voice to look at")
+        await choose(page, "driftpepper", "Voice")
         await choose(page, new, "Version")
-        for button, done in (("Promote to 100 %", f"{new} is to answer 100 %"), ("Roll back", "driftpepper went back")):
+        for button, done in (("Promote to 100 %", f"{new} now answers 100 %"), ("Roll back", "driftpepper went back")):
             await propose(page, button)
             await confirm(page, done)
         await expect(page.locator("#voice-panel")).to_contain_text(f"driftpepper: {old.version} 100 %", timeout=30_000)

@@ -77,7 +77,7 @@ async def serving_pages(root: Path, **settings: Any) -> AsyncIterator[Pages]:
 async def open_chat(pages: Pages, voice: str = "acme", path: str = "/ui/", **context: Any) -> Page:
     """The chat tab with a voice chosen."""
     page = await pages.open(path, **context)
-    await expect(page.get_by_label("Voice", exact=True)).to_have_value(re.compile(f"^{voice}"), timeout=15_000)
+    await expect(field(page, "Voice")).to_have_value(re.compile(f"^{voice}"), timeout=15_000)
     return page
 
 
@@ -100,6 +100,11 @@ def facts(page: Page, version: str) -> Locator:
     return page.locator("#transcript").get_by_role("button", name=re.compile(rf"^{re.escape(version)} · \d+ tokens"))
 
 
+def field(page: Page, label: str) -> Locator:
+    """The field with this label in the tab that is shown."""
+    return page.get_by_label(label, exact=True).locator("visible=true")
+
+
 async def choose(page: Page, option: str, of: str = "Voice", exact: bool = False) -> None:
-    await page.get_by_label(of, exact=True).click()
+    await field(page, of).click()
     await page.get_by_role("option", name=option, exact=exact).click()

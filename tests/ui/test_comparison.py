@@ -112,7 +112,7 @@ def test_a_set_goes_on_after_a_vote_and_ends() -> None:
     first = Session(prompts, 1, comparison())
     assert (first.progress, first.voted("a").due) == ("1 of 2", True)
     last = Session(prompts, 2, comparison()).voted("a")
-    assert (last.progress, last.due) == ("All 2 prompts are through.", False)
+    assert (last.progress, last.due) == ("All 2 prompts are done.", False)
     assert not Session(comparison=comparison()).voted("a").due
 
 
@@ -144,11 +144,11 @@ def test_prompts_come_from_lines_and_files(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("row", "words"),
     [
-        ("{", "line 2: this is not JSON"),
-        ("[1]", "line 2: it needs"),
-        ('{"text": "x"}', "line 2: it needs"),
-        ('{"messages": [{"role": "user", "content": 5}]}', "line 2: it needs"),
-        ('{"messages": [{"role": "assistant", "content": "x"}]}', "line 2: nobody asks"),
+        ("{", "line 2: is not JSON"),
+        ("[1]", "line 2: needs"),
+        ('{"text": "x"}', "line 2: needs"),
+        ('{"messages": [{"role": "user", "content": 5}]}', "line 2: needs"),
+        ('{"messages": [{"role": "assistant", "content": "x"}]}', "line 2: has no question"),
     ],
 )
 def test_a_bad_row_is_named(tmp_path: Path, row: str, words: str) -> None:

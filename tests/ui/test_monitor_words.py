@@ -99,7 +99,7 @@ def test_numbers_in_words() -> None:
     assert errors_words({"answers": 40, "errors": 0}) == "0"
     assert thumbs_words({"thumbs_up": 3, "thumbs_down": 1}) == "3 up, 1 down (75 % up)"
     assert thumbs_words({}) == "none"
-    assert "Nobody asked for anything in the last hour" in totals_table(activity())
+    assert "No requests in the last hour" in totals_table(activity())
 
 
 ALARM = {
@@ -127,20 +127,19 @@ def test_an_alarm_says_what_since_when_and_what_to_look_at() -> None:
     panel = alarm_panel(found[0])
     assert "Replies are empty more often: 40.0 %, the reference has 1.0 %" in panel
     assert "began about 2026-01-01 08:30 UTC, 31 conversations before the alarm" in panel
-    assert "2 answers that show it wait in the review queue" in panel
+    assert "2 answers that show it are in the review queue" in panel
 
 
 def test_acknowledging_says_that_the_detector_starts_anew() -> None:
     plan = acknowledge({**ALARM, "version": B, "signal": "reply_topics"})
-    assert "starts anew" in plan.sentence
+    assert "restarts" in plan.sentence
     assert plan.path == f"/admin/drift/{B}/reply_topics/acknowledge"
 
 
 def test_chance_alarms_are_told_beside_those_that_stand() -> None:
     words = chance_words([version(), version(B, ALARM, 0.4)])
-    assert "once in 20,000 conversations" in words
-    assert "4 detectors" in words
-    assert "about 0.43 alarms; 1 alarm stands" in words
+    assert "one alarm in 20,000 conversations" in words
+    assert "about 0.43 alarms in the 4 detectors shown here; 1 active alarm." in words
     assert chance_words([]) == ""
 
 
@@ -149,7 +148,7 @@ def test_the_drift_of_versions_is_shown_signal_by_signal() -> None:
     assert panel.count("<details open>") == 1
     assert f"{A}: no change" in panel
     assert "Words &lt;b&gt;." in panel
-    assert "No version is watched yet" in drift_panel([])
+    assert "No detectors yet" in drift_panel([])
 
 
 def test_a_server_that_is_not_ready_says_why() -> None:

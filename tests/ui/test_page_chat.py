@@ -14,7 +14,7 @@ import pytest
 from playwright.async_api import Page, expect
 
 from polytone.ui.api import Api
-from tests.support.pages import Pages, ask, asked, choose, facts, needs_browser, open_chat, serving_pages
+from tests.support.pages import Pages, ask, asked, choose, facts, field, needs_browser, open_chat, serving_pages
 from tests.support.processes import free_port
 
 pytestmark = [needs_browser, pytest.mark.slow]
@@ -48,7 +48,7 @@ async def test_a_tester_changes_voices_reloads_and_finds_the_conversation_again(
     await expect(again.get_by_text("And my refund?").first).to_be_visible(timeout=15_000)
     await expect(facts(again, zest)).to_have_count(1)
     await again.get_by_label("Search").fill("nothing like it")
-    await expect(again.get_by_text("Nothing was said in these words.")).to_be_visible()
+    await expect(again.get_by_text("No conversation matches your search.")).to_be_visible()
 
 
 async def test_a_slow_look_does_not_replace_a_later_one(pages: Pages, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -71,9 +71,9 @@ async def test_a_slow_look_does_not_replace_a_later_one(pages: Pages, monkeypatc
     await page.get_by_label("Search").fill("nothing like it")
     await page.wait_for_timeout(500)
     may_end.set()
-    await expect(page.get_by_text("Nothing was said in these words.")).to_be_visible()
+    await expect(page.get_by_text("No conversation matches your search.")).to_be_visible()
     await page.wait_for_timeout(500)
-    await expect(page.get_by_text("Nothing was said in these words.")).to_be_visible()
+    await expect(page.get_by_text("No conversation matches your search.")).to_be_visible()
 
 
 async def test_a_conversation_is_exported_and_forgotten(pages: Pages) -> None:
@@ -89,8 +89,8 @@ async def test_a_conversation_is_exported_and_forgotten(pages: Pages) -> None:
     assert (json.loads(line)["messages"][0]["content"], json.loads(line)["versions"]) == ("Where is my parcel?", [acme])
     await page.get_by_role("button", name="Delete", exact=True).click()
     assert len(await kept(pages)) == 1
-    await page.get_by_role("button", name="Delete for good").click()
-    await expect(page.get_by_text("None yet. What you say is kept here.")).to_be_visible(timeout=15_000)
+    await page.get_by_role("button", name="Delete permanently").click()
+    await expect(page.get_by_text("No conversations yet. They are saved here.")).to_be_visible(timeout=15_000)
     assert await kept(pages) == []
     await expect(facts(page, acme)).to_have_count(0)
 
@@ -152,11 +152,11 @@ async def test_a_thumb_a_reason_and_a_correction_arrive_with_the_right_answer(pa
     await page.get_by_label("off tone").check()
     await page.get_by_label("Comment").fill("Far too stiff")
     await page.get_by_role("button", name="Send feedback").click()
-    await expect(page.get_by_text("Your feedback is kept.")).to_be_visible()
-    await page.get_by_role("button", name="Fix this answer").click()
-    await page.get_by_label("The answer as it should have been").fill("It left us this morning!")
+    await expect(page.get_by_text("Your feedback is saved.")).to_be_visible()
+    await page.get_by_role("button", name="Correct this answer").click()
+    await page.get_by_label("Corrected answer").fill("It left us this morning!")
     await page.get_by_role("button", name="Save correction").click()
-    await expect(page.get_by_text("Your correction is kept.")).to_be_visible()
+    await expect(page.get_by_text("Your correction is saved.")).to_be_visible()
 
     given = await pages.feedback()
     assert [(one["key"], one["value"], one["text"]) for one in given] == [
@@ -204,7 +204,7 @@ async def test_refusals_are_sentences(pages: Pages) -> None:
     await ask(page, "Are you there?")
     await expect(page.locator("#transcript").get_by_text("word word")).to_be_visible(timeout=15_000)
     pages.server.engine.up = False
-    await expect(page.get_by_text(re.compile("It broke off: ")).first).to_be_visible(timeout=15_000)
+    await expect(page.get_by_text(re.compile("Interrupted: ")).first).to_be_visible(timeout=15_000)
     pages.server.engine.says = None
     await asyncio.wait_for(ready(pages), 20)
     await asked(page, "And now?", acme)
@@ -226,7 +226,7 @@ async def test_ten_testers_at_once_see_their_own_words_only(pages: Pages) -> Non
 
     async def story(number: int, page: Page) -> None:
         voice = ("acme", "zest")[number % 2]
-        await expect(page.get_by_label("Voice", exact=True)).to_have_value(re.compile("^acme"), timeout=120_000)
+        await expect(field(page, "Voice")).to_have_value(re.compile("^acme"), timeout=120_000)
         if voice == "zest":
             await choose(page, "zest (")
         await asked(page, f"I am number {number}", versions[voice], seconds=120)
@@ -246,16 +246,16 @@ async def test_a_key_is_asked_for_and_stays_out_of_the_address(pages: Pages) -> 
     acme = await pages.server.voice("acme", 1)
     header = pages.server.key(Kind.INFERENCE)
     page = await pages.open()
-    await expect(page.get_by_text("This server asks for a key.").first).to_be_visible(timeout=15_000)
+    await expect(page.get_by_text("This server needs a key.").first).to_be_visible(timeout=15_000)
     secret = header["authorization"].removeprefix("Bearer ")
     requested: list[str] = []
     page.on("request", lambda request: requested.append(request.url))
     await page.get_by_label("Key", exact=True).fill(secret)
     await page.get_by_label("Key", exact=True).press("Enter")
-    await expect(page.get_by_label("Voice", exact=True)).to_have_value(re.compile("^acme"), timeout=15_000)
+    await expect(field(page, "Voice")).to_have_value(re.compile("^acme"), timeout=15_000)
     await asked(page, "Hello", acme)
     await page.get_by_role("tab", name="Voices").click()
-    await expect(page.get_by_text("This server asks for a key.").last).to_be_visible(timeout=15_000)
+    await expect(page.get_by_text("This server needs a key.").last).to_be_visible(timeout=15_000)
     manager = pages.server.key(Kind.ADMIN)["authorization"].removeprefix("Bearer ")
     await page.get_by_label("Admin key").fill(manager)
     await page.get_by_label("Admin key").press("Enter")
@@ -273,7 +273,7 @@ async def test_the_pages_run_alone_against_a_server_elsewhere(pages: Pages) -> N
         await asyncio.wait_for(answering(f"http://127.0.0.1:{port}/"), 60)
         page = await pages.browser.new_page()
         await page.goto(f"http://127.0.0.1:{port}/")
-        await expect(page.get_by_label("Voice", exact=True)).to_have_value(re.compile("^acme"), timeout=15_000)
+        await expect(field(page, "Voice")).to_have_value(re.compile("^acme"), timeout=15_000)
         await asked(page, "Where is my parcel?", acme)
     finally:
         alone.terminate()

@@ -54,13 +54,13 @@ async def test_ten_prompts_are_compared_blind(pages: Pages) -> None:
     page = await compare_tab(pages)
     await page.get_by_label("Your name").fill("Robin")
     await page.get_by_role("button", name="A set of prompts").click()
-    await page.get_by_label("Prompts, one a line").fill("\n".join(PROMPTS))
+    await page.get_by_label("Prompts, one per line").fill("\n".join(PROMPTS))
     await page.get_by_role("button", name="Start with the first prompt").click()
 
     wanted = []
     for number, prompt in enumerate(PROMPTS):
         vote = VOTES[number % 4]
-        await expect(page.get_by_label("Asked")).to_have_value(prompt)
+        await expect(page.get_by_label("Prompt", exact=True)).to_have_value(prompt)
         await expect(page.get_by_text(f"{number + 1} of 10", exact=True)).to_be_visible()
         await expect(page.locator("#vote-a")).to_be_visible()
         shown = await page.locator("#sides").inner_html()
@@ -81,7 +81,7 @@ async def test_ten_prompts_are_compared_blind(pages: Pages) -> None:
         value = vote if vote in ("tie", "both_bad") else {"a": left, "b": right}[vote]
         wanted.append(({"acme": "a", "zest": "b"}.get(value, value), "a" if left == "acme" else "b"))
 
-    await expect(page.get_by_text("All 10 prompts are through.")).to_be_visible()
+    await expect(page.get_by_text("All 10 prompts are done.")).to_be_visible()
     given = await pages.feedback()
     assert [(one["value"], one["pair"]["shown"]) for one in given] == wanted
     assert len({one["pair"]["a"] for one in given}) == len(given) == 10
@@ -91,11 +91,11 @@ async def test_ten_prompts_are_compared_blind(pages: Pages) -> None:
         assert (one["pair"]["blind"], one["annotator"]) == (True, {"id": "Robin", "kind": "human"})
     won = sum(value == "a" for value, _ in wanted)
     lost = sum(value == "b" for value, _ in wanted)
-    row = page.locator("#standing tbody tr")
+    row = page.locator("#win-rate tbody tr")
     await expect(row).to_have_count(1)
     cells = [*versions.values(), str(won), str(lost), "2", "2"]
     assert [one.strip() for one in await row.locator("th, td").all_inner_texts()][:6] == cells
-    await expect(page.locator("#standing")).to_contain_text(f"of {won + lost} decided")
+    await expect(page.locator("#win-rate")).to_contain_text(f"of {won + lost} decided vote")
 
 
 async def test_one_side_fails_and_the_others_answer(pages: Pages) -> None:
@@ -126,7 +126,7 @@ async def test_a_blind_side_that_fails_is_named_once_nothing_is_left_to_vote_on(
     await expect(failed).to_contain_text("zest")
     await expect(page.locator("#sides")).to_contain_text(versions["acme"])
     await expect(page.locator("#vote-a")).to_be_hidden()
-    await expect(page.get_by_role("button", name="Ask this again")).to_be_visible()
+    await expect(page.get_by_role("button", name="Ask again")).to_be_visible()
 
 
 async def test_stop_ends_every_side(pages: Pages) -> None:
@@ -140,9 +140,9 @@ async def test_stop_ends_every_side(pages: Pages) -> None:
     await expect(page.locator("#sides").get_by_text("stopped")).to_have_count(2)
     await expect(page.locator("#vote-a")).to_be_hidden()
     pages.server.engine.says = ["short "] * 5
-    await page.get_by_role("button", name="Ask this again").click()
+    await page.get_by_role("button", name="Ask again").click()
     await expect(page.locator("#vote-a")).to_be_visible()
-    await expect(page.get_by_label("Asked")).to_have_value("Tell me everything")
+    await expect(page.get_by_label("Prompt", exact=True)).to_have_value("Tell me everything")
 
 
 async def quiet(pages: Pages) -> None:
@@ -172,4 +172,4 @@ async def test_a_file_of_prompts_is_compared_with_names_shown(pages: Pages, tmp_
     await expect(page.locator("#compare-notice")).to_contain_text("you preferred B")
     (given,) = await pages.feedback()
     assert (given["value"], given["pair"]["shown"], given["pair"]["blind"]) == ("b", "a", False)
-    await expect(page.locator("#standing")).to_contain_text("(names shown)")
+    await expect(page.locator("#win-rate")).to_contain_text("(names shown)")

@@ -97,7 +97,7 @@ async def test_what_was_planted_is_counted_and_drawn(pages: Pages) -> None:
         thumb(server, completion, acme, value)
 
     page = await open_monitor(pages)
-    await choose(page, "hour", "The last", exact=True)
+    await choose(page, "hour", "Period", exact=True)
     totals = page.locator("#totals")
     await expect(totals).to_contain_text("The last hour", timeout=TIMEOUT)
     of = {version: totals.get_by_role("row").filter(has_text=version).get_by_role("cell") for version in (acme, zest)}
@@ -109,9 +109,9 @@ async def test_what_was_planted_is_counted_and_drawn(pages: Pages) -> None:
     for chart in ("median", "slow", "thumbs"):
         await expect(page.locator(f"#chart-{chart} path[aria-roledescription='line mark']").first).to_be_attached()
 
-    await choose(page, "zest", "Voice to watch", exact=True)
+    await choose(page, "zest", "Voice", exact=True)
     await expect(totals).not_to_contain_text(acme)
-    await choose(page, "24 hours", "The last", exact=True)
+    await choose(page, "24 hours", "Period", exact=True)
     await expect(of[zest].first).to_have_text("9", timeout=TIMEOUT)
     assert sorted(await drawn(page, "requests")) == [(zest, 3), (zest, 6)]
 
@@ -138,10 +138,10 @@ async def test_an_alarm_is_told_in_words_and_acknowledged(pages: Pages) -> None:
     alarm = page.locator(".alarm").filter(has_text=f"{version}: tone")
     await expect(alarm).to_contain_text(words[1:])
     await expect(alarm).to_contain_text("conversations before the alarm")
-    await expect(page.locator("#drift")).to_contain_text("once in 20,000 conversations on average at most")
+    await expect(page.locator("#drift")).to_contain_text("at most one alarm in 20,000 conversations")
 
     await button.click()
-    await expect(page.locator(".confirmation .preview:visible")).to_contain_text("Its detector starts anew")
+    await expect(page.locator(".confirmation .preview:visible")).to_contain_text("Its detector restarts")
     assert (await report(server, version))["tone"]["alarm"]
     await page.get_by_role("button", name="Confirm", exact=True).click()
     await expect(page.get_by_role("status").filter(has_text="is acknowledged")).to_be_visible(timeout=TIMEOUT)
@@ -177,16 +177,16 @@ async def test_an_engine_that_is_down_is_told_with_its_reason_until_it_is_back(
 
 async def test_without_traffic_or_a_key_the_page_says_what_to_do(pages: Pages) -> None:
     page = await open_monitor(pages)
-    await expect(page.locator("#totals")).to_contain_text("Nobody asked for anything", timeout=TIMEOUT)
-    await expect(page.locator("#drift")).to_contain_text("No version is watched yet")
-    await expect(page.get_by_text("No alarm stands.")).to_be_visible()
+    await expect(page.locator("#totals")).to_contain_text("No requests", timeout=TIMEOUT)
+    await expect(page.locator("#drift")).to_contain_text("No detectors yet")
+    await expect(page.get_by_text("No active alarms.")).to_be_visible()
     header = pages.server.key(Kind.ADMIN)
     await refresh(page)
     for panel in ("#totals", "#drift"):
-        await expect(page.locator(panel)).to_contain_text("This server asks for a key", timeout=TIMEOUT)
+        await expect(page.locator(panel)).to_contain_text("This server needs a key", timeout=TIMEOUT)
     await page.get_by_label("Admin key").fill(header["authorization"].removeprefix("Bearer "))
     await page.get_by_label("Admin key").press("Enter")
-    await expect(page.locator("#totals")).to_contain_text("Nobody asked for anything", timeout=TIMEOUT)
+    await expect(page.locator("#totals")).to_contain_text("No requests", timeout=TIMEOUT)
 
 
 async def test_a_page_that_refreshes_by_itself_shows_what_came(pages: Pages) -> None:
@@ -194,7 +194,7 @@ async def test_a_page_that_refreshes_by_itself_shows_what_came(pages: Pages) -> 
     page = await pages.open()
     await page.clock.install()
     await page.get_by_role("tab", name="Monitor").click(timeout=TIMEOUT)
-    await expect(page.locator("#totals")).to_contain_text("Nobody asked for anything", timeout=TIMEOUT)
+    await expect(page.locator("#totals")).to_contain_text("No requests", timeout=TIMEOUT)
     await page.get_by_label("Refresh every 30 seconds").check()
     plant(pages.server, acme, 1, 2)
     async with asyncio.timeout(15):

@@ -50,17 +50,17 @@ async def test_an_answer_is_edited_one_is_someone_elses_and_then_nothing_waits(p
     await expect(page.get_by_text("Waiting: 3 (3 thumbs down).")).to_be_visible()
     await page.get_by_role("button", name="Next answer").click()
     await expect(page.get_by_label("chatbot conversation").get_by_text("Where is my parcel?")).to_be_visible()
-    await expect(page.locator("#review-why")).to_contain_text("someone gave it a thumb down")
-    await expect(page.locator("#review-why")).to_contain_text(f"{version} · answered")
-    await expect(page.locator("#review-said")).to_contain_text("ann: “Far too stiff”")
+    await expect(page.locator("#review-reason")).to_contain_text("it got a thumb down")
+    await expect(page.locator("#review-reason")).to_contain_text(f"{version} · answered")
+    await expect(page.locator("#review-feedback")).to_contain_text("ann: “Far too stiff”")
 
-    await page.get_by_role("button", name="Edit: make it right").click()
-    box = page.get_by_label("The answer as it should have been")
+    await page.get_by_role("button", name="Correct it").click()
+    box = page.get_by_label("Corrected answer")
     await expect(box).to_be_focused()
     await expect(box).to_have_value(" ".join([version] * 5))
     await box.fill("It left us this morning!")
     await page.get_by_role("button", name="Save the correction").click()
-    await expect(page.locator("#review-notice")).to_contain_text("Your correction is kept.")
+    await expect(page.locator("#review-notice")).to_contain_text("Your correction is saved.")
     await expect(page.get_by_text("And my refund?")).to_be_visible()
     await expect(box).to_be_hidden()
     await expect(page.get_by_text("Waiting: 2 (2 thumbs down).")).to_be_visible()
@@ -79,7 +79,7 @@ async def test_an_answer_is_edited_one_is_someone_elses_and_then_nothing_waits(p
 
     await page.get_by_role("button", name="Reject").press("Enter")
     await expect(page.locator("#review-notice")).to_contain_text("left out of exports")
-    await expect(page.locator("#review-notice")).to_contain_text("Nothing waits for review")
+    await expect(page.locator("#review-notice")).to_contain_text("The review queue is empty")
     await expect(page.locator("#review-item")).to_be_hidden()
     states = {(one["state"], one["reason"]): one["count"] for one in await counts(pages)}
     assert states == {(state, "thumbs_down"): 1 for state in ("open", "edited", "rejected")}
@@ -96,12 +96,12 @@ async def test_what_was_written_stays_while_the_answer_is_held(pages: Pages) -> 
     await rated_down(pages, "Where is my parcel?")
     page = await review_tab(pages)
     await page.get_by_role("button", name="Next answer").click()
-    await page.get_by_role("button", name="Edit: make it right").click()
-    box = page.get_by_label("The answer as it should have been")
+    await page.get_by_role("button", name="Correct it").click()
+    box = page.get_by_label("Corrected answer")
     await expect(box).to_be_focused()
     await box.fill("It is")
     await page.get_by_role("button", name="Next answer").click()
-    await expect(page.get_by_text("This is the answer in your hands")).to_be_visible()
+    await expect(page.get_by_text("This answer is still reserved for you")).to_be_visible()
     await expect(box).to_have_value("It is")
 
 
@@ -111,10 +111,10 @@ async def test_texts_that_are_not_kept_are_named(tmp_path: Path) -> None:
         await rated_down(pages, "Where is my parcel?")
         page = await review_tab(pages)
         await page.get_by_role("button", name="Next answer").click()
-        await expect(page.get_by_text("does not keep texts")).to_be_visible()
-        await expect(page.get_by_role("button", name="Edit: make it right")).to_be_hidden()
+        await expect(page.get_by_text("keeps no texts")).to_be_visible()
+        await expect(page.get_by_role("button", name="Correct it")).to_be_hidden()
         await page.get_by_role("button", name="Reject").click()
-        await expect(page.locator("#review-notice")).to_contain_text("Nothing waits for review")
+        await expect(page.locator("#review-notice")).to_contain_text("The review queue is empty")
 
 
 async def test_a_key_of_another_kind_is_told(pages: Pages) -> None:
@@ -122,8 +122,8 @@ async def test_a_key_of_another_kind_is_told(pages: Pages) -> None:
     chat, admin = (pages.server.key(kind)["authorization"].split()[1] for kind in (Kind.INFERENCE, Kind.ADMIN))
     page = await review_tab(pages)
     waiting = page.locator("#review-waiting")
-    await expect(waiting).to_contain_text("asks for a key")
-    for secret, words in ((chat, "needs a key of another kind"), (admin, "Nothing waits for review.")):
+    await expect(waiting).to_contain_text("needs a key")
+    for secret, words in ((chat, "needs another kind of key"), (admin, "The review queue is empty.")):
         await page.get_by_label("Admin key").fill(secret)
         await page.get_by_label("Admin key").press("Enter")
         await expect(waiting).to_contain_text(words)

@@ -62,20 +62,20 @@ async def test_a_promotion_a_canary_and_the_way_back(pages: Pages) -> None:
     await expect(page.locator("#version-facts")).to_contain_text(new)
 
     preview = await propose(page, "Promote to 100 %")
-    await expect(preview).to_contain_text(f"Lets {new} answer 100 % of acme. Now: {old} 100 %.")
+    await expect(preview).to_contain_text(f"{new} will answer 100 % of acme. Now: {old} 100 %.")
     assert answering(server) == {old: 100}
     await page.get_by_role("button", name="Cancel").click()
     await expect(preview).to_be_hidden()
     assert answering(server) == {old: 100}
 
-    await page.get_by_label("Canary's share, in %").fill("25")
-    await expect(await propose(page, "Start a canary")).to_contain_text(f"{new} answer 25 % of acme's conversations")
-    await confirm(page, f"{new} is to answer 25 %")
+    await page.get_by_label("Canary share, in %").fill("25")
+    await expect(await propose(page, "Start canary")).to_contain_text(f"{new} will answer 25 % of acme's conversations")
+    await confirm(page, f"{new} now answers 25 %")
     assert answering(server) == {old: 75, new: 25}
     await expect(panel).to_contain_text(f"{old} 75 %, {new} 25 %")
 
     await propose(page, "Promote to 100 %")
-    await confirm(page, f"{new} is to answer 100 %")
+    await confirm(page, f"{new} now answers 100 %")
     assert answering(server) == {new: 100}
 
     await expect(panel).to_contain_text(f"acme: {new} 100 %")
@@ -94,19 +94,19 @@ async def test_a_version_is_retired_and_nobody_answers(pages: Pages) -> None:
     old, new = await server.voice("acme", 1), server.add("acme", 2)
     await server.until_ready(new)
     page = await open_voices(pages)
-    await page.get_by_role("button", name="Retire the version").click()
+    await page.get_by_role("button", name="Retire version").click()
     await expect(page.get_by_role("alert")).to_contain_text(f"{old} answers for acme")
     await choose(page, new, "Version")
     await expect(page.get_by_role("alert")).to_have_count(0)
-    await expect(await propose(page, "Retire the version")).to_contain_text(f"Retires {new}")
+    await expect(await propose(page, "Retire version")).to_contain_text(f"Retires {new}")
     await confirm(page, f"{new} is retired")
     assert server.registry.desired().versions == {old}
 
-    await expect(await propose(page, "Let nobody answer")).to_contain_text(f"Now: {old} 100 %")
-    await confirm(page, "Nobody answers for acme now")
+    await expect(await propose(page, "Stop answering")).to_contain_text(f"Now: {old} 100 %")
+    await confirm(page, "No version answers for acme now")
     assert answering(server) == {}
-    await expect(page.locator("#voice-panel")).to_contain_text("Nobody answers for acme")
-    await expect(page.locator("#audit")).to_contain_text("let nobody answer for acme")
+    await expect(page.locator("#voice-panel")).to_contain_text("No version answers for acme")
+    await expect(page.locator("#audit")).to_contain_text("stopped answering for acme")
 
 
 async def test_a_version_that_learned_from_feedback_says_so(pages: Pages) -> None:
@@ -122,12 +122,12 @@ async def test_someone_who_was_slower_is_told_and_shown_how_it_is(pages: Pages) 
     server = pages.server
     old, new = await server.voice("acme", 1), server.add("acme", 2)
     page = await open_voices(pages)
-    for button in ("Promote to 100 %", "Let nobody answer"):
+    for button in ("Promote to 100 %", "Stop answering"):
         await choose(page, new, "Version")
         await propose(page, button)
         faster = server.registry.roll_out("acme", [Part(old, 60 + len(button)), Part(new, 10)], "ada")
         await page.get_by_role("button", name="Confirm", exact=True).click()
-        await expect(page.get_by_role("alert")).to_contain_text("Someone else was faster", timeout=TIMEOUT)
+        await expect(page.get_by_role("alert")).to_contain_text("someone else changed it first", timeout=TIMEOUT)
         await expect(page.locator("#voice-panel")).to_contain_text(f"generation {faster.generation} of the rollout")
         assert server.registry.history("acme")[0] == faster
 
@@ -161,13 +161,13 @@ async def test_failed_gates_are_shown_and_passed_over_by_force_only(pages: Pages
 
 
 async def upload(page: Page, name: str, content: bytes) -> None:
-    await page.get_by_label("Name of the voice").fill(name)
+    await page.get_by_label("Voice name").fill(name)
     file = {"name": "version.tar.gz", "mimeType": "application/gzip", "buffer": content}
     await page.locator("#upload input[type=file]").set_input_files(file)  # type: ignore[arg-type]
     await expect(page.locator("#upload").get_by_role("cell", name="version.tar.gz")).to_be_visible(timeout=TIMEOUT)
     preview = await propose(page, "Upload")
     await expect(preview).to_contain_text(f"publishes it as a version of {name}")
-    await page.get_by_role("button", name="Confirm the upload").click()
+    await page.get_by_role("button", name="Confirm upload").click()
 
 
 async def test_an_upload_is_refused_with_every_reason_or_published(pages: Pages, tmp_path: Path) -> None:
@@ -192,7 +192,7 @@ async def test_an_upload_is_refused_with_every_reason_or_published(pages: Pages,
     await upload(page, "acme", packed(shop.folder()))
     await expect(page.get_by_role("status").filter(has_text="is published")).to_be_visible(timeout=TIMEOUT)
     (version,) = server.registry.desired().versions
-    await expect(page.locator("#voices-overview")).to_contain_text("nobody answers")
+    await expect(page.locator("#voices-overview")).to_contain_text("no version answers")
     await expect(page.locator("#voice-panel")).to_contain_text(version)
     await expect(page.locator("#audit")).to_contain_text(f"published {version}")
 
@@ -202,13 +202,13 @@ async def test_a_key_is_asked_for_and_names_who_did_it(pages: Pages) -> None:
     await server.voice("acme", 1)
     new = server.add("acme", 2)
     secret = server.key(Kind.ADMIN, "ops")["authorization"].removeprefix("Bearer ")
-    page = await open_voices(pages, shows="This server asks for a key")
+    page = await open_voices(pages, shows="This server needs a key")
     await page.get_by_label("Admin key").fill(secret)
     await page.get_by_role("button", name="Refresh").locator("visible=true").click()
     await expect(page.locator("#voices-overview")).to_contain_text("acme", timeout=TIMEOUT)
     await choose(page, new, "Version")
     await propose(page, "Promote to 100 %")
-    await confirm(page, "is to answer 100 %")
+    await confirm(page, "now answers 100 %")
     assert read_audit(server.services.database, 1)[0].actor == "key ops"
     await expect(page.locator("#audit").get_by_role("cell", name="key ops")).to_be_visible()
 

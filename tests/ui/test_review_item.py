@@ -2,10 +2,19 @@
 
 from typing import Any
 
-from polytone.ui.review.item import DRAWN, NO_PROMPT, NO_REPLY, NOT_KEPT, NOTHING_SAID, Held, queue_table, waiting
+from polytone.ui.review.item import (
+    NO_FEEDBACK,
+    NO_PROMPT,
+    NO_REPLY,
+    NOT_KEPT,
+    RANDOM,
+    LeasedReview,
+    queue_table,
+    waiting,
+)
 
 
-def held(**changes: Any) -> Held:
+def leased(**changes: Any) -> LeasedReview:
     item: dict[str, Any] = {
         "completion_id": "chatcmpl-1",
         "version": "acme@111111111111",
@@ -16,7 +25,7 @@ def held(**changes: Any) -> Held:
         "reply": {"role": "assistant", "content": "On its way."},
         "feedback": [],
     }
-    return Held({**item, **changes}, "Robin")
+    return LeasedReview({**item, **changes}, "Robin")
 
 
 def said(key: str, value: Any = None, text: str | None = None, number: int = 1, **more: Any) -> dict[str, Any]:
@@ -24,10 +33,10 @@ def said(key: str, value: Any = None, text: str | None = None, number: int = 1, 
 
 
 def test_why_it_waits_is_said_and_until_when_it_is_held() -> None:
-    why = held().why()
-    assert "someone gave it a thumb down" in why
-    assert "Held for Robin until 2026-03-01 10:15 UTC." in why
-    assert "acme@111111111111" in why
+    reason = leased().reason()
+    assert "it got a thumb down" in reason
+    assert "Reserved for Robin until 2026-03-01 10:15 UTC." in reason
+    assert "acme@111111111111" in reason
 
 
 def test_what_was_said_leaves_out_what_no_longer_holds() -> None:
@@ -39,13 +48,13 @@ def test_what_was_said_leaves_out_what_no_longer_holds() -> None:
         said("retract", number=5, supersedes="fb-2"),
         said("preference", "b", number=6),
     ]
-    words = held(feedback=feedback).said()
+    words = leased(feedback=feedback).feedback()
     assert "ann: thumb up" in words
     assert "&lt;b&gt;Too&lt;/b&gt; stiff" in words
     assert "another answer was preferred" in words
     assert "thumb down" not in words
     assert "rude" not in words
-    assert NOTHING_SAID in held().said()
+    assert NO_FEEDBACK in leased().feedback()
 
 
 def test_a_conversation_is_shown_with_what_neither_side_said_in_a_fold() -> None:
@@ -54,19 +63,19 @@ def test_a_conversation_is_shown_with_what_neither_side_said_in_a_fold() -> None
         {"role": "user", "content": [{"type": "text", "text": "Look"}, {"type": "image_url", "image_url": {}}]},
         {"role": "assistant", "tool_calls": [{"function": {"name": "find", "arguments": "{}"}}]},
     ]
-    system, user, call = held(prompt=prompt).conversation()
+    system, user, call = leased(prompt=prompt).conversation()
     assert system == {"role": "assistant", "content": "Be brief", "metadata": {"title": "System message"}}
     assert user == {"role": "user", "content": "Look\n\n[image_url]"}
     assert call == {"role": "assistant", "content": "[calls find with {}]"}
-    assert held(prompt="Once upon").conversation() == [{"role": "user", "content": "Once upon"}]
+    assert leased(prompt="Once upon").conversation() == [{"role": "user", "content": "Once upon"}]
 
 
 def test_texts_that_were_not_kept_are_named() -> None:
-    assert held().missing == ""
-    assert held(prompt=None, reply=None).missing == NOT_KEPT
-    assert held(prompt=None).missing == NO_PROMPT
-    assert held(reply=None).missing == NO_REPLY
-    assert held(reply=None).reply is None
+    assert leased().missing == ""
+    assert leased(prompt=None, reply=None).missing == NOT_KEPT
+    assert leased(prompt=None).missing == NO_PROMPT
+    assert leased(reply=None).missing == NO_REPLY
+    assert leased(reply=None).reply is None
 
 
 def test_the_queue_is_counted_by_reason() -> None:
@@ -76,6 +85,6 @@ def test_the_queue_is_counted_by_reason() -> None:
         {"reason": "random", "state": "accepted", "count": 4},
     ]
     assert waiting(counts) == "Waiting: 3 (2 thumbs down, 1 drift)."
-    assert waiting([]) == DRAWN
-    assert waiting(counts[2:]) == DRAWN
+    assert waiting([]) == RANDOM
+    assert waiting(counts[2:]) == RANDOM
     assert 'data-label="Accepted">4<' in queue_table(counts)

@@ -6,11 +6,11 @@ from typing import Any
 import pytest
 
 from polytone.ui.api import ApiError
-from polytone.ui.markup import escaped, joined, paragraph, table, told_badly
+from polytone.ui.markup import Html, failure, joined, paragraph, table
 from polytone.ui.plan import Plan, PlanError, refusal
 from polytone.ui.voices.plans import canary, promote, retire, roll_back, silence, upload
 from polytone.ui.voices.version_words import version_panel
-from polytone.ui.voices.words import all_versions, audit_words, late, rollout_words, state_words, voice_panel
+from polytone.ui.voices.words import all_versions, audit_words, lag_words, rollout_words, state_words, voice_panel
 
 A, B, C = (f"acme@{letter * 12}" for letter in "abc")
 
@@ -34,7 +34,7 @@ def voice(*history: dict[str, Any], **states: str) -> dict[str, Any]:
 
 def test_a_promotion_names_both_sides_and_sends_what_was_seen() -> None:
     plan = promote(voice(rollout(7, 6, a=90, c=10)), B)
-    assert f"Lets {B} answer 100 % of acme. Now: {A} 90 %, {C} 10 %." in plan.sentence
+    assert f"{B} will answer 100 % of acme. Now: {A} 90 %, {C} 10 %." in plan.sentence
     assert (plan.method, plan.path) == ("PUT", "/admin/adapters/acme/rollout")
     assert plan.body == {"versions": [{"version": B, "weight": 100}], "generation": 7}
     assert plan.anyway is not None
@@ -47,11 +47,11 @@ def test_a_voice_that_never_had_a_rollout_is_changed_from_generation_0() -> None
     plan = promote(voice(), A)
     assert plan.body is not None
     assert plan.body["generation"] == 0
-    assert "Now: nobody answers." in plan.sentence
+    assert "Now: no version answers." in plan.sentence
 
 
 def test_a_promotion_of_a_version_that_failed_says_so() -> None:
-    assert "Beware: it failed on this server (no file)" in promote(voice(rollout(1, a=100)), C).sentence
+    assert "Warning: it failed on this server (no file)" in promote(voice(rollout(1, a=100)), C).sentence
     assert "It is loading on this server" in promote(voice(rollout(1, a=100), a="ready", b="loading"), B).sentence
 
 
@@ -59,8 +59,8 @@ def test_a_canary_takes_from_the_one_that_answers_most() -> None:
     plan = canary(voice(rollout(2, 1, a=30, c=70)), B, 5)
     assert plan.body is not None
     assert plan.body["versions"] == [{"version": C, "weight": 95}, {"version": B, "weight": 5}]
-    assert f"{B} answer 5 % of acme's conversations; {C} answers the other 95 %" in plan.sentence
-    assert f"{A} will answer none of it" in plan.sentence
+    assert f"{B} will answer 5 % of acme's conversations, {C} the other 95 %" in plan.sentence
+    assert f"{A} will answer nothing" in plan.sentence
     again = canary(voice(rollout(3, 2, c=95, b=5)), B, 50).body
     assert again is not None
     assert again["versions"] == [{"version": C, "weight": 50}, {"version": B, "weight": 50}]
@@ -87,13 +87,13 @@ def test_what_cannot_be_done_is_said_in_a_sentence() -> None:
         (lambda: promote(None, A), "Choose a voice first"),
         (lambda: promote(alone, None), "Choose a version first"),
         (lambda: promote(alone, "acme@ffffffffffff"), "is retired or unknown"),
-        (lambda: promote(alone, A), "100 % of acme already"),
+        (lambda: promote(alone, A), "already answers 100 % of acme"),
         (lambda: canary(alone, A, 10), "no other version to share with"),
         (lambda: roll_back(alone), "no earlier rollout"),
         (lambda: roll_back(voice()), "never had a rollout"),
         (lambda: retire(alone, A), "answers for acme"),
-        (lambda: silence(nobody), "Nobody answers for acme as it is"),
-        (lambda: upload("../etc", "f.tar.gz"), "Name the voice"),
+        (lambda: silence(nobody), "No version answers for acme already"),
+        (lambda: upload("../etc", "f.tar.gz"), "Enter the name of the voice"),
         (lambda: upload("acme", None), "Choose the .tar.gz"),
     ]
     for planned, words in cases:
@@ -108,7 +108,7 @@ def test_taking_a_voice_away_is_done_to_what_was_seen_only() -> None:
 
 
 def test_refusals_in_words() -> None:
-    assert "Someone else was faster" in refusal(ApiError("x", "changed_meanwhile", 409))[0]
+    assert "someone else changed it first" in refusal(ApiError("x", "changed_meanwhile", 409))[0]
     said, reasons = refusal(ApiError("x\ny\nz --force", "gates_failed", 422, ("one", "two")))
     assert (said, reasons) == ("Nothing was changed: 2 gates failed.", ["one", "two"])
     said, reasons = refusal(ApiError("x\ny", "manifest_invalid", 422, ("x", "y")))
@@ -117,7 +117,7 @@ def test_refusals_in_words() -> None:
 
 
 def test_who_answers_in_words() -> None:
-    assert rollout_words(None) == "nobody answers"
+    assert rollout_words(None) == "no version answers"
     assert rollout_words(rollout(1, a=2, b=1)) == f"{A} 66.7 %, {B} 33.3 %"
     assert rollout_words(rollout(1, a=100, b=0)) == f"{A} 100 %"
 
@@ -126,8 +126,8 @@ def test_states_of_versions_in_words() -> None:
     def words(state: str, reason: str | None = None, resident: bool = False) -> str:
         return state_words({"version": A, "state": state, "reason": reason, "resident": resident})
 
-    assert words("ready", resident=True) == "ready, in memory"
-    assert "asleep" in words("ready")
+    assert words("ready", resident=True) == "ready, loaded"
+    assert "evicted" in words("ready")
     assert "failed: no file" in words("failed", "no file")
     assert words("published", "crowded").endswith("(crowded)")
     assert words("what next") == "what next"
@@ -140,9 +140,9 @@ def test_retired_versions_are_known_from_the_rollouts_they_were_in() -> None:
 
 def test_a_server_that_lags_behind_says_so() -> None:
     behind = {**voice(rollout(2, 1, b=100)), "answers": rollout(1, None, a=100)}
-    assert f"goes on with generation 1 ({A} 100 %)" in late(behind)
-    assert "has nobody answer" in late({**behind, "answers": None})
-    assert late(voice(rollout(2, 1, b=100))) == ""
+    assert f"still uses generation 1 ({A} 100 %)" in lag_words(behind)
+    assert "answers for none" in lag_words({**behind, "answers": None})
+    assert lag_words(voice(rollout(2, 1, b=100))) == ""
 
 
 def test_the_audit_log_in_words() -> None:
@@ -153,17 +153,17 @@ def test_the_audit_log_in_words() -> None:
     assert entry("rollout", rollout(1, a=100), forced) == (
         f"changed who answers for acme: from {A} 100 % to {B} 100 %; by force: {B} failed max_empty, min_tone."
     )
-    assert entry("remove_voice", rollout(1, a=100), None).endswith(f"from {A} 100 % to nobody answers.")
+    assert entry("remove_voice", rollout(1, a=100), None).endswith(f"from {A} 100 % to no version answers.")
     assert entry("publish", None, "published", A) == f"published {A}."
     assert entry("new_thing {0}", None, None) == "new_thing {0}: acme."
 
 
 def test_nothing_from_elsewhere_becomes_html_or_a_template() -> None:
     bad = "<img src=x onerror=alert(1)>${alert(1)}{{value}}"
-    made = joined(paragraph(bad), table(bad, [bad], [[bad]]), told_badly(bad, [bad]), bad)
+    made = joined(paragraph(bad), table(bad, [bad], [[bad]]), failure(bad, [bad]), bad)
     assert "<img" not in made
     assert not set("${}") & set(made)
-    assert escaped(escaped("<b>")) == "&lt;b&gt;"
+    assert Html.escape(Html.escape("<b>")) == "&lt;b&gt;"
     found = {**voice(rollout(1, a=100)), "name": bad}
     assert "<img" not in voice_panel(found)
 

@@ -1,8 +1,8 @@
-"""How two versions stand after some votes: the interval against known values, and what is said of it."""
+"""Win rates after some votes: the interval against known values, and the sentences about it."""
 
 import pytest
 
-from polytone.ui.compare.win_rate import NONE_YET, Tally, Vote, percent, sentence, tallies, wilson, win_rate
+from polytone.ui.compare.win_rate import NONE_YET, Tally, Vote, interval, sentence, tallies, wilson, win_rate_panel
 
 ACME, ZEST = "acme@111111111111", "zest@222222222222"
 
@@ -36,32 +36,32 @@ def test_a_pair_is_one_whichever_was_chosen_first() -> None:
 def test_blind_votes_stand_apart_and_a_version_against_itself_says_nothing() -> None:
     given = [*votes("a"), *votes("b", blind=False), *votes("a", ACME, ACME)]
     assert [(tally.blind, tally.won, tally.lost) for tally in tallies(given)] == [(True, 1, 0), (False, 0, 1)]
-    assert "(names shown)" in win_rate(given)
+    assert "(names shown)" in win_rate_panel(given)
 
 
 def test_the_sentence_says_whether_they_are_told_apart() -> None:
     assert sentence(tallies(votes("aaaaaaabbb"))[0]) == (
-        f"{ACME} won 7 of 10 decided against {ZEST}, 95 % interval 40-89 %; that does not tell them apart yet."
+        f"{ACME} won 7 of 10 decided votes against {ZEST}, 95 % interval 40-89 %: not a clear difference yet."
     )
     behind = sentence(tallies(votes("bbbbbbbbbb"))[0])
-    assert behind == f"{ZEST} won 10 of 10 decided against {ACME}, 95 % interval 72-100 %; that tells them apart."
-    assert "no vote has decided" in sentence(tallies(votes("tx"))[0])
+    assert behind == f"{ZEST} won 10 of 10 decided votes against {ACME}, 95 % interval 72-100 %: a clear difference."
+    assert "no decided vote" in sentence(tallies(votes("tx"))[0])
 
 
 def test_ties_are_counted_and_decide_nothing() -> None:
     (tally,) = tallies(votes("aatttx"))
     assert (tally.decided, tally.ties, tally.both_bad) == (2, 3, 1)
-    shown = win_rate(votes("aatttx"))
+    shown = win_rate_panel(votes("aatttx"))
     assert "100 %" in shown
-    assert "count for neither side" in shown
+    assert "without ties" in shown
 
 
 def test_names_are_only_ever_text() -> None:
-    shown = win_rate([Vote("<b>acme", "zest", "a")])
+    shown = win_rate_panel([Vote("<b>acme", "zest", "a")])
     assert "<b>acme" not in shown
     assert "&lt;b&gt;acme" in shown
 
 
 def test_nothing_yet_is_said() -> None:
-    assert NONE_YET in win_rate([])
-    assert [percent(share) for share in (0.004, 0.396, 1.0)] == [0, 40, 100]
+    assert NONE_YET in win_rate_panel([])
+    assert [interval(0.004, share) for share in (0.396, 1.0)] == ["0-40 %", "0-100 %"]

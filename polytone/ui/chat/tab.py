@@ -1,4 +1,4 @@
-"""The chat tab: talk to a voice, stop it, ask again, go back to an earlier answer, and say what an answer was like."""
+"""The chat tab: talk to a voice, stop it, retry, return to an earlier answer, and give feedback."""
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing
@@ -13,18 +13,18 @@ from ..sampling import Sampling
 from ..shell import LATEST, QUIET, Shell, voice_choices, warn
 from ..sides import Halt, side_by_side
 from ..thread import Thread, Turn, new_id
-from .feedback_panel import Opinion
+from .feedback_panel import FeedbackPanel
 from .history import History
-from .saving import keep_turn, new_conversation
+from .saving import new_conversation, save_turn
 from .transcript import turn_at
 from .view import ChatView, nothing_new, shown
 
-NO_VOICE = "No voice answers yet. The server may still be starting: open the list of voices again shortly."
+NO_VOICE = "No voice is available yet. The server may still be starting: open the list of voices again shortly."
 
 
 @dataclass(frozen=True)
 class Chosen:
-    """What a question is asked with."""
+    """Settings for a question."""
 
     model: str
     system: str
@@ -37,7 +37,7 @@ class Chosen:
 
 
 def chosen(model: str | None, system: str | None, *sampling: Any) -> Chosen:
-    """Out of the values of `ChatView.asking`."""
+    """From the values of `ChatView.asking`."""
     return Chosen(model or "", system or "", Sampling(*sampling))
 
 
@@ -47,15 +47,15 @@ def chat_tab(shell: Shell, page: gr.Blocks, tab: gr.Tab) -> None:
             history = History.build()
         with gr.Column(scale=4, min_width=320):
             view = ChatView.build()
-            opinion = Opinion.build()
+            feedback = FeedbackPanel.build()
     asked = wire(Chat(shell), view, page, tab)
     history.wire(shell, page, tab, view, asked)
-    opinion.wire(shell, view, [*view.turning, history.chosen.input])
+    feedback.wire(shell, view, [*view.turning, history.chosen.input])
 
 
 @dataclass(frozen=True)
 class Chat:
-    """The handlers; every update is what `ChatView.outputs` show then."""
+    """Handlers; every update is a value for each of `ChatView.outputs`."""
 
     shell: Shell
 
@@ -65,22 +65,24 @@ class Chat:
         except ApiError as error:
             warn(error)
             return gr.skip()
-        known = [known for _, known in choices]
-        if model in known:  # another may be chosen while this is under way
+        models = [name for _, name in choices]
+        if model in models:  # another may be chosen while this runs
             return gr.update(choices=choices)
-        return gr.update(choices=choices, value=next(iter(known), None))
+        return gr.update(choices=choices, value=next(iter(models), None))
 
     async def send(self, text: str, thread: Thread, halt: Halt, key: str, *asking: Any) -> AsyncIterator[Any]:
         if not text.strip():
             yield nothing_new(thread)
             return
-        async for update in self._ask(thread.said("user", text, thread.head), halt, key, chosen(*asking), sent=True):
+        async for update in self._ask(
+            thread.with_message("user", text, thread.head), halt, key, chosen(*asking), sent=True
+        ):
             yield update
 
     async def again(
         self, event: gr.RetryData, thread: Thread, halt: Halt, key: str, *asking: Any
     ) -> AsyncIterator[Any]:
-        """Ask the question once more; the answer that is there stays as a sibling."""
+        """Ask the question again; the earlier answer stays as a sibling."""
         turn = turn_at(thread, event.index)
         if turn is None:
             yield nothing_new(thread)
@@ -90,21 +92,23 @@ class Chat:
             yield update
 
     async def edit(self, event: gr.EditData, thread: Thread, halt: Halt, key: str, *asking: Any) -> AsyncIterator[Any]:
-        """Ask in other words; the old ones stay as a sibling."""
+        """Ask with another text; the earlier question stays as a sibling."""
         turn = turn_at(thread, event.index)
         before = turn.parent if turn else thread.head
-        async for update in self._ask(thread.said("user", str(event.value), before), halt, key, chosen(*asking)):
+        async for update in self._ask(
+            thread.with_message("user", str(event.value), before), halt, key, chosen(*asking)
+        ):
             yield update
 
     async def _ask(self, thread: Thread, halt: Halt, key: str, how: Chosen, sent: bool = False) -> AsyncIterator[Any]:
-        """Answer the thread's head, a question."""
+        """Answer the question at the head of the thread."""
         if not how.model:
             raise gr.Error(NO_VOICE, title="No voice")
         api, url = self.shell.api(key), self.shell.server.url
         question = thread.head or ""
         yield shown(thread, url, busy=True, sent=sent)
         thread = await new_conversation(api, thread)
-        await keep_turn(api, thread, thread.turns[question])
+        await save_turn(api, thread, thread.turns[question])
         started = Turn(new_id(), question, "assistant", "")
         streams = [answered(api, how.request(thread, question), thread.id, started)]
         async with aclosing(side_by_side(streams, [started], halt.begin())) as moments:
@@ -112,25 +116,25 @@ class Chat:
                 thread = thread.with_turn(answer)
                 yield shown(thread, url, busy=True)
         answer = thread.turns[started.id]
-        if answer.details.get("under_way"):  # it was stopped: what had come until then stays
+        if answer.details.get("under_way"):  # it was stopped: the text so far stays
             answer = ended(answer, finish="stopped")
         thread = thread.with_turn(answer)
-        await keep_turn(api, thread, answer)
+        await save_turn(api, thread, answer)
         yield shown(thread, url)
 
     async def stop(self, halt: Halt) -> None:
-        """What is under way ends by itself, so that nothing of it comes after."""
+        """End the running answer by its own signal, so that nothing of it arrives later."""
         halt.now()
 
     def beside(self, step: int) -> Callable[[Thread], Any]:
         return lambda thread: shown(thread.beside(step), self.shell.server.url)
 
-    def anew(self) -> Any:
+    def new(self) -> Any:
         return shown(Thread(), self.shell.server.url)
 
 
 def wire(chat: Chat, view: ChatView, page: gr.Blocks, tab: gr.Tab) -> list[Any]:
-    """The events of the chat itself; returns those that answer, for others to cancel."""
+    """Connect the chat; returns the events that answer, so that others can cancel them."""
     key = chat.shell.key
     asked = [
         view.box.submit(chat.send, [view.box, view.thread, view.halt, key, *view.asking], view.outputs, **QUIET),
@@ -139,7 +143,7 @@ def wire(chat: Chat, view: ChatView, page: gr.Blocks, tab: gr.Tab) -> list[Any]:
     ]
     view.box.stop(chat.stop, view.halt, None, **QUIET)
     for start in (view.fresh.click, view.chatbot.clear):
-        start(chat.anew, None, view.outputs, cancels=asked, **QUIET)
+        start(chat.new, None, view.outputs, cancels=asked, **QUIET)
     for button, step in ((view.earlier, -1), (view.later, 1)):
         button.click(chat.beside(step), view.thread, view.outputs, **QUIET)
     moments = [page.load, view.voice.focus, key.submit, tab.select]

@@ -1,4 +1,4 @@
-"""A thread as the messages of a chatbot: under every answer a line of facts that opens to the raw request."""
+"""A thread as messages of a chatbot: under every answer a line of facts that opens to the raw request."""
 
 from typing import Any
 
@@ -19,22 +19,22 @@ def transcript(thread: Thread, url: str) -> list[dict[str, Any]]:
 
 
 def words(turn: Turn) -> str:
-    """What was said; where an answer did not come or broke off, why, in the server's words."""
+    """The text of a turn; for an answer that failed or broke off also the server's reason."""
     error = turn.details.get("error")
     if turn.content:
-        return f"{turn.content}\n\n*It broke off: {error}*" if error else turn.content
-    return f"*No answer: {error}*" if error else "*Nothing was said.*"
+        return f"{turn.content}\n\n*Interrupted: {error}*" if error else turn.content
+    return f"*No answer: {error}*" if error else "*Empty answer.*"
 
 
 def turn_at(thread: Thread, index: Any) -> Turn | None:
-    """The turn behind a message; an event tells its index, or that of its first part."""
+    """The turn of a message; an event has its index, or that of its first part."""
     place = index[0] if isinstance(index, list | tuple) else index
     shown = rows(thread)
     return shown[place][0] if isinstance(place, int) and 0 <= place < len(shown) else None
 
 
 def rows(thread: Thread) -> list[tuple[Turn, bool]]:
-    """(turn, whether this message is its line of facts). An answer that is just coming has no facts yet."""
+    """(turn, is this message its line of facts?). An answer that is still running has no facts yet."""
     shown: list[tuple[Turn, bool]] = []
     for turn in thread.path():
         if not turn.is_answer:

@@ -1,4 +1,4 @@
-"""The components of the chat tab, and what they show of a thread."""
+"""The components of the chat tab, and their values for a thread."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -17,8 +17,8 @@ READY = {"submit_btn": True, "stop_btn": False}
 
 @dataclass(frozen=True)
 class ChatView:
-    """`thread` is the session's conversation; `settled` changes when it has, and no answer is under way, which
-    `halt` ends."""
+    """`thread` is the session's conversation; `settled` changes when the thread has changed and no answer is running.
+    `halt` ends the running answer."""
 
     thread: gr.State
     settled: gr.State
@@ -46,7 +46,7 @@ class ChatView:
             allow_tags=False,
             editable="user",
             buttons=["copy", "copy_all"],
-            placeholder="**Ask as a customer would.**\n\nThe answer comes from the voice chosen above.",
+            placeholder="**Ask as a customer would.**\n\nThe voice chosen above answers.",
             elem_id="transcript",
         )
         with gr.Row(visible=False, elem_id="branches") as branches:
@@ -63,7 +63,7 @@ class ChatView:
             elem_id="message",
         )
         with gr.Accordion("Settings", open=False):
-            system = gr.Textbox(label="System prompt", placeholder="Empty: the voice's own", lines=2)
+            system = gr.Textbox(label="System prompt", placeholder="empty for the voice's own", lines=2)
             sampling = sampling_fields()
         states = (gr.State(Thread()), gr.State(""), gr.State(Halt()))
         head, branch = (voice, fresh, chatbot), (branches, earlier, place, later)
@@ -71,23 +71,23 @@ class ChatView:
 
     @property
     def asking(self) -> list[Any]:
-        """What a question is asked with, in the order that `chosen` takes it."""
+        """Settings for a question, in the order of `chosen`."""
         return [self.voice, self.system, *self.sampling]
 
     @property
     def turning(self) -> list[Any]:
-        """The events with which one turns to another answer, or asks for one."""
+        """The events that turn to another answer, or ask for one."""
         asked = [self.box.submit, self.chatbot.retry, self.chatbot.edit]
         return [*asked, self.chatbot.clear, self.fresh.click, self.earlier.click, self.later.click]
 
     @property
     def outputs(self) -> list[Any]:
-        """What `shown` gives values for."""
+        """The outputs of `shown`."""
         return [self.box, self.chatbot, self.branches, self.place, self.thread, self.settled]
 
 
 def shown(thread: Thread, url: str, busy: bool = False, sent: bool = False) -> tuple[Any, ...]:
-    """The view of a thread, for `ChatView.outputs`; the box is emptied where its words were `sent`."""
+    """Values for `ChatView.outputs`; the box is emptied if its text was `sent`."""
     number, of = thread.place()
     return (
         gr.update(**({"value": ""} if sent else {}), **(BUSY if busy else READY)),
@@ -100,5 +100,5 @@ def shown(thread: Thread, url: str, busy: bool = False, sent: bool = False) -> t
 
 
 def nothing_new(thread: Thread) -> tuple[Any, ...]:
-    """An event that yields nothing at all would empty everything it may change."""
+    """No change: an event that yields nothing would empty all of its outputs."""
     return tuple(gr.skip() for _ in shown(thread, ""))

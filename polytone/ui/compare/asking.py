@@ -1,4 +1,4 @@
-"""Asking several models the same thing at once."""
+"""One prompt asked of several models at once."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -19,7 +19,7 @@ from .prompts import Prompt
 
 @dataclass(frozen=True)
 class Asking:
-    """What prompts are asked with, as the components of the tab have it."""
+    """Settings for prompts, as the components of the tab have them."""
 
     key: str
     chosen: list[str] | None
@@ -28,11 +28,11 @@ class Asking:
 
     @property
     def models(self) -> tuple[str, ...]:
-        """Each once; what was typed may have spaces around it."""
+        """Each once, without spaces around what was typed."""
         return tuple(dict.fromkeys(filter(None, (model.strip() for model in self.chosen or ()))))
 
     def comparison(self, prompt: Prompt, random: Random) -> Comparison:
-        """The comparison before anything has come. Only two can be compared blind."""
+        """The comparison before any answer. Only two can be compared blind."""
         models = self.models
         blind = self.hide and len(models) == 2
         requests = (self.sampling.request(model, list(prompt)) for model in models)
@@ -42,12 +42,12 @@ class Asking:
 
 
 def asked_with(key: str, chosen: list[str] | None, hide: bool, *sampling: float | None) -> Asking:
-    """Out of a key and the values of `CompareView.asking`."""
+    """From a key and the values of `CompareView.asking`."""
     return Asking(key, chosen, hide, Sampling(*sampling))
 
 
 async def compared(api: Api, session: Session, comparison: Comparison, halt: asyncio.Event) -> AsyncIterator[Session]:
-    """The session as the answers come, until all have ended or `halt` is set."""
+    """The session as answers arrive, until all have ended or `halt` is set."""
     yield session.showing(comparison)
     streams = [answered(api, turn.details["request"], None, turn) for turn in comparison.answers]
     async with aclosing(side_by_side(streams, comparison.answers, halt)) as moments:
@@ -58,6 +58,6 @@ async def compared(api: Api, session: Session, comparison: Comparison, halt: asy
 
 
 def at_its_end(comparison: Comparison) -> Comparison:
-    """What had come until then stays; there is no vote on half an answer."""
+    """The comparison with its answers so far. There is no vote on an incomplete answer."""
     answers = (ended(one, finish="stopped") if one.details.get("under_way") else one for one in comparison.answers)
     return replace(comparison, answers=tuple(answers), over=True)

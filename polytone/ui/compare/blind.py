@@ -1,4 +1,4 @@
-"""Who is shown where, and what a vote for a place says of the models."""
+"""Places of answers in a blind comparison, and votes for places as votes for models."""
 
 from random import Random
 
@@ -9,7 +9,7 @@ Order = tuple[int, ...]
 
 
 def order_of(sides: int, blind: bool, random: Random) -> Order:
-    """`order[place]` is the number of the model shown there: as they were chosen, or two of them shuffled if blind."""
+    """`order[place]` is the number of the model shown there: in the order chosen, or shuffled if blind."""
     places = list(range(sides))
     if blind:
         random.shuffle(places)
@@ -17,10 +17,10 @@ def order_of(sides: int, blind: bool, random: Random) -> Order:
 
 
 def choice_of(vote: str, order: Order) -> str:
-    """A vote for the left (a) or the right (b) as one for the model that was chosen first (a) or second (b)."""
+    """A vote for the left (a) or right (b) answer as a vote for the model chosen first (a) or second (b)."""
     return "ab"[order["ab".index(vote)]] if vote in ("a", "b") else vote
 
 
 def shown_left(order: Order) -> str:
-    """Which of the pair stood on the left, as POST /v1/feedback takes it."""
+    """The model of the pair that was on the left, as POST /v1/feedback takes it."""
     return "ab"[order[0]]

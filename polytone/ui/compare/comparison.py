@@ -1,4 +1,4 @@
-"""One prompt asked of several models, the vote on it, and a session of such comparisons."""
+"""A comparison: one prompt, answers of several models and a vote; and a session of comparisons."""
 
 from dataclasses import dataclass, replace
 from typing import Any
@@ -9,19 +9,19 @@ from .blind import PLACES, Order, choice_of, shown_left
 from .prompts import Prompt
 from .win_rate import Vote
 
-SAID = {
+VOTE_WORDS = {
     "a": "you preferred A",
     "b": "you preferred B",
-    "tie": "you found both alike",
+    "tie": "you found them equal",
     "both_bad": "you found both bad",
 }
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """`models` and `answers` stand as they were chosen; `order[place]` is the number of the one shown there.
+    """`models` and `answers` are in the order chosen; `order[place]` is the number of the one shown there.
 
-    `vote` is one for a place: a is the left, b the right.
+    `vote` is for a place: a is the left, b the right.
     """
 
     id: str
@@ -35,12 +35,12 @@ class Comparison:
 
     @property
     def votable(self) -> bool:
-        """Two whole answers, and no vote yet."""
+        """Two complete answers, and no vote yet."""
         return self.over and len(self.answers) == 2 and self.vote is None and all(map(is_whole, self.answers))
 
     @property
     def named(self) -> bool:
-        """Whether names may be seen: always unless blind, and then once a vote was given or none can be."""
+        """True if names may be shown: always unless blind; then after the vote, or when none is possible."""
         return not self.blind or (self.over and not self.votable)
 
     def at(self, place: int) -> Turn:
@@ -61,7 +61,7 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Session:
-    """What a tester compares: `asked` of the set's prompts were asked, `due` says that the next one is to be."""
+    """A tester's comparisons: `asked` prompts of the set were asked; `due` if the next one should follow."""
 
     prompts: tuple[Prompt, ...] = ()
     asked: int = 0
@@ -74,32 +74,32 @@ class Session:
         return replace(self, comparison=comparison, due=False)
 
     def voted(self, vote: str) -> "Session":
-        """With a vote on what is shown that the server has taken."""
+        """With a vote on the current comparison, which the server has accepted."""
         comparison = self.comparison
         if comparison is None or not comparison.votable:
             return self
         versions = [version_of(answer) for answer in comparison.answers]
-        given = Vote(versions[0], versions[1], choice_of(vote, comparison.order), comparison.blind)
+        counted = Vote(versions[0], versions[1], choice_of(vote, comparison.order), comparison.blind)
         return replace(
             self,
             comparison=replace(comparison, vote=vote),
-            votes=(*self.votes, given),
+            votes=(*self.votes, counted),
             notice=revealed(comparison, vote),
             due=self.asked < len(self.prompts),
         )
 
     @property
     def progress(self) -> str:
-        """Where one is in the set, in words; nothing without one."""
+        """The progress in the set, in words; empty without a set."""
         if not self.prompts:
             return ""
         if self.asked == len(self.prompts) and self.comparison and self.comparison.over and not self.comparison.votable:
-            return f"All {len(self.prompts)} prompts are through."
+            return f"All {len(self.prompts)} prompts are done."
         return f"{self.asked} of {len(self.prompts)}"
 
 
 def is_whole(answer: Turn) -> bool:
-    """An answer that came to its end, and has the id that a vote names."""
+    """True for a complete answer with the id that a vote needs."""
     details = answer.details
     ended = details.get("usage") or details.get("finish") not in (None, "stopped", "error")
     return bool(answer.completion_id and ended) and not details.get("error") and not details.get("under_way")
@@ -110,7 +110,7 @@ def version_of(answer: Turn) -> str:
 
 
 def revealed(comparison: Comparison, vote: str) -> str:
-    """What was voted, and which version stood where."""
+    """The vote, and the versions behind the places."""
     left, right = (version_of(comparison.at(place)) for place in range(2))
-    same = " That is the same version twice, which tells nothing." if left == right else ""
-    return f"Your last vote: {SAID[vote]}. {PLACES[0]} was {left}, {PLACES[1]} was {right}.{same}"
+    same = " Both are the same version, so the vote is not counted." if left == right else ""
+    return f"Your last vote: {VOTE_WORDS[vote]}. {PLACES[0]} was {left}, {PLACES[1]} was {right}.{same}"

@@ -1,4 +1,4 @@
-"""A set of prompts to work through: lines of text, or JSON lines with `messages` or `prompt`."""
+"""A set of prompts: lines of text, or JSON lines with `messages` or `prompt`."""
 
 import json
 from pathlib import Path
@@ -12,7 +12,7 @@ Prompt = tuple[dict[str, Any], ...]
 
 
 class PromptsError(Exception):
-    """What was given is no set of prompts; the message says where and why."""
+    """The input is not a set of prompts; the message says where and why."""
 
 
 def asked(text: str) -> Prompt:
@@ -28,9 +28,9 @@ def prompts_of(lines: str, file: str | None) -> tuple[Prompt, ...]:
     """
     prompts = [*prompts_of_lines(lines), *(prompts_of_file(Path(file)) if file else ())]
     if not prompts:
-        raise PromptsError("There are no prompts: write one a line, or choose a file.")
+        raise PromptsError("There are no prompts. Write one per line, or choose a file.")
     if len(prompts) > MOST_PROMPTS:
-        raise PromptsError(f"{len(prompts)} prompts are more than the {MOST_PROMPTS} that are taken at once.")
+        raise PromptsError(f"{len(prompts)} prompts are more than the limit of {MOST_PROMPTS}.")
     return tuple(prompts)
 
 
@@ -39,13 +39,13 @@ def prompts_of_lines(text: str) -> list[Prompt]:
 
 
 def prompts_of_file(path: Path) -> list[Prompt]:
-    """JSON lines if it is named so, else a prompt a line."""
+    """The prompts of a .jsonl file, or of a text file with one per line."""
     if path.stat().st_size > LARGEST_FILE:
         raise PromptsError(f"{path.name} is larger than {LARGEST_FILE // 1_000_000} MB.")
     try:
         text = path.read_text("utf-8-sig")
     except UnicodeDecodeError:
-        raise PromptsError(f"{path.name} is not text in UTF-8.") from None
+        raise PromptsError(f"{path.name} is not UTF-8 text.") from None
     if path.suffix.lower() != ".jsonl":
         return prompts_of_lines(text)
     numbered = enumerate(text.split("\n"), 1)
@@ -53,21 +53,21 @@ def prompts_of_file(path: Path) -> list[Prompt]:
 
 
 def prompt_of_row(line: str, where: str) -> Prompt:
-    """The messages of a row up to the last that asks: the answer of a row to train on is left out."""
+    """The messages of a row up to the last question; the answer of a training row is left out."""
     try:
         row = json.loads(line)
     except ValueError:
-        raise PromptsError(f"{where}: this is not JSON.") from None
-    given = (row.get("messages") or row.get("prompt")) if isinstance(row, dict) else None
-    if isinstance(given, str) and given.strip():
-        return asked(given)
-    if not isinstance(given, list) or not given or not all(map(is_message, given)):
-        raise PromptsError(f'{where}: it needs "messages", each with a role and a content, or a "prompt".')
-    while given and given[-1]["role"] == "assistant":
-        given = given[:-1]
-    if not any(message["role"] == "user" for message in given):
-        raise PromptsError(f"{where}: nobody asks anything in these messages.")
-    return tuple({"role": message["role"], "content": message["content"]} for message in given)
+        raise PromptsError(f"{where}: is not JSON.") from None
+    messages = (row.get("messages") or row.get("prompt")) if isinstance(row, dict) else None
+    if isinstance(messages, str) and messages.strip():
+        return asked(messages)
+    if not isinstance(messages, list) or not messages or not all(map(is_message, messages)):
+        raise PromptsError(f'{where}: needs "messages", each with a role and a content, or a "prompt".')
+    while messages and messages[-1]["role"] == "assistant":
+        messages = messages[:-1]
+    if not any(message["role"] == "user" for message in messages):
+        raise PromptsError(f"{where}: has no question in its messages.")
+    return tuple({"role": message["role"], "content": message["content"]} for message in messages)
 
 
 def is_message(message: Any) -> bool:
@@ -75,7 +75,7 @@ def is_message(message: Any) -> bool:
 
 
 def as_text(prompt: Prompt) -> str:
-    """A prompt to read: the question alone, or who says what."""
+    """A prompt as text: the question alone, or all messages with their roles."""
     if len(prompt) == 1:
         return str(prompt[0]["content"])
     return "\n\n".join(f"{message['role'].capitalize()}: {message['content']}" for message in prompt)

@@ -1,4 +1,4 @@
-"""The compare tab: one question to several voices at once, names hidden if wanted, votes and where they stand."""
+"""The compare tab: one question to several voices at once, blind if wanted, with votes and win rates."""
 
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, replace
@@ -8,8 +8,8 @@ from typing import Any
 import gradio as gr
 
 from ..api import Api, ApiError
-from ..markup import told_badly
-from ..shell import LATEST, QUIET, Shell, told, voice_choices, warn
+from ..markup import failure
+from ..shell import LATEST, QUIET, Shell, error_text, voice_choices, warn
 from ..sides import Halt
 from .asking import Asking, asked_with, compared
 from .blind import PLACES
@@ -19,29 +19,29 @@ from .view import CompareView, shown
 from .votes import LEAVE_THE_TEXT, vote_of
 
 TOO_FEW = "Choose two to four voices to compare."
-NO_VOICE = "No voice answers yet. The server may still be starting: reload the voices shortly."
+NO_VOICE = "No voice is available yet. The server may still be starting: reload the voices shortly."
 
 
 @dataclass(frozen=True)
 class Compare:
-    """What the tab does when something is clicked; `random` shuffles what is compared blind."""
+    """Handlers of the tab; `random` shuffles blind comparisons."""
 
     shell: Shell
     random: Random
 
     async def load(self, chosen: list[str] | None, key: str, admin: str) -> Any:
-        """The voices to choose from; the first two are chosen where nothing is."""
+        """The voices to choose from; the first two are the default."""
         api = self.shell.api(key)
         try:
             cards = await api.models()
         except ApiError as error:
-            return gr.skip(), gr.update(value=told_badly(f"The voices cannot be listed. {told(error)}"), visible=True)
+            return gr.skip(), gr.update(value=failure(f"Cannot list the voices. {error_text(error)}"), visible=True)
         voices = voice_choices(cards)
         chosen = chosen or [model for _, model in voices[:2]]
         choices = [*voices, *((version, version) for version in await versions_of(self.shell.api(admin), cards))]
-        known = {model for _, model in choices}
-        choices += [(model, model) for model in chosen if model not in known]
-        return gr.update(choices=choices, value=chosen), gr.update(value=told_badly(NO_VOICE), visible=not voices)
+        listed = {model for _, model in choices}
+        choices += [(model, model) for model in chosen if model not in listed]
+        return gr.update(choices=choices, value=chosen), gr.update(value=failure(NO_VOICE), visible=not voices)
 
     async def ask(self, text: str, session: Session, halt: Halt, *asking: Any) -> AsyncIterator[Any]:
         if not text.strip():
@@ -54,11 +54,11 @@ class Compare:
     async def start(
         self, lines: str, file: str | None, session: Session, halt: Halt, *asking: Any
     ) -> AsyncIterator[Any]:
-        """Take a new set, and ask its first prompt."""
+        """Start a new set with its first prompt."""
         try:
             session = replace(session, prompts=prompts_of(lines, file), asked=0)
         except PromptsError as error:
-            gr.Warning(str(error), title="No set of prompts")
+            gr.Warning(str(error), title="Prompts")
             yield gr.skip()
             return
         async for update in self.following(session, halt, *asking):
@@ -89,7 +89,7 @@ class Compare:
             yield update
 
     async def compare(self, prompt: Prompt, session: Session, halt: Halt, asking: Asking) -> AsyncIterator[list[Any]]:
-        """Ask all voices at once; every update is what the tab shows then."""
+        """Ask all voices at once; every update has values for `CompareView.outputs`."""
         if not 2 <= len(asking.models) <= len(PLACES):
             raise gr.Error(TOO_FEW, title="Not enough voices")
         comparison = asking.comparison(prompt, self.random)
@@ -97,20 +97,20 @@ class Compare:
             yield shown(moment)
 
     async def stop(self, halt: Halt) -> None:
-        """What is under way ends by itself, so that nothing of it comes after."""
+        """End the running answers by their own signal, so that nothing of them arrives later."""
         halt.now()
 
     async def vote(self, session: Session, key: str, tester: str, event: gr.EventData) -> Any:
-        """Give a vote to the server; names are shown once it has it."""
-        comparison, given = session.comparison, vote_of(event)
+        """Send a vote to the server, and show the names then."""
+        comparison, choice = session.comparison, vote_of(event)
         if comparison is None or not comparison.votable:
             return shown(session)
         try:
-            await self.shell.api(key).post("/v1/feedback", comparison.preference(given, tester))
+            await self.shell.api(key).post("/v1/feedback", comparison.preference(choice, tester))
         except ApiError as error:
             warn(error)
             return shown(session)
-        return shown(session.voted(given))
+        return shown(session.voted(choice))
 
 
 def compare_tab(shell: Shell, page: gr.Blocks, tab: gr.Tab) -> None:
@@ -134,11 +134,11 @@ def compare_tab(shell: Shell, page: gr.Blocks, tab: gr.Tab) -> None:
 
 
 async def versions_of(api: Api, cards: list[dict[str, Any]]) -> list[str]:
-    """Versions that can be asked for by their id: those of rollouts, and with an admin key all that are ready."""
-    found = {part["version"] for card in cards for part in card.get("versions") or ()}
+    """Versions that answer under their id: those of rollouts, and with an admin key all that are ready."""
+    versions = {part["version"] for card in cards for part in card.get("versions") or ()}
     try:
         adapters = (await api.get("/admin/adapters"))["adapters"]
     except ApiError:
         adapters = []
-    found |= {one["version"] for adapter in adapters for one in adapter["versions"] if one["state"] == "ready"}
-    return sorted(found)
+    versions |= {one["version"] for adapter in adapters for one in adapter["versions"] if one["state"] == "ready"}
+    return sorted(versions)

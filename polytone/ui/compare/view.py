@@ -1,4 +1,4 @@
-"""The components of the compare tab, and what they show of a session."""
+"""The components of the compare tab, and their values for a session."""
 
 from dataclasses import dataclass, replace
 from typing import Any
@@ -6,26 +6,26 @@ from typing import Any
 import gradio as gr
 
 from ..answer import footer
-from ..markup import heading, joined, paragraph, told_badly, told_well
+from ..markup import failure, heading, joined, paragraph, success
 from ..sampling import sampling_fields
 from ..sides import Halt
 from .blind import PLACES
 from .comparison import Comparison, Session, version_of
 from .prompts import as_text
 from .votes import Votes
-from .win_rate import win_rate
+from .win_rate import win_rate_panel
 
-LOADING = "The voices are being listed."
-WELCOME = "Choose two to four voices and ask something: the answers come side by side."
-HIDDEN = "name hidden until your vote"
-FAILED = "This side failed. The reason is shown when the other side has answered."
-BLIND = "Of two voices, names are hidden until your vote."
-VERSIONS = "A pinned version such as acme@3f2a91c0de12 can be typed."
+LOADING = "Loading the voices."
+WELCOME = "Choose two to four voices and ask a question: the answers appear side by side."
+HIDDEN = "name hidden until you vote"
+FAILED = "This answer failed. The reason is shown when the other one is complete."
+BLIND = "With two voices, names are hidden until you vote."
+VERSIONS = "You can also type a version, such as acme@3f2a91c0de12."
 
 
 @dataclass(frozen=True)
 class Side:
-    """One answer's column."""
+    """The column of an answer."""
 
     column: gr.Column
     head: gr.HTML
@@ -47,7 +47,7 @@ class Side:
 
 @dataclass(frozen=True)
 class CompareView:
-    """`state` is the tester's session, `halt` ends what it has under way."""
+    """`state` is the tester's session; `halt` ends its running answers."""
 
     state: gr.State
     halt: gr.State
@@ -69,7 +69,7 @@ class CompareView:
     prompt: gr.Textbox
     sides: tuple[Side, ...]
     votes: Votes
-    standing: gr.HTML
+    win_rate: gr.HTML
 
     @classmethod
     def build(cls) -> "CompareView":
@@ -92,7 +92,7 @@ class CompareView:
             box = gr.Textbox(
                 "",
                 label="Question",
-                placeholder="Ask all of them the same",
+                placeholder="Ask all voices the same question",
                 max_lines=8,
                 scale=4,
                 min_width=260,
@@ -102,9 +102,9 @@ class CompareView:
             stop = gr.Button("Stop", visible=False, scale=0, min_width=110)
         with gr.Accordion("A set of prompts", open=False):
             with gr.Row():
-                lines = gr.Textbox("", label="Prompts, one a line", lines=5, max_lines=12, scale=2, min_width=260)
+                lines = gr.Textbox("", label="Prompts, one per line", lines=5, max_lines=12, scale=2, min_width=260)
                 file = gr.File(
-                    label="Or a file: .txt with a prompt a line, .jsonl with messages or a prompt",
+                    label="Or a file: .txt with one prompt per line, .jsonl with messages or a prompt",
                     file_types=[".txt", ".jsonl"],
                     height=150,
                     min_width=260,
@@ -112,18 +112,18 @@ class CompareView:
             start = gr.Button("Start with the first prompt", variant="primary")
         with gr.Accordion("Settings", open=False):
             sampling = sampling_fields()
-            by_key = gr.Checkbox(True, label="Vote by key")
+            by_key = gr.Checkbox(True, label="Vote with keys")
         notice = gr.HTML(paragraph(WELCOME, "hint"), elem_id="compare-notice")
         with gr.Row(elem_id="compare-progress"):
             progress = gr.Markdown(visible=False, elem_id="progress")
             following = gr.Button("Next prompt", visible=False, scale=0, min_width=160)
-            again = gr.Button("Ask this again", visible=False, scale=0, min_width=170)
-        prompt = gr.Textbox("", label="Asked", interactive=False, max_lines=8, visible=False, elem_id="asked")
+            again = gr.Button("Ask again", visible=False, scale=0, min_width=170)
+        prompt = gr.Textbox("", label="Prompt", interactive=False, max_lines=8, visible=False, elem_id="prompt")
         with gr.Row(elem_id="sides"):
             sides = tuple(Side.build(place) for place in range(len(PLACES)))
         votes = Votes.build(by_key)
-        with gr.Accordion("Standing in this session", open=True):
-            table = gr.HTML(win_rate(()), elem_id="standing")
+        with gr.Accordion("Win rates in this session", open=True):
+            table = gr.HTML(win_rate_panel(()), elem_id="win-rate")
         head = (
             gr.State(Session()),
             gr.State(Halt()),
@@ -143,24 +143,24 @@ class CompareView:
 
     @property
     def asking(self) -> list[Any]:
-        """What a prompt is asked with, in the order of `Asking`."""
+        """Settings for a prompt, in the order of `Asking`."""
         return [self.models, self.blind, *self.sampling]
 
     @property
     def outputs(self) -> list[Any]:
-        """What `shown` gives values for."""
+        """The outputs of `shown`."""
         course = [self.ask, self.stop, self.notice, self.progress, self.following, self.again, self.prompt]
         sides = [component for side in self.sides for component in side.outputs]
-        return [self.state, *course, *sides, self.votes.row, self.standing]
+        return [self.state, *course, *sides, self.votes.row, self.win_rate]
 
 
 def shown(session: Session) -> list[Any]:
-    """The view of a session, for `CompareView.outputs`."""
+    """Values for `CompareView.outputs`."""
     comparison = session.comparison
     busy = comparison is not None and not comparison.over
     stuck = comparison is not None and comparison.over and not comparison.votable and comparison.vote is None
     progress = session.progress
-    notice = told_well(session.notice) if session.notice else paragraph(WELCOME, "hint")
+    notice = success(session.notice) if session.notice else paragraph(WELCOME, "hint")
     return [
         session,
         gr.update(interactive=not busy),
@@ -172,16 +172,16 @@ def shown(session: Session) -> list[Any]:
         gr.update(value=as_text(comparison.prompt) if comparison else "", visible=comparison is not None),
         *(update for place in range(len(PLACES)) for update in side(comparison, place)),
         gr.update(visible=comparison is not None and comparison.votable),
-        win_rate(session.votes),
+        win_rate_panel(session.votes),
     ]
 
 
 def side(comparison: Comparison | None, place: int) -> list[Any]:
-    """One column: in a blind comparison nothing in it says which model it is."""
+    """Values for a column. In a blind comparison nothing in it names the model."""
     if comparison is None or place >= len(comparison.answers):
         return [gr.update(visible=False), "", gr.update(value=""), ""]
     answer = comparison.at(place)
-    head, text = PLACES[place], answer.content or ("…" if answer.details.get("under_way") else "*Nothing was said.*")
+    head, text = PLACES[place], answer.content or ("…" if answer.details.get("under_way") else "*Empty answer.*")
     error = answer.details.get("error")
     if not comparison.named:
         answer = replace(answer, details={**answer.details, "version": HIDDEN})
@@ -190,5 +190,5 @@ def side(comparison: Comparison | None, place: int) -> list[Any]:
         head = f"{head}: {version_of(answer)}"
     facts = paragraph(footer(answer), "hint")
     if error:
-        text, facts = answer.content, joined(told_badly(f"No answer: {error}"), facts)
+        text, facts = answer.content, joined(failure(f"No answer: {error}"), facts)
     return [gr.update(visible=True), heading(head), gr.update(value=text, visible=bool(text)), facts]

@@ -1,4 +1,4 @@
-"""The four votes on a pair: as buttons, and by key."""
+"""The four votes on a pair, as buttons and keys."""
 
 from dataclasses import dataclass
 
@@ -7,7 +7,7 @@ import gradio as gr
 from .blind import VOTES
 
 WORDS = {"a": "A is better (a)", "b": "B is better (b)", "tie": "Tie (t)", "both_bad": "Both bad (x)"}
-HINT = "By click, or by the key in brackets while no text box has the focus."
+HINT = "Click, or press the key in brackets while no text box is focused."
 LISTEN = """() => {
   if (window.polytoneVotes) return;
   window.polytoneVotes = {on: true};
@@ -38,11 +38,11 @@ class Votes:
         return cls(row, buttons, by_key)
 
     def listen(self, page: gr.Blocks) -> None:
-        """Take keys; who dictates or types in other ways can turn that off."""
+        """Listen for keys; testers who dictate can turn that off."""
         page.load(None, js=LISTEN)
         self.by_key.change(None, self.by_key, js=SWITCH)
 
 
 def vote_of(event: gr.EventData) -> str:
-    """Which vote a click on one of the buttons is."""
+    """The vote of a click on one of the buttons."""
     return str(event.target.elem_id).removeprefix("vote-")

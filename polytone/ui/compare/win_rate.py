@@ -1,17 +1,18 @@
-"""How two versions stand against each other after some votes, and how sure that is."""
+"""Win rates of versions against each other, with intervals."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
 from math import sqrt
 
-from polytone.ui.markup import Safe, joined, listing, paragraph, table
+from ..markup import Html, joined, listing, paragraph, table
+from ..wording import counted
 
 NORMAL_95 = 1.959964
-NONE_YET = "No votes yet. Compare two voices, and vote for the better answer."
+NONE_YET = "No votes yet. Compare two voices and vote for the better answer."
 HEADERS = ("Version", "Against", "Won", "Lost", "Tie", "Both bad", "Win rate", "95 % interval")
 CAPTION = (
-    "Ties and votes for both bad count for neither side: the win rate is of the decided votes. The interval (Wilson) "
-    "is for a number of prompts set beforehand; who stops at the first difference finds one too often."
+    'The win rate counts decided votes only, without ties and "both bad". The interval (Wilson) assumes that you chose '
+    "the number of prompts beforehand; stopping at the first difference finds one too often."
 )
 
 
@@ -27,7 +28,7 @@ class Vote:
 
 @dataclass(frozen=True)
 class Tally:
-    """The votes on a pair of versions, blind or not, as `first` sees them."""
+    """The votes on a pair of versions, blind or not, counted for `first`."""
 
     first: str
     second: str
@@ -48,24 +49,24 @@ class Tally:
         return Tally(self.first, self.second, self.blind, *counts)
 
 
-def win_rate(votes: Iterable[Vote]) -> Safe:
-    """A table of the pairs, and a sentence for each."""
-    found = tallies(votes)
-    if not found:
+def win_rate_panel(votes: Iterable[Vote]) -> Html:
+    """A table of all pairs, and a sentence for each."""
+    counts = tallies(votes)
+    if not counts:
         return paragraph(NONE_YET, "hint")
-    rows = table("Votes in this session", HEADERS, map(row, found))
-    return joined(rows, listing(map(sentence, found)), paragraph(CAPTION, "hint"))
+    rows = table("Votes in this session", HEADERS, map(row, counts))
+    return joined(rows, listing(map(sentence, counts)), paragraph(CAPTION, "hint"))
 
 
 def tallies(votes: Iterable[Vote]) -> list[Tally]:
-    """Every pair once, whichever was chosen first; a version against itself says nothing and is left out."""
-    found: dict[tuple[frozenset[str], bool], Tally] = {}
+    """Every pair once, in whichever order it was chosen; a version against itself is left out."""
+    by_pair: dict[tuple[frozenset[str], bool], Tally] = {}
     for vote in votes:
         if vote.a == vote.b:
             continue
         pair = (frozenset({vote.a, vote.b}), vote.blind)
-        found[pair] = found.get(pair, Tally(vote.a, vote.b, vote.blind)).with_vote(vote)
-    return list(found.values())
+        by_pair[pair] = by_pair.get(pair, Tally(vote.a, vote.b, vote.blind)).with_vote(vote)
+    return list(by_pair.values())
 
 
 def row(tally: Tally) -> tuple[object, ...]:
@@ -74,32 +75,32 @@ def row(tally: Tally) -> tuple[object, ...]:
     if not tally.decided:
         return (tally.first, against, *counts, "none", "none")
     low, high = wilson(tally.won, tally.decided)
-    rate = f"{percent(tally.won / tally.decided)} %"
-    return (tally.first, against, *counts, rate, f"{percent(low)}-{percent(high)} %")
+    rate = f"{100 * tally.won / tally.decided:.0f} %"
+    return (tally.first, against, *counts, rate, interval(low, high))
 
 
 def sentence(tally: Tally) -> str:
-    """Who is ahead, by how much, and whether that tells the two apart."""
+    """The version that is ahead, by how much, and if the votes are enough to tell the two apart."""
     ahead, behind, won = tally.first, tally.second, tally.won
     if tally.lost > tally.won:
         ahead, behind, won = behind, ahead, tally.lost
     if not tally.decided:
-        return f"{ahead} and {behind}: no vote has decided between them yet."
+        return f"{ahead} and {behind}: no decided vote yet."
     low, high = wilson(won, tally.decided)
-    apart = "that tells them apart" if low > 0.5 else "that does not tell them apart yet"
+    clear = "a clear difference" if low > 0.5 else "not a clear difference yet"
     return (
-        f"{ahead} won {won} of {tally.decided} decided against {behind}, "
-        f"95 % interval {percent(low)}-{percent(high)} %; {apart}."
+        f"{ahead} won {won} of {counted(tally.decided, 'decided vote')} against {behind}, "
+        f"95 % interval {interval(low, high)}: {clear}."
     )
 
 
 def wilson(won: int, of: int) -> tuple[float, float]:
-    """The 95 % interval of a share, by Wilson's score: it holds for few votes, and at none and all."""
+    """The 95 % interval of a share by Wilson's score, which holds for few votes and for shares of 0 and 1."""
     share, square = won / of, NORMAL_95**2
     middle = share + square / (2 * of)
     half = NORMAL_95 * sqrt(share * (1 - share) / of + square / (4 * of**2))
     return max((middle - half) / (1 + square / of), 0.0), min((middle + half) / (1 + square / of), 1.0)
 
 
-def percent(share: float) -> int:
-    return round(100 * share)
+def interval(low: float, high: float) -> str:
+    return f"{100 * low:.0f}-{100 * high:.0f} %"

@@ -1,4 +1,4 @@
-"""What happened over time, out of GET /admin/activity: totals in words and the series that are drawn."""
+"""Traffic over time, from GET /admin/activity: totals in words, and series for charts."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -6,13 +6,13 @@ from datetime import UTC, datetime, timedelta
 from typing import TypeAlias
 
 from ..api import Api, Json
-from ..markup import Safe, escaped, joined, paragraph, table
+from ..markup import Html, joined, paragraph, table
 
 Row: TypeAlias = tuple[float, float | None, str]  # milliseconds since 1970, a number, a version
 
 DRAWN = 8
 COLOURS = ("#0d9488", "#ea7317", "#7c6cf0", "#d6498b", "#2f86d6", "#5f9e2f", "#b8901a", "#7d8590")  # on light and dark
-CUT = "These are more answers than the server counts at once: only the newest are counted. Choose a shorter period."
+CUT = "There are more answers than the server counts at once, so only the newest are counted. Choose a shorter period."
 HEADERS = (
     "Version",
     "Answers",
@@ -27,7 +27,7 @@ HEADERS = (
 
 @dataclass(frozen=True)
 class Period:
-    """How far to look back, in steps of so many seconds."""
+    """A period up to now, in steps of `step` seconds."""
 
     label: str
     seconds: int
@@ -45,7 +45,7 @@ PERIODS = (
 
 @dataclass(frozen=True)
 class Activity:
-    """Totals of versions, busiest first, and their series; `cut` if the server counted the newest answers only."""
+    """Totals of versions, busiest first, and their series; `cut` if the server counted only the newest answers."""
 
     period: Period
     since: datetime
@@ -55,12 +55,12 @@ class Activity:
     cut: bool = False
 
     def of(self, voice: str | None) -> "Activity":
-        """Of one voice, or of all."""
+        """The activity of one voice, or of all."""
         return replace(self, totals=of_voice(self.totals, voice), series=of_voice(self.series, voice))
 
     @property
     def drawn(self) -> list[Json]:
-        """The series that the diagrams have room and colours for, in the order of the totals."""
+        """The series that the charts have colours for, in the order of the totals."""
         by_version = {one["version"]: one for one in self.series}
         return [by_version[one["version"]] for one in self.totals[:DRAWN] if one["version"] in by_version]
 
@@ -72,15 +72,15 @@ class Activity:
 async def read_activity(api: Api, period: Period, now: datetime | None = None) -> Activity:
     """The server counts twice: over the whole period, so that medians are medians, and step by step."""
     since, until = window(period, now or datetime.now(UTC))
-    asked = {"since": since.isoformat(), "until": until.isoformat()}
-    whole = await api.get("/admin/activity", **asked, buckets=1)
-    steps = await api.get("/admin/activity", **asked, buckets=period.seconds // period.step)
+    period_of = {"since": since.isoformat(), "until": until.isoformat()}
+    whole = await api.get("/admin/activity", **period_of, buckets=1)
+    steps = await api.get("/admin/activity", **period_of, buckets=period.seconds // period.step)
     totals = sorted(map(total_of, whole["versions"]), key=requests_of, reverse=True)
     return Activity(period, since, until, totals, steps["versions"], bool(whole.get("cut")))
 
 
 def window(period: Period, now: datetime) -> tuple[datetime, datetime]:
-    """From whole step to whole step, the present one included."""
+    """Whole steps, the current one included."""
     until = datetime.fromtimestamp((now.timestamp() // period.step + 1) * period.step, UTC)
     return until - timedelta(seconds=period.seconds), until
 
@@ -90,15 +90,15 @@ def of_voice(versions: list[Json], voice: str | None) -> list[Json]:
 
 
 def total_of(version: Json) -> Json:
-    """The one bucket that a version has; an empty one where nothing happened."""
+    """The only bucket of a version; an empty one if nothing happened."""
     point: Json = next(iter(version["points"]), {})
     return {"version": version["version"], "adapter": version["adapter"], "answers": 0, **point}
 
 
-def totals_table(activity: Activity) -> Safe:
-    """What happened, version by version; its colours are the diagrams' legend."""
+def totals_table(activity: Activity) -> Html:
+    """Traffic by version; its colours are the legend of the charts."""
     if not activity.totals:
-        return paragraph(f"Nobody asked for anything in the last {activity.period.label}.", "empty")
+        return paragraph(f"No requests in the last {activity.period.label}.", "empty")
     colours, rows = activity.colours, []
     for one in activity.totals:
         rows.append(
@@ -113,14 +113,14 @@ def totals_table(activity: Activity) -> Safe:
                 thumbs_words(one),
             )
         )
-    made = table(f"The last {activity.period.label}, version by version", HEADERS, rows)
-    return joined(paragraph(CUT, "hint"), made) if activity.cut else made
+    totals = table(f"The last {activity.period.label} by version", HEADERS, rows)
+    return joined(paragraph(CUT, "hint"), totals) if activity.cut else totals
 
 
-def chip(version: str, colour: str | None) -> Safe:
+def chip(version: str, colour: str | None) -> Html:
     if colour is None:
-        return Safe(f"{escaped(version)} <small>(not drawn)</small>")
-    return Safe(f'<span class="chip" style="background:{colour}" aria-hidden="true"></span>{escaped(version)}')
+        return Html("{} <small>(not drawn)</small>").format(version)
+    return Html('<span class="chip" style="background:{}" aria-hidden="true"></span>{}').format(colour, version)
 
 
 def errors_words(point: Json) -> str:
@@ -158,7 +158,7 @@ def counted_rows(activity: Activity, *fields: str) -> list[Row]:
 
 
 def measured_rows(activity: Activity, field: str) -> list[Row]:
-    """A number in each step, for lines: level over its step, and broken where there is none."""
+    """A number in each step, for lines: constant over the step, with a gap where there is none."""
     return [row for series in activity.drawn for row in levels(activity, series, field)]
 
 
@@ -177,7 +177,7 @@ def levels(activity: Activity, series: Json, field: str) -> Iterator[Row]:
 
 
 def value_of(point: Json, field: str) -> float | None:
-    """A field, or the share of thumbs that point up, in percent."""
+    """A field, or the share of thumbs up, in percent."""
     if field != "thumbs":
         value = point.get(field)
         return None if value is None else float(value)

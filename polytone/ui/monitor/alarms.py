@@ -1,4 +1,4 @@
-"""The alarms that stand, each with a button that ends it."""
+"""The active alarms, each with a button to acknowledge it."""
 
 from dataclasses import dataclass
 from functools import partial
@@ -15,14 +15,14 @@ from .drift import NO_ALARM, acknowledge, alarm_panel, signal_words
 
 @dataclass(frozen=True)
 class Alarms:
-    """`standing` is what GET /admin/drift gave last; None before it was asked, or where it refused."""
+    """`active` are the alarms of the last GET /admin/drift; None before it, or if it was refused."""
 
-    standing: gr.State
+    active: gr.State
     confirmation: Confirmation
 
     @classmethod
     def build(cls) -> "Alarms":
-        standing = gr.State()
+        active = gr.State()
 
         def show(alarms: list[Json] | None) -> None:
             if alarms is not None and not alarms:
@@ -30,9 +30,9 @@ class Alarms:
             for alarm in alarms or ():
                 show_alarm(alarm, confirmation)
 
-        gr.render(inputs=[standing], triggers=[standing.change], show_progress="hidden")(show)
+        gr.render(inputs=[active], triggers=[active.change], show_progress="hidden")(show)
         confirmation = Confirmation.build()
-        return cls(standing, confirmation)
+        return cls(active, confirmation)
 
     def wire(self, shell: Shell) -> Any:
         return self.confirmation.wire(shell)

@@ -1,4 +1,4 @@
-"""The diagrams of the monitor: one colour a version, and the table above them is their legend."""
+"""The charts of the monitor: a colour for every version, explained by the table above them."""
 
 from dataclasses import dataclass, fields
 from typing import Any
@@ -9,7 +9,7 @@ from .activity import Activity, Row, counted_rows, measured_rows
 
 HEIGHT = 240
 DAY = 86_400
-X_TITLE = "time, in this browser's zone"
+X_TITLE = "time, in your time zone"
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Charts:
             slow = chart(gr.LinePlot, "slow", "First token, 95th percentile")
         with gr.Row(elem_classes="charts"):
             tokens = chart(gr.BarPlot, "tokens", "Tokens, read and written")
-            thumbs = chart(gr.LinePlot, "thumbs", "Thumbs that point up", [0, 100])
+            thumbs = chart(gr.LinePlot, "thumbs", "Thumbs up", [0, 100])
         return cls(requests, errors, median, slow, tokens, thumbs)
 
     @property
@@ -56,7 +56,7 @@ def chart(kind: Any, name: str, title: str, limits: list[float | None] | None = 
 
 
 def drawn(activity: Activity) -> tuple[Any, ...]:
-    """What the diagrams show, for `Charts.outputs`; those with nothing to show are left out."""
+    """Values for `Charts.outputs`; charts with nothing to show are hidden."""
     step = f"in {activity.period.step_words}" if activity.period.step_words[0].isdigit() else "in a minute"
     return (
         bars(activity, f"requests {step}", "answers", "errors"),
@@ -83,7 +83,7 @@ def lines(activity: Activity, unit: str, field: str) -> Any:
 
 
 def plotted(rows: list[Row], mark: str) -> dict[str, Any]:
-    """As Gradio's plots send it to the browser. It would make it of a DataFrame in ways that pandas gives up."""
+    """Rows as Gradio's plots send them to the browser; its conversion of a DataFrame uses what pandas deprecates."""
     types = {"time": "temporal", "value": "quantitative", "version": "nominal"}
     return {"columns": list(types), "data": [list(row) for row in rows], "datatypes": types, "mark": mark}
 

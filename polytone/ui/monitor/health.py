@@ -1,23 +1,23 @@
-"""What GET /readyz says, for people."""
+"""The health of the server, from GET /readyz, in words."""
 
 from ..api import Api, ApiError
-from ..markup import Safe, told_badly, told_well
+from ..markup import Html, failure, success
 
-READY = "The server is ready: its engine answers, and every published version was tried."
-UNREACHABLE = "Nothing can be said of its engine. Is it running? Press Refresh to look again."
-NOT_READY = "Until it is, requests are refused or wait. Polytone goes on by itself; press Refresh to look again."
+READY = "The server is ready: its engine answers, and it has tried to load every published version."
+UNREACHABLE = "Is it running? Press Refresh to check again."
+NOT_READY = "Requests wait or are refused until it recovers. Press Refresh to check again."
 
 
-async def read_health(api: Api) -> Safe:
+async def read_health(api: Api) -> Html:
     try:
         await api.get("/readyz")
     except ApiError as error:
         return health_words(error)
-    return told_well(READY)
+    return success(READY)
 
 
-def health_words(error: ApiError) -> Safe:
-    """Why the server is not ready: its engine, its database, voices that are being loaded, or that it is not there."""
+def health_words(error: ApiError) -> Html:
+    """The reason why the server is not ready: engine, database, voices still loading, or no server at all."""
     if error.code == "unreachable":
-        return told_badly(f"{error.message} {UNREACHABLE}")
-    return told_badly(f"The server is not ready: {error.message.rstrip('.')}. {NOT_READY}")
+        return failure(f"{error.message} {UNREACHABLE}")
+    return failure(f"The server is not ready: {error.message.rstrip('.')}. {NOT_READY}")

@@ -1,4 +1,4 @@
-"""The monitor tab: is the server well, what happened over time, and do the voices still say what they said."""
+"""The monitor tab: health, traffic over time, drift and alarms."""
 
 import asyncio
 from collections.abc import Awaitable
@@ -8,8 +8,8 @@ from typing import Any, TypeVar
 import gradio as gr
 
 from ..api import Api, ApiError, Json
-from ..markup import heading, paragraph, told_badly
-from ..shell import LATEST, QUIET, Shell, told
+from ..markup import failure, heading, paragraph
+from ..shell import LATEST, QUIET, Shell, error_text
 from .activity import PERIODS, Activity, of_voice, read_activity, totals_table
 from .alarms import Alarms
 from .charts import Charts, drawn, nothing_drawn
@@ -18,8 +18,8 @@ from .health import read_health
 
 T = TypeVar("T")
 EVERY_SECONDS = 30
-ALL = "all of them"
-WAIT = "Loading."
+ALL = "all voices"
+LOADING = "Loading."
 
 
 def monitor_tab(shell: Shell, page: gr.Blocks, tab: gr.Tab) -> None:
@@ -46,11 +46,11 @@ class Choosing:
 
     @classmethod
     def build(cls) -> "Choosing":
-        health = gr.HTML(paragraph(WAIT, "empty"), elem_id="health")
+        health = gr.HTML(paragraph(LOADING, "empty"), elem_id="health")
         with gr.Row(elem_classes="choosing"):
-            voice = gr.Dropdown(label="Voice to watch", choices=[ALL], value=ALL, interactive=True, min_width=180)
+            voice = gr.Dropdown(label="Voice", choices=[ALL], value=ALL, interactive=True, min_width=180)
             labels = [period.label for period in PERIODS]
-            period = gr.Dropdown(label="The last", choices=labels, value=labels[1], interactive=True, min_width=140)
+            period = gr.Dropdown(label="Period", choices=labels, value=labels[1], interactive=True, min_width=140)
             often = gr.Checkbox(label=f"Refresh every {EVERY_SECONDS} seconds", min_width=180)
             refresh = gr.Button("Refresh", scale=0, min_width=120)
         return cls(health, voice, period, often, refresh, gr.Timer(EVERY_SECONDS, active=False))
@@ -69,7 +69,7 @@ class MonitorView:
             return shown(await read_all(shell.api(key), period), voice)
 
         top = self.choosing
-        outputs = [top.health, top.voice, self.alarms.standing, self.totals, self.drift, *self.charts.outputs]
+        outputs = [top.health, top.voice, self.alarms.active, self.totals, self.drift, *self.charts.outputs]
         chosen = [shell.admin, top.voice, top.period]
         moments = [tab.select, top.refresh.click, top.voice.input, top.period.input, shell.admin.submit, top.timer.tick]
         gr.on(moments, show, chosen, outputs, show_progress="minimal", **LATEST)
@@ -78,8 +78,8 @@ class MonitorView:
 
 
 @dataclass(frozen=True)
-class Seen:
-    """What was read; each part may have been refused on its own."""
+class Readings:
+    """What the server reported; each part may have been refused on its own."""
 
     health: str
     voices: list[Json] | ApiError
@@ -87,7 +87,7 @@ class Seen:
     drift: list[Json] | ApiError
 
 
-async def read_all(api: Api, label: str | None) -> Seen:
+async def read_all(api: Api, label: str | None) -> Readings:
     period = next((one for one in PERIODS if one.label == label), PERIODS[1])
     health, voices, activity, drift = await asyncio.gather(
         read_health(api),
@@ -95,7 +95,7 @@ async def read_all(api: Api, label: str | None) -> Seen:
         tried(read_activity(api, period)),
         tried(api.get("/admin/drift")),
     )
-    return Seen(
+    return Readings(
         health,
         voices if isinstance(voices, ApiError) else voices["adapters"],
         activity,
@@ -110,14 +110,14 @@ async def tried(call: Awaitable[T]) -> T | ApiError:
         return error
 
 
-def shown(seen: Seen, voice: str | None) -> tuple[Any, ...]:
-    """The view of what was read, of one voice or of all."""
-    names = voice_names(seen)
+def shown(readings: Readings, voice: str | None) -> tuple[Any, ...]:
+    """Values for the outputs of `MonitorView`, of one voice or of all."""
+    names = voice_names(readings)
     chosen = voice if voice in names else None
-    drift = seen.drift if isinstance(seen.drift, ApiError) else of_voice(seen.drift, chosen)
-    activity = seen.activity if isinstance(seen.activity, ApiError) else seen.activity.of(chosen)
+    drift = readings.drift if isinstance(readings.drift, ApiError) else of_voice(readings.drift, chosen)
+    activity = readings.activity if isinstance(readings.activity, ApiError) else readings.activity.of(chosen)
     return (
-        seen.health,
+        readings.health,
         gr.update(choices=[ALL, *names], value=chosen or ALL),
         None if isinstance(drift, ApiError) else alarms_of(drift),
         refused(activity) if isinstance(activity, ApiError) else totals_table(activity),
@@ -127,16 +127,16 @@ def shown(seen: Seen, voice: str | None) -> tuple[Any, ...]:
 
 
 def refused(error: ApiError) -> str:
-    return told_badly(f"{told(error)} Then press Refresh.")
+    return failure(f"{error_text(error)} Then press Refresh.")
 
 
-def voice_names(seen: Seen) -> list[str]:
+def voice_names(readings: Readings) -> list[str]:
     """The voices, and the base where it answered."""
     names: set[str] = set()
-    if not isinstance(seen.voices, ApiError):
-        names.update(voice["name"] for voice in seen.voices)
-    if not isinstance(seen.activity, ApiError):
-        names.update(one["adapter"] for one in seen.activity.totals)
-    if not isinstance(seen.drift, ApiError):
-        names.update(one["adapter"] for one in seen.drift)
+    if not isinstance(readings.voices, ApiError):
+        names.update(voice["name"] for voice in readings.voices)
+    if not isinstance(readings.activity, ApiError):
+        names.update(one["adapter"] for one in readings.activity.totals)
+    if not isinstance(readings.drift, ApiError):
+        names.update(one["adapter"] for one in readings.drift)
     return sorted(names)

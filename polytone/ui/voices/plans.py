@@ -1,4 +1,4 @@
-"""What can be done with a voice, said before it is done."""
+"""Changes to a voice, each with a sentence about its effect."""
 
 import re
 from typing import Any
@@ -12,17 +12,17 @@ UNKNOWN = "Choose a voice first."
 
 
 def promote(voice: Json | None, version: str | None) -> Plan:
-    """Let one version answer all."""
+    """One version answers everything."""
     known, chosen = both(voice, version)
     if shares(known["rollout"]) == {chosen: 1.0}:
-        raise PlanError(f"{chosen} answers 100 % of {known['name']} already.")
-    sentence = f"Lets {chosen} answer 100 % of {known['name']}. Now: {rollout_words(known['rollout'])}."
+        raise PlanError(f"{chosen} already answers 100 % of {known['name']}.")
+    sentence = f"{chosen} will answer 100 % of {known['name']}. Now: {rollout_words(known['rollout'])}."
     parts = [{"version": chosen, "weight": 100}]
-    return rollout(known, chosen, sentence, f"{chosen} is to answer 100 % of {known['name']}.", parts)
+    return rollout(known, chosen, sentence, f"{chosen} now answers 100 % of {known['name']}.", parts)
 
 
 def canary(voice: Json | None, version: str | None, percent: float | None) -> Plan:
-    """Let one version answer a share; the one that answers most of the rest keeps what is left."""
+    """One version answers a share; of the others, the one with the largest share answers the rest."""
     known, chosen = both(voice, version)
     if percent is None or percent != int(percent) or not 1 <= percent <= 99:
         raise PlanError("The canary's share is a whole number from 1 to 99 percent.")
@@ -31,12 +31,12 @@ def canary(voice: Json | None, version: str | None, percent: float | None) -> Pl
         raise PlanError(f"{known['name']} has no other version to share with. Promote one first.")
     stable, share = max(others, key=lambda one: others[one]), int(percent)
     dropped = [one for one in others if one != stable]
-    loses = f" {' and '.join(dropped)} will answer none of it." if dropped else ""
+    loses = f" {' and '.join(dropped)} will answer nothing." if dropped else ""
     sentence = (
-        f"Lets {chosen} answer {share} % of {known['name']}'s conversations; {stable} answers the other "
-        f"{100 - share} %.{loses} A conversation stays with its version. Now: {rollout_words(known['rollout'])}."
+        f"{chosen} will answer {share} % of {known['name']}'s conversations, {stable} the other "
+        f"{100 - share} %.{loses} Each conversation stays with its version. Now: {rollout_words(known['rollout'])}."
     )
-    done = f"{chosen} is to answer {share} % of {known['name']}, {stable} the other {100 - share} %."
+    done = f"{chosen} now answers {share} % of {known['name']}, {stable} the other {100 - share} %."
     parts = [{"version": stable, "weight": 100 - share}, {"version": chosen, "weight": share}]
     return rollout(known, chosen, sentence, done, parts)
 
@@ -54,21 +54,21 @@ def rollout(voice: Json, version: str, sentence: str, done: str, parts: list[Jso
 
 
 def caution(voice: Json, version: str) -> str:
-    """What is to be known of a version that is not ready here."""
-    found = version_of(voice, version)
-    if found is None or found["state"] == "ready":
-        return " The servers switch as soon as it is loaded and proven there." if found else ""
-    if found["state"] == "failed":
-        return f" Beware: it failed on this server ({found['reason']}). Until it is ready, who answers now goes on."
-    return f" It is {found['state']} on this server: until it is ready, who answers now goes on."
+    """A warning about a version that is not ready here."""
+    known = version_of(voice, version)
+    if known is None or known["state"] == "ready":
+        return " Each server switches when the version is loaded and verified there." if known else ""
+    if known["state"] == "failed":
+        return f" Warning: it failed on this server ({known['reason']}). The current versions answer until it is ready."
+    return f" It is {known['state']} on this server: the current versions answer until it is ready."
 
 
 def roll_back(voice: Json | None) -> Plan:
-    """Go back to the rollout that the server would go back to."""
+    """Go back to the rollout that the server would choose."""
     known = named(voice)
     history = known.get("history") or []
     if not history:
-        raise PlanError(f"{known['name']} never had a rollout, so there is none to go back to.")
+        raise PlanError(f"{known['name']} never had a rollout to go back to.")
     target = next((one for one in history if one["generation"] == history[0].get("previous")), None)
     if target is None:
         raise PlanError(f"{known['name']} has no earlier rollout to go back to.")
@@ -83,14 +83,14 @@ def roll_back(voice: Json | None) -> Plan:
 
 
 def retire(voice: Json | None, version: str | None) -> Plan:
-    """Let a version go."""
+    """Retire a version."""
     known, chosen = both(voice, version)
     if chosen in shares(known["rollout"]):
-        raise PlanError(f"{chosen} answers for {known['name']}. Promote another version first, or let nobody answer.")
+        raise PlanError(f"{chosen} answers for {known['name']}. Promote another version first, or stop answering.")
     name, _, digest = chosen.partition("@")
     return Plan(
-        f"Retires {chosen}: its running answers end, its memory is freed, and it answers no more, under its own id "
-        f"either. Its files stay; uploading or publishing it again brings it back.",
+        f"Retires {chosen}: its running answers end, its memory is freed, and it no longer answers, not even under its "
+        f"own id. Its files stay; publish or upload it again to use it.",
         f"{chosen} is retired.",
         "DELETE",
         f"/admin/adapters/{name}/versions/{digest}",
@@ -98,15 +98,15 @@ def retire(voice: Json | None, version: str | None) -> Plan:
 
 
 def silence(voice: Json | None) -> Plan:
-    """Let nobody answer."""
+    """No version answers for the voice."""
     known = named(voice)
     if not known["rollout"]:
-        raise PlanError(f"Nobody answers for {known['name']} as it is.")
+        raise PlanError(f"No version answers for {known['name']} already.")
     name = known["name"]
     return Plan(
-        f"Lets nobody answer for {name}: whoever asks for {name} is refused until a version is promoted or you roll "
-        f"back. Its versions still answer under their own ids. Now: {rollout_words(known['rollout'])}.",
-        f"Nobody answers for {name} now.",
+        f"Stops answering for {name}: requests for {name} are refused until you promote a version or roll back. Its "
+        f"versions still answer under their own ids. Now: {rollout_words(known['rollout'])}.",
+        f"No version answers for {name} now.",
         "DELETE",
         f"/admin/adapters/{name}",
         seen=(name, generation_of(known)),
@@ -114,18 +114,18 @@ def silence(voice: Json | None) -> Plan:
 
 
 def upload(name: str | None, file: str | None) -> Plan:
-    """Send a version in; nobody is answered by it yet."""
-    wanted = (name or "").strip()
-    if not NAME.fullmatch(wanted):
-        raise PlanError("Name the voice that the version is of: small letters, digits, dots and dashes.")
+    """Upload a version, which does not answer for the voice yet."""
+    voice = (name or "").strip()
+    if not NAME.fullmatch(voice):
+        raise PlanError("Enter the name of the voice: lower-case letters, digits, dots, dashes and underscores.")
     if not file:
-        raise PlanError("Choose the .tar.gz of a version first. Make one with: polytone adapters pack VERSION")
+        raise PlanError("Choose the .tar.gz of a version first. To make one: polytone adapters pack VERSION")
     return Plan(
-        f"Sends the archive to the server, which checks it and publishes it as a version of {wanted}. It will answer "
-        f"under its own id. Who answers for {wanted} does not change.",
-        f"The version of {wanted} is published. Choose it above to let it answer.",
+        f"Uploads the archive. The server checks it and publishes it as a version of {voice}, which answers under its "
+        f"own id. The rollout of {voice} does not change.",
+        f"The version of {voice} is published. Choose it above to promote it.",
         "POST",
-        f"/admin/adapters/{wanted}/versions",
+        f"/admin/adapters/{voice}/versions",
         file=file,
     )
 
@@ -141,5 +141,5 @@ def both(voice: Json | None, version: Any) -> tuple[Json, str]:
     if not version:
         raise PlanError("Choose a version first.")
     if version_of(known, str(version)) is None:
-        raise PlanError(f"{version} is retired or unknown. Upload or publish it again to use it.")
+        raise PlanError(f"{version} is retired or unknown. Publish or upload it again to use it.")
     return known, str(version)

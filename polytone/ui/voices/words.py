@@ -1,20 +1,20 @@
-"""Voices, their versions and what was done to them, in words."""
+"""Voices, their versions and the audit log, in words."""
 
-from datetime import datetime
 from typing import Any
 
 from ..api import Json
-from ..markup import Safe, joined, paragraph, table
+from ..markup import Html, joined, paragraph, table
+from ..wording import minute, percent
 
 NO_VOICES = (
     "No voice is published here yet. Train one (polytone train RECIPE) and publish it (polytone adapters publish "
     "VERSION), or upload one below."
 )
 STATES = {
-    "published": "published; it is loaded when it is asked for",
+    "published": "published; loaded when requested",
     "loading": "loading",
-    "draining": "being retired: its last answers end",
-    "retired": "retired; upload or publish it again to use it",
+    "draining": "retiring: its last answers end",
+    "retired": "retired; publish or upload it again to use it",
 }
 ACTIONS = {
     "publish": "published {}",
@@ -22,40 +22,38 @@ ACTIONS = {
     "canary": "started a canary of {}",
     "rollout": "changed who answers for {}",
     "rollback": "rolled {} back",
-    "remove_voice": "let nobody answer for {}",
+    "remove_voice": "stopped answering for {}",
     "retire": "retired {}",
 }
 
 
 def shares(rollout: Json | None) -> dict[str, float]:
-    """Version -> the share it answers, of those that answer at all."""
+    """Version -> its share of the answers, without versions that answer none."""
     parts = (rollout or {}).get("versions") or []
     total = sum(part["weight"] for part in parts)
     return {part["version"]: part["weight"] / total for part in parts if part["weight"]} if total else {}
 
 
 def rollout_words(rollout: Json | None) -> str:
-    """Who answers."""
-    return ", ".join(f"{version} {percent(share)}" for version, share in shares(rollout).items()) or "nobody answers"
-
-
-def percent(share: float) -> str:
-    return f"{100 * share:.3g} %"
+    """The versions that answer, with their shares."""
+    return (
+        ", ".join(f"{version} {percent(share)}" for version, share in shares(rollout).items()) or "no version answers"
+    )
 
 
 def version_of(voice: Json, version: str) -> Json | None:
     return next((one for one in voice["versions"] if one["version"] == version), None)
 
 
-def voices_table(voices: list[Json]) -> Safe:
-    """Every voice and who answers for it."""
+def voices_table(voices: list[Json]) -> Html:
+    """Every voice and the versions that answer for it."""
     if not voices:
         return paragraph(NO_VOICES, "empty")
     rows = [
         (voice["name"], rollout_words(voice["rollout"]), counted_states(voice["versions"]), generation_words(voice))
         for voice in voices
     ]
-    return table("Voices", ("Voice", "Who answers", "Versions", "Rollout"), rows)
+    return table("Voices", ("Voice", "Answered by", "Versions", "Rollout"), rows)
 
 
 def counted_states(versions: list[Json]) -> str:
@@ -69,55 +67,55 @@ def generation_words(voice: Json) -> str:
     return f"generation {voice['rollout']['generation']}" if voice["rollout"] else "none"
 
 
-def voice_panel(voice: Json) -> Safe:
-    """One voice: who answers, and each of its versions."""
+def voice_panel(voice: Json) -> Html:
+    """One voice: the versions that answer, and all others."""
     now = f"{voice['name']}: {rollout_words(voice['rollout'])} ({generation_words(voice)} of the rollout)."
     if not voice["rollout"]:
-        now = f"Nobody answers for {voice['name']}."
+        now = f"No version answers for {voice['name']}."
     rows = [(one["version"], share_words(voice, one["version"]), state_words(one)) for one in all_versions(voice)]
-    versions = table(f"Versions of {voice['name']}", ("Version", "Answers", "State on this server"), rows)
-    return joined(paragraph(now, "lead"), paragraph(late(voice), "hint") if late(voice) else Safe(), versions)
+    versions = table(f"Versions of {voice['name']}", ("Version", "Share", "State on this server"), rows)
+    return joined(paragraph(now, "lead"), paragraph(lag_words(voice), "hint") if lag_words(voice) else Html(), versions)
 
 
-def late(voice: Json) -> str:
-    """What this server does until it has followed the rollout."""
-    here, wanted = voice["answers"], voice["rollout"]
-    if wanted is None or (here or {}).get("generation") == wanted["generation"]:
+def lag_words(voice: Json) -> str:
+    """A sentence about this server while it has not yet switched to the rollout; else empty."""
+    here, rollout = voice["answers"], voice["rollout"]
+    if rollout is None or (here or {}).get("generation") == rollout["generation"]:
         return ""
-    now = f"goes on with generation {here['generation']} ({rollout_words(here)})" if here else "has nobody answer"
-    ready = f"until the versions of generation {wanted['generation']} are ready"
-    return f"This server {now} {ready}. Refresh to look again."
+    now = f"still uses generation {here['generation']} ({rollout_words(here)})" if here else "answers for none"
+    ready = f"until the versions of generation {rollout['generation']} are ready"
+    return f"This server {now} {ready}. Press Refresh to check again."
 
 
 def all_versions(voice: Json) -> list[Json]:
-    """The published versions, and those that answered once and were retired since."""
-    known = {one["version"] for one in voice["versions"]}
-    once = {part["version"] for rollout in voice.get("history") or [] for part in rollout["versions"]}
-    retired: list[Json] = [{"version": one, "state": "retired", "reason": None} for one in sorted(once - known)]
+    """The published versions, and retired ones that answered before."""
+    published = {one["version"] for one in voice["versions"]}
+    answered = {part["version"] for rollout in voice.get("history") or [] for part in rollout["versions"]}
+    retired: list[Json] = [{"version": one, "state": "retired", "reason": None} for one in sorted(answered - published)]
     return [*voice["versions"], *retired]
 
 
 def share_words(voice: Json, version: str) -> str:
     share = shares(voice["rollout"]).get(version)
-    return percent(share) if share is not None else "under its own id only"
+    return percent(share) if share is not None else "only under its own id"
 
 
 def state_words(version: Json) -> str:
-    """How a version stands, and why."""
+    """The state of a version, with its reason."""
     state, reason = str(version["state"]), str(version.get("reason") or "")
     if state == "ready":
-        return "ready, in memory" if version.get("resident") else "ready, asleep: loaded again when it is asked for"
+        return "ready, loaded" if version.get("resident") else "ready, evicted: loaded again when requested"
     if state == "failed":
-        return f"failed: {reason.rstrip('.') or 'the server gave no reason'}. It is tried again by itself."
+        return f"failed: {reason.rstrip('.') or 'the server gave no reason'}. The server tries again."
     return STATES.get(state, state) + (f" ({reason})" if reason else "")
 
 
-def audit_table(of: str, entries: list[Json]) -> Safe:
-    """Who did what, newest first."""
+def audit_table(of: str, entries: list[Json]) -> Html:
+    """The audit log, newest first."""
     if not entries:
-        return paragraph(f"Nothing was changed yet: {of}.", "empty")
-    rows = [(moment(entry["at"]), entry["actor"], audit_words(entry)) for entry in entries]
-    return table(f"Last changes: {of}", ("When (UTC)", "Who", "What"), rows)
+        return paragraph(f"No changes of {of} yet.", "empty")
+    rows = [(minute(entry["at"]), entry["actor"], audit_words(entry)) for entry in entries]
+    return table(f"Latest changes of {of}", ("Time (UTC)", "By", "Change"), rows)
 
 
 def audit_words(entry: Json) -> str:
@@ -134,20 +132,12 @@ def is_rollout(value: Any) -> bool:
 
 
 def state_of(value: Any) -> str:
-    return rollout_words(value) if is_rollout(value) else "nobody answers"
+    return rollout_words(value) if is_rollout(value) else "no version answers"
 
 
 def forced_words(after: Any) -> str:
-    """That someone passed over gates, and over which."""
+    """The failed gates of a forced change; else empty."""
     if not isinstance(after, dict) or not after.get("forced"):
         return ""
     failed = [f"{version} failed {', '.join(gates)}" for version, gates in (after.get("failed_gates") or {}).items()]
-    return f"; by force: {'; '.join(failed) or 'gates had failed'}"
-
-
-def moment(text: str) -> str:
-    """A time as the server gives it, to the minute."""
-    try:
-        return f"{datetime.fromisoformat(text):%Y-%m-%d %H:%M}"
-    except ValueError:
-        return text
+    return f"; by force: {'; '.join(failed) or 'failed gates'}"
