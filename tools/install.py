@@ -2,7 +2,8 @@
 
     python tools/install.py requirements/cpu.txt requirements/dev.txt
 
-Nothing is resolved: the locks name every package with the hashes of its wheels, and pip refuses any other file.
+Nothing is resolved: the locks name every package with the hashes of its wheels, and pip refuses any other file. Modules
+are compiled when they are first imported, since most never are.
 """
 
 import re
@@ -21,10 +22,11 @@ SECONDS_BETWEEN_LINES = 5
 def main(locks: list[Path]) -> int:
     here = Path(__file__).resolve().parent.parent
     for requirement in torch_requirements(locks):
-        if not run_with_torch(["install", "--quiet", *EXACTLY], requirement):
+        if not run_with_torch(["install", "--quiet", "--no-compile", *EXACTLY], requirement):
             return 1
     if not install_all(locks):
         return 1
+    print("Installing Polytone itself ...", flush=True)
     editable = ["install", "--quiet", "--no-deps", "--no-build-isolation", "--editable", str(here)]
     return subprocess.run([*PIP, *editable], check=False).returncode
 
@@ -62,7 +64,15 @@ def run_with_torch(command: list[str], requirement: str) -> bool:
 def install_all(locks: list[Path]) -> bool:
     """Install every package of the locks, and print a line of progress now and then; pip prints one a package."""
     total = sum(len(re.findall(r"^[\w.-]+==", lock.read_text(), re.M)) for lock in locks)
-    command = [*PIP, "install", *EXACTLY, "--progress-bar", "off", *(f"--requirement={lock}" for lock in locks)]
+    command = [
+        *PIP,
+        "install",
+        "--no-compile",
+        *EXACTLY,
+        "--progress-bar",
+        "off",
+        *(f"--requirement={lock}" for lock in locks),
+    ]
     started = last_line = time.monotonic()
     fetched, output = 0, []
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
@@ -70,12 +80,12 @@ def install_all(locks: list[Path]) -> bool:
             output.append(line)
             fetched += line.startswith(("Collecting", "Processing", "Requirement already"))
             now = time.monotonic()
-            if fetched and now - last_line > SECONDS_BETWEEN_LINES:
+            if fetched < total and now - last_line > SECONDS_BETWEEN_LINES:
                 last_line = now
-                left = (now - started) / fetched * (total - fetched)
+                left = (now - started) / max(fetched, 1) * (total - fetched)
                 print(f"Fetching packages: {fetched}/{total}, about {max(left, 1):.0f} s left", flush=True)
             if line.startswith("Installing collected"):
-                print(f"Unpacking {total} packages (about a minute) ...", flush=True)
+                print(f"Unpacking {total} packages (half a minute) ...", flush=True)
     if process.returncode:
         print("".join(output[-20:]), file=sys.stderr)
         print("\nThe package that pip names above could not be installed; see requirements/.", file=sys.stderr)

@@ -10,6 +10,8 @@ fi
 set -- "requirements/$kind.txt"
 [ "$cluster" = 0 ] || set -- "$@" requirements/cluster.txt
 venv/bin/python tools/install.py "$@"
+# Nothing can be written there later. Some packages carry templates that are no Python.
+venv/bin/python -m compileall -q -j 0 venv/lib > /dev/null || true
 
 # What packages bring for their own tests and, on a CPU, for builds, debuggers and GPUs. Nothing of Polytone's loads it.
 cd venv/lib/python3.11/site-packages
