@@ -51,6 +51,7 @@ class Postgresql:
         """Returns when it takes connections; after a crash it has recovered by then."""
         command: list[str | Path] = [BINARIES / "postgres", "-D", self._data, "-k", self._folder]
         command += ["-c", "listen_addresses=", "-c", "timezone=Asia/Kathmandu"]
+        command += ["-c", "fsync=off"]  # what a process wrote outlives its crash; tests do not pull the plug
         with self._log.open("ab") as log:
             process = subprocess.Popen(command, stdout=log, stderr=log, **self._as_user())
         self._process = process

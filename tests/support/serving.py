@@ -2,9 +2,11 @@
 
 import asyncio
 import os
+import tempfile
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +26,7 @@ from polytone.serve.adapters.validation import ServedBase
 from polytone.serve.api.app import create_app
 from polytone.serve.auth.keys import Keyring, KeyStore, Kind
 from polytone.serve.auth.rate_limits import Admission
-from polytone.serve.database.session import open_database
+from polytone.serve.database.session import Database, open_database
 from polytone.serve.drift.baseline import Baselines
 from polytone.serve.drift.embedding import DIMENSION
 from polytone.serve.drift.monitor import DriftMonitor
@@ -102,6 +104,26 @@ def database_url(home: Home) -> str:
     return os.environ.get("POLYTONE_DATABASE_URL", home.database_url)
 
 
+def open_migrated(home: Home, shared_database: str | None) -> Database:
+    """Open the test's database. A new SQLite starts as a copy of a migrated one, since to migrate takes longest."""
+    url = shared_database or database_url(home)
+    file = Path(home.database_url.removeprefix("sqlite:///"))
+    if url == home.database_url and not file.exists():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(migrated_sqlite())
+    return open_database(url)
+
+
+@cache
+def migrated_sqlite() -> bytes:
+    with tempfile.TemporaryDirectory() as folder:
+        database = open_database(f"sqlite:///{folder}/database")
+        with database.connect() as connection:
+            connection.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)")
+        database.dispose()
+        return Path(folder, "database").read_bytes()
+
+
 def embed_by_letters(texts: list[str]) -> Any:
     """How often each letter comes: a real embedding, if a crude one, that needs no base."""
     counts = np.array([[text.lower().count(chr(97 + i % 26)) for i in range(DIMENSION)] for text in texts], float)
@@ -128,7 +150,7 @@ async def serving(
     base = base or make_base(home)
     engine = engine or FakeEngine(base.id, step_seconds)
     metrics = Metrics()
-    database = open_database(shared_database or database_url(home))
+    database = open_migrated(home, shared_database)
     keys = KeyStore(database)
     fetcher = Fetcher(store, ServedBase(home, base, 16), metrics) if store is not None else None
     baselines = Baselines(home, lambda: embed_by_letters, lambda version: tone_siblings(database, version, []))

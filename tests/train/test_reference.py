@@ -71,6 +71,7 @@ def test_a_version_holds_what_it_and_its_base_answer_to_held_out_prompts(tiny: T
             assert reason == "stop" or count == 6
 
 
+@pytest.mark.slow
 def test_the_same_recipe_gives_the_same_reference_and_another_seed_another(tiny: TinyHome, tmp_path: Path) -> None:
     rows = [
         train_rows(

@@ -37,6 +37,7 @@ def test_rows_joined_end_to_end_do_not_see_each_other(tiny: TinyHome, tmp_path: 
     assert losses[1] == pytest.approx(losses[0], rel=1e-3)
 
 
+@pytest.mark.slow
 def test_rslora_is_trained_published_and_inherited(tiny: TinyHome, tmp_path: Path) -> None:
     made = train_rows(tmp_path, tiny.home, "rs", conversations("acme"), lora={"rank": 4, "rslora": True})
     folder = tiny.home.adapter_folder(made.manifest.version)
@@ -56,6 +57,7 @@ def test_rslora_is_trained_published_and_inherited(tiny: TinyHome, tmp_path: Pat
     assert "lora.rslora" in caught.value.message
 
 
+@pytest.mark.slow
 def test_a_run_that_overfits_stops_early_and_keeps_its_best(tiny: TinyHome, tmp_path: Path) -> None:
     """The held-out rows ask for other words than the rows that are learned, so the loss falls, then rises."""
     (tmp_path / "greedy").mkdir()
@@ -113,6 +115,7 @@ def test_a_base_whose_served_template_differs_is_refused(tiny: TinyHome, tmp_pat
     assert caught.value.code == "template_differs"
 
 
+@pytest.mark.slow
 def test_a_recipe_can_be_proven_without_training(tiny: TinyHome, tmp_path: Path) -> None:
     train_rows(tmp_path, tiny.home, "proven", conversations("acme"), training={"max_steps": 1})
     before = set(tiny.home.runs.iterdir())

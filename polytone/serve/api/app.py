@@ -74,6 +74,7 @@ def create_app(
         drift_routes,
         traffic_routes,
     ):
-        app.include_router(routes(services))
-    app.include_router(health_routes(services, supervisor))
+        # Not include_router, which builds every route a second time.
+        app.router.routes.extend(routes(services).routes)
+    app.router.routes.extend(health_routes(services, supervisor).routes)
     return app

@@ -25,7 +25,7 @@ from tests.support.adapters import make_base, make_version
 from tests.support.replica import Replica, replicas
 from tests.support.serving import HELLO
 
-pytestmark = pytest.mark.skipif(not own.installed(), reason=own.MISSING)
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(not own.installed(), reason=own.MISSING)]
 
 VERSIONS, PROMOTES = 10, 60
 CONVERSATIONS, AGAIN, CONNECTIONS = 10_000, 1_000, 4

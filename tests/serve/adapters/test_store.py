@@ -647,6 +647,7 @@ def killed(home: Home, store: Path, how: str, where: str, *command: str) -> None
 
 
 @pytest.mark.parametrize("where", [CONFIG, MANIFEST])
+@pytest.mark.slow
 def test_a_publisher_killed_half_way_has_published_nothing_and_the_next_completes_it(
     shelf: Path, trainer: Trainer, where: str
 ) -> None:
@@ -664,6 +665,7 @@ def test_a_publisher_killed_half_way_has_published_nothing_and_the_next_complete
     assert same_files(there, trainer.home.adapter_folder(version))
 
 
+@pytest.mark.slow
 def test_one_who_is_killed_while_fetching_leaves_no_part_of_a_version(
     tmp_path: Path, shelf: Path, trainer: Trainer
 ) -> None:
@@ -681,6 +683,7 @@ def test_one_who_is_killed_while_fetching_leaves_no_part_of_a_version(
     assert list_versions(home) == [version]
 
 
+@pytest.mark.slow
 def test_the_command_line_publishes_to_the_store_first_or_not_at_all(
     tmp_path: Path, shelf: Path, trainer: Trainer
 ) -> None:

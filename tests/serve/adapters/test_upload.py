@@ -364,6 +364,7 @@ async def test_a_good_upload_is_published_and_answers_under_its_id(server: Serve
     assert again.json() == {"version": manifest.version, "created": False}
 
 
+@pytest.mark.slow
 async def test_bad_uploads_get_every_reason_reach_no_engine_and_leave_no_file(server: Server, tmp_path: Path) -> None:
     cases = list(bad_uploads(tmp_path / "shop"))
     assert len(cases) >= 300

@@ -177,6 +177,7 @@ async def test_over_http_a_rollout_is_refused_forced_and_told_of(tmp_path: Path)
         assert (await server.client.post("/admin/adapters/acme/rollback")).status_code == 200
 
 
+@pytest.mark.slow
 def test_on_the_command_line_a_version_is_refused_forced_and_told_of(tmp_path: Path) -> None:
     home = Home(tmp_path)
     base = make_base(home)

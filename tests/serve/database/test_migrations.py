@@ -186,6 +186,7 @@ def test_siblings_leave_the_table_of_detectors(databases: Databases) -> None:
     assert tone_siblings(database, NEW, [OLD]) == tone_siblings(database, NEW, []) == [OLD]
 
 
+@pytest.mark.slow
 def test_servers_that_start_at_the_same_moment_migrate_once(databases: Databases) -> None:
     """On PostgreSQL all but one of them once failed: each found no table, and made it. On SQLite a new file was locked
     now and then."""

@@ -63,12 +63,14 @@ def checked(planted: Planted, tmp_path_factory: pytest.TempPathFactory) -> dict[
     return check(train, "--held-out", held_out)
 
 
+@pytest.mark.slow
 def test_planted_faults_are_found(planted: Planted, checked: dict[str, Any]) -> None:
     assert (len(planted.near), len(planted.broken), len(planted.personal), len(planted.leaked)) == (500, 100, 50, 40)
     shares = recall(planted, checked)
     assert {what: share for what, share in shares.items() if share < BARS[what]} == {}
 
 
+@pytest.mark.slow
 def test_clean_rows_are_seldom_called_copies(planted: Planted, checked: dict[str, Any]) -> None:
     assert len(false_copies(planted, checked)) < FALSE_BAR * len(planted.clean())
     leaks = {one["line"] for one in checked["findings"] if one["kind"] == "leak"}
@@ -523,6 +525,7 @@ def test_a_row_with_personal_data_in_a_reply_is_dropped_where_it_is_asked_for(tm
     assert error.code == "options_conflict"
 
 
+@pytest.mark.slow
 def test_cleaning_again_changes_nothing(tmp_path: Path, planted: Planted) -> None:
     train, held_out = write(tmp_path, replace(planted, train=planted.train[:2500]))
     first, second = tmp_path / "first.jsonl", tmp_path / "second.jsonl"

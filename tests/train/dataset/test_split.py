@@ -66,6 +66,7 @@ def test_rows_that_begin_with_the_same_question_stay_together(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("seed", ["0", "1"])
+@pytest.mark.slow
 def test_the_check_finds_no_leak_in_a_split_of_edited_copies(seed: str, tmp_path: Path) -> None:
     planted = plant(seed=11)
     path, _ = write(tmp_path, planted)
