@@ -77,6 +77,7 @@ def test_clean_rows_are_seldom_called_copies(planted: Planted, checked: dict[str
     assert len(leaks - planted.leaked) < FALSE_BAR * len(planted.clean())
 
 
+@pytest.mark.slow
 def test_every_finding_says_where_and_what(checked: dict[str, Any]) -> None:
     for one in checked["findings"]:
         assert one["file"].endswith((".jsonl",))
