@@ -15,7 +15,7 @@ ROOT = Path(polytone.__file__).parent
 
 def test_every_import_follows_the_contracts() -> None:
     """In a process of its own: import-linter turns off every logger there is."""
-    command = [Path(sys.executable).with_name("lint-imports"), "--no-cache", "--no-logo"]
+    command = [str(Path(sys.executable).with_name("lint-imports")), "--no-cache", "--no-logo"]
     checked = subprocess.run(command, cwd=ROOT.parent, capture_output=True, text=True, check=False)
     assert checked.returncode == 0, checked.stdout + checked.stderr
 
