@@ -107,12 +107,12 @@ def draw(groups: Sequence[Sequence[int]], share: float, seed: int) -> set[int]:
     """Numbers of the groups to hold out: drawn until `share` of the rows is reached, leaving out those too large."""
     order = list(range(len(groups)))
     random.Random(seed).shuffle(order)  # noqa: S311 - a reproducible split, no secret
-    wanted = max(1, round(share * sum(map(len, groups))))
+    remaining = max(1, round(share * sum(map(len, groups))))
     drawn: set[int] = set()
     for number in order:
-        if len(groups[number]) <= wanted:
+        if len(groups[number]) <= remaining:
             drawn.add(number)
-            wanted -= len(groups[number])
+            remaining -= len(groups[number])
     if not drawn and len(groups) > 1:
         drawn.add(min(order, key=lambda number: len(groups[number])))
     return drawn
