@@ -27,6 +27,7 @@ def test_a_base_that_is_missing_is_named_in_the_command_that_prepares_it(tmp_pat
         load_base(Home(tmp_path), "mistral-7b")
 
 
+@pytest.mark.slow
 def test_mistral_7b_is_known_by_its_short_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The guides say `polytone base prepare mistral-7b`; the hub has no model of that name."""
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")

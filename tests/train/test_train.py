@@ -16,6 +16,7 @@ from polytone.cli.train import of_parent
 from polytone.contract.adapter import FILES, OPTIONAL, WEIGHTS, read_version
 from polytone.contract.base import base_folder
 from polytone.contract.errors import CheckError, InputError, PolytoneError, UnavailableError
+from polytone.contract.export import ExportSplit
 from polytone.contract.files import unused_folder
 from polytone.contract.home import Home
 from polytone.contract.rows import Conversation
@@ -213,6 +214,7 @@ def test_exported_rows_lead_back_to_the_answers_they_were_made_from(tiny: TinyHo
     assert tiny.voices["acme"].data.train.export is None
 
 
+@pytest.mark.slow
 async def test_kept_conversations_lead_back_to_their_answers(tiny: TinyHome, tmp_path: Path) -> None:
     """Their export had no manifest, so that a version trained on it named no answer."""
     async with serving(tmp_path / "server") as server:
@@ -240,7 +242,7 @@ async def test_kept_conversations_lead_back_to_their_answers(tiny: TinyHome, tmp
 def test_rows_that_were_exported_to_be_held_out_are_not_learned_from(tiny: TinyHome, tmp_path: Path) -> None:
     folder = tmp_path / "seen"
     manifest = export_of(write_rows(folder, conversations("acme")), "sft", ["chatcmpl-1"])
-    held_out = manifest.model_copy(update={"split": "held_out"})
+    held_out = manifest.model_copy(update={"split": ExportSplit.HELD_OUT})
     (folder / "rows.manifest.json").write_text(held_out.model_dump_json(by_alias=True))
     with pytest.raises(InputError) as caught:
         train_rows(tmp_path, tiny.home, "seen", conversations("acme"))

@@ -26,6 +26,7 @@ def metrics(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.slow
 def test_rows_joined_end_to_end_do_not_see_each_other(tiny: TinyHome, tmp_path: Path) -> None:
     """Packed or padded: the same loss at every step, since positions tell the rows apart."""
     losses = []
@@ -80,6 +81,7 @@ def test_a_run_that_overfits_stops_early_and_keeps_its_best(tiny: TinyHome, tmp_
     assert {"eval_mean_token_accuracy"} <= set().union(*(set(one) for one in metrics(made.run.folder)))
 
 
+@pytest.mark.slow
 def test_rows_too_long_are_dropped_or_cut_only_by_name(tiny: TinyHome, tmp_path: Path) -> None:
     rows = conversations("acme")
     rows[3] = {"messages": [user("question"), said("acme " * 40)]}

@@ -15,7 +15,7 @@ def test_a_chunk_has_its_choices_and_its_text_as_it_came() -> None:
 
 def test_usage_is_read_whatever_the_white_space() -> None:
     event = parse_event('data: {"id": "c1", "choices": [], "usage": {"prompt_tokens": 3}}\n\n')
-    assert (event.choices, event.usage) == ([], {"prompt_tokens": 3})
+    assert (event.choices, event.usage) == ((), {"prompt_tokens": 3})
 
 
 def test_an_error_is_read_wherever_it_stands_in_its_object() -> None:
