@@ -1,7 +1,7 @@
 """An adapter version on disk: the folder train hands to serve.
 
-`$POLYTONE_HOME/adapters/<voice>/<digest12>/` holds exactly the files of `FILES`, and those of `OPTIONAL` that its
-manifest names. The folder is named by the digest of configuration and weights, so a version cannot change under its id.
+`$POLYTONE_HOME/adapters/<voice>/<digest12>/` holds exactly the files of `FILES`, and may hold those of `OPTIONAL`. The
+folder is named by the digest of configuration and weights, so a version cannot change under its id.
 """
 
 import contextlib
@@ -29,8 +29,9 @@ CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
 CARD = "README.md"
 EVALUATION = "evaluation.json"
-FILES = frozenset({CONFIG, WEIGHTS, MANIFEST, CARD, EVALUATION})
-OPTIONAL = frozenset({REFERENCE})
+FILES = frozenset({CONFIG, WEIGHTS, MANIFEST, CARD})
+# The manifest names the reference if there is one. It repeats the evaluation, which versions had as a file once.
+OPTIONAL = frozenset({REFERENCE, EVALUATION})
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt")
 
 # vLLM 0.32 serves these initialisations and refuses or ignores these features (its lora/peft_helper.py and

@@ -5,7 +5,6 @@ import shutil
 from polytone.contract.adapter import (
     CARD,
     CONFIG,
-    EVALUATION,
     WEIGHTS,
     PeftConfig,
     check_config,
@@ -71,7 +70,6 @@ def publish(home: Home, run: Run) -> Manifest:
     with folder_written_whole(target) as folder:
         for name in (CONFIG, WEIGHTS):
             shutil.copyfile(adapter / name, folder / name)
-        (folder / EVALUATION).write_text(run.evaluation.model_dump_json(indent=2) + "\n")
         (folder / CARD).write_text(model_card(manifest, run.base, run.seconds))
         if run.reference:
             write_reference(folder, run.reference)

@@ -11,6 +11,7 @@ import pytest
 
 from polytone.contract.adapter import (
     CONFIG,
+    EVALUATION,
     FILES,
     WEIGHTS,
     check_servable,
@@ -51,6 +52,12 @@ def test_a_version_has_exactly_its_files_and_its_name_is_its_content(home: Home,
     assert read_version(home, manifest.version) == manifest
     shutil.copytree(folder, home.adapters / ".upload.x" / "upload")  # one that is being written is none yet
     assert list_versions(home) == [manifest.version]
+
+
+def test_a_version_of_before_still_has_the_evaluation_that_its_manifest_repeats(home: Home, base: Base) -> None:
+    manifest = make_version(home, base, "acme")
+    (home.adapter_folder(manifest.version) / EVALUATION).write_text("{}\n")
+    assert read_version(home, manifest.version) == manifest
 
 
 def test_other_bytes_are_another_version(home: Home, base: Base) -> None:

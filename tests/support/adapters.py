@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
-from polytone.contract.adapter import CARD, CONFIG, EVALUATION, WEIGHTS, digest_adapter
+from polytone.contract.adapter import CARD, CONFIG, WEIGHTS, digest_adapter
 from polytone.contract.base import Base, Quantization, base_folder
 from polytone.contract.home import Home
 from polytone.contract.manifest import (
@@ -97,7 +97,6 @@ def make_version(
         write_reference(work, list(reference))
     manifest = Manifest(**{**fields, **changes})
     (work / CARD).write_text("# card\n")
-    (work / EVALUATION).write_text("{}\n")
     (work / MANIFEST).write_text(manifest.model_dump_json(by_alias=True))
     target = home.adapter_folder(manifest.version)
     target.parent.mkdir(parents=True, exist_ok=True)

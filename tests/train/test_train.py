@@ -13,12 +13,13 @@ from rich.console import Console
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from polytone.cli.train import of_parent
-from polytone.contract.adapter import FILES, OPTIONAL, WEIGHTS, read_version
+from polytone.contract.adapter import FILES, WEIGHTS, read_version
 from polytone.contract.base import base_folder
 from polytone.contract.errors import CheckError, InputError, PolytoneError, UnavailableError
 from polytone.contract.export import ExportSplit
 from polytone.contract.files import unused_folder
 from polytone.contract.home import Home
+from polytone.contract.reference import REFERENCE
 from polytone.contract.rows import Conversation
 from polytone.contract.tensors import read_header
 from polytone.progress import Progress
@@ -100,7 +101,7 @@ def test_dense_weights_are_the_nf4_values(tiny: TinyHome) -> None:
 def test_a_run_leaves_a_whole_version_with_bfloat16_weights_and_a_telling_fingerprint(tiny: TinyHome) -> None:
     manifest = tiny.voices["acme"]
     folder = tiny.home.adapter_folder(manifest.version)
-    assert {path.name for path in folder.iterdir()} == FILES | OPTIONAL
+    assert {path.name for path in folder.iterdir()} == FILES | {REFERENCE}
     assert {info.dtype for info in read_header(folder / WEIGHTS).values()} == {"BF16"}
     assert manifest.evaluation.adapter_loss < manifest.evaluation.base_loss
     for probe in manifest.fingerprint.probes:

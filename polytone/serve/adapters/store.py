@@ -18,6 +18,7 @@ from polytone.contract.adapter import FILES, OPTIONAL, read_folder
 from polytone.contract.errors import CheckError, InputError, NotFoundError, PolytoneError, UnavailableError
 from polytone.contract.files import disk_refusal
 from polytone.contract.manifest import MANIFEST, Manifest, read_manifest
+from polytone.contract.reference import REFERENCE
 from polytone.contract.version_id import VersionId
 from polytone.serve.settings import Settings
 
@@ -124,7 +125,8 @@ class AdapterStore:
             raise CheckError(f"{folder / MANIFEST}: is of {manifest.version}, not {version}.", code="wrong_digest")
         if accept is not None:
             accept(manifest)
-        for name in sorted(FILES - {MANIFEST} | (OPTIONAL if manifest.drift_reference is not None else frozenset())):
+        names = FILES - {MANIFEST} | ({REFERENCE} if manifest.drift_reference is not None else set())
+        for name in sorted(names):
             with suppress(FileNotFoundError):
                 left -= self._read(version, name, folder, left)
 

@@ -250,8 +250,8 @@ def link_all(folder: Path) -> None:
 
 
 def pipe(folder: Path) -> None:
-    (folder / EVALUATION).unlink()
-    os.mkfifo(folder / EVALUATION)
+    (folder / CARD).unlink()
+    os.mkfifo(folder / CARD)
 
 
 def other_base(folder: Path) -> None:
@@ -278,7 +278,7 @@ DAMAGES: list[Damage] = [
     ("foreign", other_base, ["was trained on tiny", "Train it again on this base"]),
     ("linked", link, ["README.md: is not a regular file"]),
     ("led", link_all, ["is a link that leads elsewhere"]),
-    ("piped", pipe, ["evaluation.json: is not a regular file"]),
+    ("piped", pipe, ["README.md: is not a regular file"]),
 ]
 
 
@@ -331,7 +331,16 @@ async def test_nothing_but_a_versions_files_is_taken(tmp_path: Path, trainer: Tr
     store, memory = AdapterStore("memory://voices", LIMIT), MemoryFileSystem()
     (version,) = trainer.put(store, "acme")
     folder = f"/voices/{VersionId.parse(version).path}"
-    for name in ("adapter_model.bin", "run.py", ".hidden", "../evil", "../../../evil", "sub/evil", "reference.jsonl"):
+    for name in (
+        "adapter_model.bin",
+        "run.py",
+        ".hidden",
+        "../evil",
+        "../../../evil",
+        "sub/evil",
+        "reference.jsonl",
+        EVALUATION,
+    ):
         memory.pipe_file(f"{folder}/{name}", b"evil")
     served = served_at(tmp_path / "b")
     fetch_version(store, version, served)

@@ -16,7 +16,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from polytone.contract.adapter import CARD, CONFIG, EVALUATION, FILES, WEIGHTS, digest_adapter
+from polytone.contract.adapter import CARD, CONFIG, FILES, WEIGHTS, digest_adapter
 from polytone.contract.base import Base
 from polytone.contract.home import Home
 from polytone.contract.manifest import MANIFEST
@@ -422,4 +422,3 @@ async def test_the_same_upload_twice_at_once_is_one_version(server: Server, tmp_
     assert {answer.status_code for answer in answers} == {201}
     assert len({answer.json()["version"] for answer in answers}) == 1
     assert len(list((server.home.adapters / "acme").iterdir())) == 1
-    assert EVALUATION in FILES
