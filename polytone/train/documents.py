@@ -1,11 +1,14 @@
-"""Markdown documents from Jinja2 templates: reports and the model card."""
+"""Documents that training writes: Markdown from Jinja2 templates, and plots."""
 
+import io
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from tabulate import tabulate
+
+from polytone.contract.files import write_whole
 
 
 def render(template: Path, **values: Any) -> str:
@@ -37,3 +40,10 @@ def one_line(text: str) -> str:
 
 def quoted(text: str) -> str:
     return "\n".join(f"> {line}" for line in text.splitlines())
+
+
+def save_png(figure: Any, target: Path) -> None:
+    """Write a matplotlib figure, whole or not at all."""
+    content = io.BytesIO()
+    figure.savefig(content, dpi=120, format="png")
+    write_whole(target, content.getvalue())

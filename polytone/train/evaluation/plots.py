@@ -5,6 +5,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from polytone.train.documents import save_png
 from polytone.train.intervals import Sample, interval
 
 from .results import Results
@@ -38,7 +39,7 @@ def plot_losses(results: Results, titles: dict[str, str], target: Path) -> None:
         error = [[loss.value - loss.low], [loss.high - loss.value]]
         axes.errorbar(loss.value, place, xerr=error, fmt="o", capsize=4, color="tab:blue")
     label(axes, [titles[model] for model in losses], "loss per assistant token (nats), 95 % interval")
-    figure.savefig(target, dpi=120)
+    save_png(figure, target)
 
 
 def plot_spread(samples: dict[str, Sample], titles: dict[str, str], unit: str, target: Path) -> None:
@@ -51,7 +52,7 @@ def plot_spread(samples: dict[str, Sample], titles: dict[str, str], unit: str, t
         axes.plot(sorted(values), shifts, ".", alpha=0.5, color="tab:blue")
         axes.plot([sample.value] * 2, [place - 0.35, place + 0.35], "-", color="tab:red")
     label(axes, [titles[model] for model in samples], f"{unit}; the line is the mean")
-    figure.savefig(target, dpi=120)
+    save_png(figure, target)
 
 
 def canvas(rows: int) -> tuple[Any, Any]:

@@ -5,6 +5,8 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from polytone.train.documents import save_png
+
 
 def plot_loss(records: list[dict[str, Any]], title: str, unit: str, target: Path, kept: int | None = None) -> None:
     """Draw training and held-out loss over steps.
@@ -25,4 +27,4 @@ def plot_loss(records: list[dict[str, Any]], title: str, unit: str, target: Path
     axes.set_ylim(bottom=0)
     axes.grid(alpha=0.3)
     axes.legend()
-    figure.savefig(target, dpi=120)
+    save_png(figure, target)

@@ -1,6 +1,5 @@
-"""What a sweep found: a table, plots, and the best recipe as a file that trains."""
+"""The results of a sweep: a table, plots, and the best recipe as a file to train with."""
 
-import io
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,15 +11,18 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, NullFormatter
 
 from polytone.contract.files import write_whole
+from polytone.train.documents import one_line, render, save_png, table
 from polytone.train.recipe import Recipe
 
 from .space import value_of, with_values
 
+TEMPLATE = Path(__file__).with_name("report.md.jinja")
+LEAST_COMPARED = 4
 COMPLETE, PRUNED = optuna.trial.TrialState.COMPLETE, optuna.trial.TrialState.PRUNED
 
 
 def write_report(folder: Path, recipe: Recipe, study: optuna.Study) -> None:
-    """report.md, history.png, parameters.png and best.yaml; written again after each trial."""
+    """Write report.md, history.png, parameters.png and best.yaml; called again after each trial."""
     trials = [trial for trial in study.trials if trial.state in (COMPLETE, PRUNED)]
     keys = list(recipe.sweep.over) if recipe.sweep else []
     plot_history(trials, folder / "history.png")
@@ -30,7 +32,7 @@ def write_report(folder: Path, recipe: Recipe, study: optuna.Study) -> None:
 
 
 def best_recipe(folder: Path, recipe: Recipe, study: optuna.Study, trials: int) -> str:
-    """YAML of the recipe with the best trial's values; files are named relative to `folder`."""
+    """YAML of the recipe with the best trial's values; data paths are relative to `folder`."""
     best = with_values(recipe, study.best_trial.user_attrs["values"])
     content = best.model_dump(mode="json", exclude_unset=True)
     for key in ("train", "held_out"):
@@ -42,33 +44,31 @@ def best_recipe(folder: Path, recipe: Recipe, study: optuna.Study, trials: int) 
 
 def report(recipe: Recipe, study: optuna.Study, trials: Sequence[Any], keys: list[str]) -> str:
     own, best = study.trials[0], study.best_trial
-    gain = 1 - best.value / own.value
-    rows = "\n".join(row(recipe, trial, keys, trial.number == best.number) for trial in ordered(trials))
-    return f"""# Sweep of {recipe.name}
-
-Held-out loss per assistant token (nats), lower is better. The best of {len(trials)} trials is trial {best.number} with
-**{best.value:.4f}**; the recipe as it was has {own.value:.4f} ({gain:.1%} lower). `best.yaml` trains it.
-
-| trial | {" | ".join(f"`{key}`" for key in keys)} | held-out loss | seconds | |
-|---|{"---|" * len(keys)}---|---|---|
-{rows}
-
-{influence(study, keys)}
-![Loss by trial](history.png)
-
-![Loss by parameter](parameters.png)
-"""
+    headers = ["trial", *(f"`{key}`" for key in keys), "held-out loss", "seconds", ""]
+    shares = importance(study, keys)
+    return render(
+        TEMPLATE,
+        name=recipe.name,
+        trials=len(trials),
+        own=own,
+        best=best,
+        gain=f"{1 - best.value / own.value:.1%}",
+        table=table(headers, (row(recipe, trial, keys, trial.number == best.number) for trial in by_loss(trials))),
+        importance=[f"`{key}` {share:.0%}" for key, share in shares.items()],
+        compared=len(complete_trials(study)),
+    )
 
 
-def ordered(trials: Sequence[Any]) -> list[Any]:
+def by_loss(trials: Sequence[Any]) -> list[Any]:
+    """The best first, pruned ones last."""
     return sorted(trials, key=lambda trial: (trial.state != COMPLETE, trial.value or 0.0, trial.number))
 
 
-def row(recipe: Recipe, trial: Any, keys: list[str], best: bool) -> str:
-    values = " | ".join(show(value_in(recipe, trial, key)) for key in keys)
+def row(recipe: Recipe, trial: Any, keys: list[str], best: bool) -> list[str]:
     loss = f"{trial.value:.4f}" if trial.state == COMPLETE else "pruned"
     note = "best" if best else trial.user_attrs.get("reason", "the recipe as it is" if trial.number == 0 else "")
-    return f"| {trial.number} | {values} | {loss} | {trial.user_attrs.get('seconds', '')} | {note} |"
+    values = (show(value_in(recipe, trial, key)) for key in keys)
+    return [str(trial.number), *values, loss, str(trial.user_attrs.get("seconds", "")), one_line(note)]
 
 
 def value_in(recipe: Recipe, trial: Any, key: str) -> Any:
@@ -79,25 +79,25 @@ def show(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def influence(study: optuna.Study, keys: list[str]) -> str:
-    """Shares of the loss's variance (fANOVA, Hutter et al. 2014), where there are trials enough to say."""
-    complete = [trial for trial in study.trials if trial.state == COMPLETE and trial.params]
-    if len(keys) < 2 or len(complete) < 4:
-        return ""
+def importance(study: optuna.Study, keys: list[str]) -> dict[str, float]:
+    """Shares of the loss's variance by key (fANOVA, Hutter et al. 2014); empty with too few trials to say."""
+    if len(keys) < 2 or len(complete_trials(study)) < LEAST_COMPARED:
+        return {}
     try:
-        shares = optuna.importance.get_param_importances(
-            study, evaluator=optuna.importance.FanovaImportanceEvaluator(seed=0)
-        )
-    except (RuntimeError, ValueError):  # every trial alike
-        return ""
-    if not shares:
-        return ""
-    told = ", ".join(f"`{key}` {share:.0%}" for key, share in shares.items())
-    return f"Share of the differences that each key explains, from {len(complete)} trials: {told}.\n"
+        evaluator = optuna.importance.FanovaImportanceEvaluator(seed=0)
+        shares: dict[str, float] = optuna.importance.get_param_importances(study, evaluator=evaluator)
+    except (RuntimeError, ValueError):  # all trials have the same loss
+        return {}
+    return shares
+
+
+def complete_trials(study: optuna.Study) -> list[Any]:
+    """The trials with a loss and drawn values, which the recipe's own trial has not."""
+    return [trial for trial in study.trials if trial.state == COMPLETE and trial.params]
 
 
 def plot_history(trials: Sequence[Any], target: Path) -> None:
-    """Loss over trials with the best so far; pruned ones at their last known loss."""
+    """Loss over trials with the best so far; pruned ones at their last loss."""
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
     complete = [(trial.number, trial.value) for trial in trials if trial.state == COMPLETE]
@@ -111,7 +111,7 @@ def plot_history(trials: Sequence[Any], target: Path) -> None:
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.3)
     axes.legend()
-    save(figure, target)
+    save_png(figure, target)
 
 
 def last_loss(trial: Any) -> float:
@@ -119,7 +119,7 @@ def last_loss(trial: Any) -> float:
 
 
 def plot_parameters(recipe: Recipe, trials: Sequence[Any], keys: list[str], target: Path) -> None:
-    """One panel a swept key: held-out loss of the complete trials over its value."""
+    """One panel per swept key: held-out loss of the complete trials over its value."""
     figure = Figure(figsize=(4 * max(1, len(keys)), 3.5), layout="constrained")
     panels = figure.subplots(1, max(1, len(keys)), squeeze=False, sharey=True)[0]
     complete = [trial for trial in trials if trial.state == COMPLETE]
@@ -133,15 +133,9 @@ def plot_parameters(recipe: Recipe, trials: Sequence[Any], keys: list[str], targ
             axes.xaxis.set_minor_formatter(NullFormatter())
         axes.grid(alpha=0.3)
     panels[0].set(ylabel="held-out loss (nats)")
-    save(figure, target)
+    save_png(figure, target)
 
 
 def is_log(recipe: Recipe, key: str) -> bool:
     choice = recipe.sweep.over[key] if recipe.sweep else None
     return bool(getattr(choice, "log", False))
-
-
-def save(figure: Figure, target: Path) -> None:
-    drawn = io.BytesIO()
-    figure.savefig(drawn, dpi=120, format="png")
-    write_whole(target, drawn.getvalue())

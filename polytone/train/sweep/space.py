@@ -1,4 +1,4 @@
-"""The recipes that a sweep may try: values for dotted recipe keys, each proven to be a good recipe."""
+"""The recipes that a sweep may try: values for dotted recipe keys, each checked as a recipe."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -19,7 +19,7 @@ def check_space(recipe: Recipe) -> SweepSection:
     """
     if recipe.sweep is None:
         raise InputError(
-            f"{recipe.name}: has no sweep section. Say what to try, such as "
+            f"{recipe.name}: has no sweep section. Add what to try, such as "
             "sweep: {trials: 8, over: {training.learning_rate: {low: 0.0001, high: 0.01, log: true}}}",
             code="sweep_missing",
             param="sweep",
@@ -40,16 +40,18 @@ def bad_values(recipe: Recipe, sweep: SweepSection) -> Iterator[str]:
             continue
         for value in [choice.low, choice.high] if isinstance(choice, Span) else choice:
             try:
-                found = [f"{where}: {what}" for where, what in contradictions(with_values(recipe, {key: value}))]
+                problems = [
+                    f"{field}: {problem}" for field, problem in contradictions(with_values(recipe, {key: value}))
+                ]
             except ValidationError as error:
-                found = [explain(problem) for problem in error.errors()]
-            # A contradiction with a value that another key may mend is left to the trial.
-            if found and (len(sweep.over) == 1 or found[0].startswith(key)):
-                yield f"sweep.over.{key}: {value!r}: {found[0]}"
+                problems = [explain(problem) for problem in error.errors()]
+            # A contradiction that a value of another key may resolve is left to the trial.
+            if problems and (len(sweep.over) == 1 or problems[0].startswith(key)):
+                yield f"sweep.over.{key}: {value!r}: {problems[0]}"
 
 
 def incomparable(recipe: Recipe, key: str) -> str | None:
-    """Why losses of trials that differ in this key would say nothing; None if they do."""
+    """Why trials that differ in this key cannot be compared; None if they can."""
     if key.split(".", maxsplit=1)[0] not in SWEPT:
         return f"trials are compared on the same held-out rows of one base; sweep keys of {', '.join(SWEPT)}."
     if key == "training.seed" and recipe.data.held_out is None:
@@ -77,7 +79,7 @@ def value_of(recipe: Recipe, key: str) -> Any:
 
 
 def draw(trial: Any, sweep: SweepSection) -> dict[str, Any]:
-    """Values for one trial of an Optuna study; lists within a list go by their place in it."""
+    """Values for one trial of an Optuna study; lists within a list are drawn by their index."""
     return {key: draw_one(trial, key, choice) for key, choice in sweep.over.items()}
 
 

@@ -1,4 +1,4 @@
-"""Many recipes tried on the same rows, and the best of them written out: a study by Optuna (Akiba et al. 2019)."""
+"""Sweeps: many recipes tried on the same rows in an Optuna study (Akiba et al. 2019), and the best written out."""
 
 import gc
 import itertools
@@ -16,7 +16,7 @@ from transformers import TrainerCallback
 from polytone.contract.errors import CheckError, InputError
 from polytone.contract.home import Home
 from polytone.progress import Progress
-from polytone.train.artifact.scoring import loss_per_token
+from polytone.train.artifact.scoring import batch_count, loss_per_token
 from polytone.train.job import read_job
 from polytone.train.recipe import Recipe, Span, SweepSection, contradictions
 from polytone.train.run import load_model, train_adapter
@@ -25,15 +25,15 @@ from .report import write_report
 from .space import check_space, draw, with_values
 
 DONE = (optuna.trial.TrialState.COMPLETE, optuna.trial.TrialState.PRUNED)
-# A trial that is to be pruned has to be looked at on its way.
+# Trials are evaluated on the way, so that they can be pruned.
 EVALUATIONS = 4
-# Trials that run to their end before others are compared with them.
+# Trials that are never pruned, so that others can be compared with them.
 UNPRUNED = 3
 
 
 @dataclass(frozen=True)
 class Sweep:
-    """A finished sweep: its folder (report.md, best.yaml, plots), what the recipe gave and what the best did."""
+    """A finished sweep: its folder (report.md, best.yaml, plots), the loss of the recipe and that of the best."""
 
     folder: Path
     trials: int
@@ -44,7 +44,7 @@ class Sweep:
 
 
 def run_sweep(home: Home, recipe: Recipe, progress: Progress) -> Sweep:
-    """Try the recipe, then others by its sweep section; a sweep that was cut off goes on where it was.
+    """Try the recipe, then others by its sweep section; an interrupted sweep is continued.
 
     Every trial is measured as `polytone train` measures: loss per assistant token on the held-out rows, of the adapter
     that would be published. The first trial is the recipe as it is, so the best is never worse.
@@ -53,7 +53,7 @@ def run_sweep(home: Home, recipe: Recipe, progress: Progress) -> Sweep:
         InputError: as `check_space` and `read_job`; `sweep_mismatch` if the folder holds a sweep of another recipe.
     """
     sweep = check_space(recipe)
-    recipe = watched(recipe, sweep)
+    recipe = with_evaluations(recipe, sweep)
     read_job(home, recipe)  # everything that is wrong with data or base, before the first trial
     folder = home.sweeps / recipe.name
     folder.mkdir(parents=True, exist_ok=True)
@@ -61,14 +61,15 @@ def run_sweep(home: Home, recipe: Recipe, progress: Progress) -> Sweep:
     if not study.trials:
         study.add_trial(try_as_it_is(home, recipe, folder, progress))
         enqueue_grid(study, sweep)
-    take_up(study)
+    requeue_interrupted(study)
     write_report(folder, recipe, study)
-    left = wanted(sweep) - sum(trial.state in DONE for trial in study.trials)
-    study.optimize(
-        lambda trial: attempt(home, recipe, sweep, folder, progress, trial),
-        n_trials=max(0, left),
-        callbacks=[lambda study, _: write_report(folder, recipe, study)],
-    ) if left > 0 else None
+    remaining = trials_in_all(sweep) - sum(trial.state in DONE for trial in study.trials)
+    if remaining > 0:
+        study.optimize(
+            lambda trial: attempt(home, recipe, sweep, folder, progress, trial),
+            n_trials=remaining,
+            callbacks=[lambda study, _: write_report(folder, recipe, study)],
+        )
     best = study.best_trial
     return Sweep(
         folder=folder,
@@ -80,16 +81,16 @@ def run_sweep(home: Home, recipe: Recipe, progress: Progress) -> Sweep:
     )
 
 
-def watched(recipe: Recipe, sweep: SweepSection) -> Recipe:
-    """With evaluations on the way where trials may be pruned; written out, so that the best recipe has them too."""
+def with_evaluations(recipe: Recipe, sweep: SweepSection) -> Recipe:
+    """The recipe with enough evaluations to prune trials by; the best recipe that is written out has them too."""
     if not sweep.prune or recipe.training.evaluations > 1:
         return recipe
     training = recipe.training.model_copy(update={"evaluations": EVALUATIONS})
     return recipe.model_copy(update={"training": training})
 
 
-def wanted(sweep: SweepSection) -> int:
-    """Trials in all; a grid has all its points, and the recipe itself."""
+def trials_in_all(sweep: SweepSection) -> int:
+    """The recipe itself and, of a grid, all its points."""
     return 1 + len(grid(sweep)) if sweep.method == "grid" else sweep.trials
 
 
@@ -101,17 +102,17 @@ def grid(sweep: SweepSection) -> list[dict[str, Any]]:
 def open_study(folder: Path, recipe: Recipe, sweep: SweepSection) -> optuna.Study:
     optuna.logging.set_verbosity(logging.WARNING)
     storage = optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(str(folder / "study.log")))
-    of = recipe.record() | {"sweep": sweep.model_dump(mode="json", exclude={"trials"})}
+    subject = recipe.record() | {"sweep": sweep.model_dump(mode="json", exclude={"trials"})}
     study = optuna.create_study(storage=storage, study_name=recipe.name, load_if_exists=True)
-    if study.user_attrs.get("of", of) != of:
+    if study.user_attrs.get("of", subject) != subject:
         raise InputError(
-            f"{folder}: holds a sweep of another recipe of this name. Move that folder away, or give the recipe back "
-            "what it had; only sweep.trials may be raised.",
+            f"{folder}: holds a sweep of another recipe of this name. Move that folder away, or restore the recipe; "
+            "only sweep.trials may be raised.",
             code="sweep_mismatch",
             param="name",
         )
-    study.set_user_attr("of", of)
-    # A sampler that starts with the same seed again would draw the same values again.
+    study.set_user_attr("of", subject)
+    # Restarted with the same seed, a sampler would draw the same values again.
     seed = sweep.seed + len(study.trials)
     sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=4)
     study.sampler = optuna.samplers.RandomSampler(seed=seed) if sweep.method == "random" else sampler
@@ -122,11 +123,11 @@ def open_study(folder: Path, recipe: Recipe, sweep: SweepSection) -> optuna.Stud
 def try_as_it_is(home: Home, recipe: Recipe, folder: Path, progress: Progress) -> optuna.trial.FrozenTrial:
     began = time.monotonic()
     progress.console.print("Trial 0: the recipe as it is")
-    watch = Curve()
-    loss = measure(home, recipe, folder / "trials" / "0", progress, watch)
+    curve = Curve()
+    loss = measure(home, recipe, folder / "trials" / "0", progress, curve)
     return optuna.trial.create_trial(
         value=loss,
-        intermediate_values=watch.losses,
+        intermediate_values=curve.losses,
         user_attrs={"values": {}, "seconds": round(time.monotonic() - began, 1)},
     )
 
@@ -137,26 +138,26 @@ def enqueue_grid(study: optuna.Study, sweep: SweepSection) -> None:
             study.enqueue_trial(point)
 
 
-def take_up(study: optuna.Study) -> None:
-    """Trials that were under way when the sweep was cut off, once more."""
+def requeue_interrupted(study: optuna.Study) -> None:
+    """Queue the trials again that were running when the sweep was interrupted."""
     for trial in study.get_trials(states=(optuna.trial.TrialState.RUNNING,)):
         study.tell(trial.number, state=optuna.trial.TrialState.FAIL)
-        # What was set for it beforehand, such as a grid's point, may not have been drawn yet.
+        # Values set beforehand, such as a point of the grid, may not have been drawn yet.
         study.enqueue_trial({**trial.system_attrs.get("fixed_params", {}), **trial.params})
 
 
 def attempt(
     home: Home, recipe: Recipe, sweep: SweepSection, folder: Path, progress: Progress, trial: optuna.Trial
 ) -> float:
-    """The held-out loss of one drawn recipe; one that contradicts itself or diverges is pruned with its reason."""
+    """The held-out loss of one drawn recipe; a recipe that contradicts itself or diverges is pruned with the reason."""
     began = time.monotonic()
     values = draw(trial, sweep)
     trial.set_user_attr("values", values)
     progress.console.print(f"Trial {trial.number}: " + ", ".join(f"{key} {value}" for key, value in values.items()))
     try:
         candidate = with_values(recipe, values)
-        if found := list(contradictions(candidate)):
-            raise InputError(f"{found[0][0]}: {found[0][1]}", code="recipe_invalid")
+        if conflicts := list(contradictions(candidate)):
+            raise InputError(f"{conflicts[0][0]}: {conflicts[0][1]}", code="recipe_invalid")
         loss = measure(home, candidate, folder / "trials" / str(trial.number), progress, Prune(trial))
     except (CheckError, InputError, ValidationError) as error:
         trial.set_user_attr("reason", str(error))
@@ -165,21 +166,21 @@ def attempt(
     return loss
 
 
-def measure(home: Home, recipe: Recipe, folder: Path, progress: Progress, watch: "Curve") -> float:
-    """Train in `folder` and give the held-out loss per assistant token of the adapter as it would be published.
+def measure(home: Home, recipe: Recipe, folder: Path, progress: Progress, curve: "Curve") -> float:
+    """Train in `folder`; returns the held-out loss per assistant token of the adapter that would be published.
 
     Raises:
-        optuna.TrialPruned: it was given up on its way.
+        optuna.TrialPruned: the pruner stopped it.
     """
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     job = read_job(home, recipe)
     model = load_model(job)
-    train_adapter(job, model, folder, progress, [watch])
-    if watch.pruned:
+    train_adapter(job, model, folder, progress, [curve])
+    if curve.pruned:
         raise optuna.TrialPruned
     rows = job.prepared.held_out
-    progress.start("Measuring on held-out rows", total=-(-len(rows) // 8))
+    progress.start("Measuring on held-out rows", total=batch_count(rows))
     loss = float(loss_per_token(model, rows, progress, "trial"))
     progress.finish()
     shutil.rmtree(folder / "adapter")
@@ -189,7 +190,7 @@ def measure(home: Home, recipe: Recipe, folder: Path, progress: Progress, watch:
 
 
 class Curve(TrainerCallback):  # type: ignore[misc]
-    """The held-out losses on the way, by step."""
+    """Collects the held-out losses by step."""
 
     def __init__(self) -> None:
         self.losses: dict[int, float] = {}
@@ -200,7 +201,7 @@ class Curve(TrainerCallback):  # type: ignore[misc]
 
 
 class Prune(Curve):
-    """Tells the study each held-out loss, and ends the training that its pruner gives up."""
+    """Reports each held-out loss to the study, and stops the training if its pruner says so."""
 
     def __init__(self, trial: optuna.Trial) -> None:
         super().__init__()
