@@ -3,7 +3,7 @@ LOCK ?= requirements/cpu.txt
 BIN := .venv/bin
 
 .PHONY: help setup system demo test check lint lock soak bench image screenshots clean
-.PHONY: test-pages test-training test-serving test-engine test-e2e check-serving check-training
+.PHONY: test-pages test-training test-serving test-rest test-engine test-e2e check-serving check-training check-rest
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -36,23 +36,27 @@ lint: setup ## Style, types, who may import whom, and declared dependencies
 	$(BIN)/deptry bench tests tools examples --ignore DEP002,DEP004
 
 check: setup ## Lint and the fast tests, in about a minute on two cores
-	@$(MAKE) --no-print-directory --jobs 2 --output-sync check-serving check-training lint
+	@$(MAKE) --no-print-directory --jobs 3 --output-sync check-serving check-training check-rest lint
 
 test: setup .venv/.cluster ## Lint and the whole suite, real engine and real small model included: what CI runs
-	@$(MAKE) --no-print-directory --jobs 2 --output-sync=line test-serving test-pages lint
+	@$(MAKE) --no-print-directory --jobs 2 --output-sync=line test-serving test-pages test-rest lint
 	@$(MAKE) --no-print-directory --jobs 2 --output-sync=line test-e2e test-engine test-training
 
-# Two parts run at a time, of about the same length: training's tests wait for its libraries to import, the pages' for a
-# browser. The engine's tests share a trained model with training's.
+# Parts run beside each other on two cores, since many tests wait: for a database, a browser, a deadline. The engine's
+# tests share a trained model with training's.
 ONE_CORE := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q
 FAST := not engine and not slow and not soak
 ENGINE := tests/serve/engine/test_engine.py
 TRAINING := tests/train $(ENGINE)
 PAGES := tests/ui
-SERVING := tests $(addprefix --ignore=,$(TRAINING) $(PAGES) tests/e2e tests/soak)
+SERVING := tests/serve --ignore=$(ENGINE)
+REST := tests $(addprefix --ignore=,tests/train tests/serve $(PAGES) tests/e2e tests/soak)
 
 test-serving: setup
 	@$(ONE_CORE) -m "not engine and not soak" $(SERVING)
+
+test-rest: setup
+	@$(ONE_CORE) -m "not engine and not soak" $(REST)
 
 test-training: setup
 	@$(ONE_CORE) -m "not engine and not soak" $(TRAINING)
@@ -68,6 +72,9 @@ test-e2e: setup
 
 check-serving: setup
 	@$(ONE_CORE) -m "$(FAST)" $(SERVING)
+
+check-rest: setup
+	@$(ONE_CORE) -m "$(FAST)" $(REST)
 
 check-training: setup
 	@$(ONE_CORE) -m "$(FAST)" $(TRAINING)

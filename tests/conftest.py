@@ -25,9 +25,9 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 @pytest.hookimpl(tryfirst=True)  # before -m leaves tests out
 def pytest_collection_modifyitems(items: list[pytest.Function]) -> None:
-    """Mark the tests that need PostgreSQL as slow."""
+    """Mark the tests that need PostgreSQL or Prometheus as slow."""
     for item in items:
-        if "postgresql" in item.fixturenames or "postgresql" in item.name:
+        if {"postgresql", "watched"} & set(item.fixturenames) or "postgresql" in item.name:
             item.add_marker(pytest.mark.slow)
 
 

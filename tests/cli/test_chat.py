@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+import pytest
 import uvicorn
 from sqlalchemy import select
 from typer.testing import CliRunner, Result
@@ -46,6 +47,7 @@ def refusal(done: Result) -> PolytoneError:
     return done.exception
 
 
+@pytest.mark.slow
 async def test_one_message_leaves_the_answer_alone_on_standard_output(tmp_path: Path) -> None:
     async with listening(tmp_path) as (server, url):
         version = await server.voice("acme")
@@ -97,6 +99,7 @@ async def test_an_answer_that_failed_is_not_part_of_the_conversation(tmp_path: P
         assert [one["content"] for one in server.engine.requests[-1]["messages"]] == ["Two?"]
 
 
+@pytest.mark.slow
 async def test_ctrl_c_ends_the_conversation_without_a_traceback(tmp_path: Path) -> None:
     async with listening(tmp_path) as (server, url):
         await server.voice("acme")

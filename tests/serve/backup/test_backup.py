@@ -179,6 +179,7 @@ async def live(server: Server) -> dict[str, str]:
 
 
 @pytest.mark.both_databases
+@pytest.mark.slow
 async def test_everything_comes_back(here: Place, elsewhere: Place, tmp_path: Path) -> None:
     async with serving(here.home.root) as server:
         keys = await live(server)
