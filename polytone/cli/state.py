@@ -63,9 +63,9 @@ def open_database(settings: Settings, create: bool = False) -> "Database":
 def open_store(settings: Settings) -> "AdapterStore | None":
     if not settings.adapter_store:
         return None
-    from polytone.serve.adapters.store import store_of
+    from polytone.serve.adapters.store import open_store as open_adapter_store
 
-    return store_of(settings)
+    return open_adapter_store(settings.adapter_store, settings.max_upload_bytes)
 
 
 def read_here(settings: Settings, store: "AdapterStore | None", version: str) -> Manifest:

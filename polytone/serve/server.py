@@ -21,7 +21,7 @@ from .adapters.loaded import AdapterLimits
 from .adapters.manager import AdapterManager
 from .adapters.registry import Registry
 from .adapters.replicas import Replicas
-from .adapters.store import store_of
+from .adapters.store import open_store
 from .adapters.validation import ServedBase
 from .api.app import create_app
 from .api.middleware import is_loopback
@@ -93,7 +93,7 @@ def run_server(settings: Settings) -> None:
 def build_services(settings: Settings) -> Services:
     home = settings.paths()
     base = load_base(home, settings.base)
-    store = store_of(settings)
+    store = open_store(settings.adapter_store, settings.max_upload_bytes)
     if store is not None:
         log.info("adapter store: %s; %s is its cache here", store, home.adapters)
     remove_leftovers(home.adapters)

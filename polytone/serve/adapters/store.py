@@ -20,21 +20,20 @@ from polytone.contract.files import disk_refusal
 from polytone.contract.manifest import MANIFEST, Manifest, read_manifest
 from polytone.contract.reference import REFERENCE
 from polytone.contract.version_id import VersionId
-from polytone.serve.settings import Settings
 
 SETTING = "POLYTONE_ADAPTER_STORE"
 CHUNK = 1 << 20
 
 
-def store_of(settings: Settings) -> "AdapterStore | None":
-    """The store that the settings name; None if replicas read versions from their home alone.
+def open_store(url: str | None, limit: int) -> "AdapterStore | None":
+    """The store at the setting `adapter_store`; None without one, where replicas read versions from their home alone.
 
     Raises:
         InputError: `settings_invalid` if nothing that is installed can open such a URL.
     """
-    if not settings.adapter_store:
+    if not url:
         return None
-    store = AdapterStore(settings.adapter_store, settings.max_upload_bytes)
+    store = AdapterStore(url, limit)
     store.check_url()
     return store
 

@@ -28,7 +28,7 @@ from polytone.contract.version_id import VersionId, voice_of
 from polytone.serve.adapters import loaded
 from polytone.serve.adapters.archive import pack_version
 from polytone.serve.adapters.fetch import Fetcher, fetch_version, in_daemon_thread, same_files
-from polytone.serve.adapters.store import AdapterStore, store_of
+from polytone.serve.adapters.store import AdapterStore, open_store
 from polytone.serve.adapters.validation import ServedBase
 from polytone.serve.database.audit import read_audit
 from polytone.serve.metrics import Metrics
@@ -750,7 +750,7 @@ def test_a_url_that_nothing_here_can_reach_is_refused_with_what_is_missing(monke
     )
     for url, says in (("faraway://b/voices", "Install no_such_package"), ("what://b/voices", "Protocol not known")):
         with pytest.raises(InputError, match=says) as refused:
-            store_of(Settings(adapter_store=url))
+            open_store(url, LIMIT)
         assert (refused.value.code, "POLYTONE_ADAPTER_STORE" in refused.value.message) == ("settings_invalid", True)
-    assert store_of(Settings()) is None
-    assert store_of(Settings(adapter_store="")) is None
+    assert open_store(None, LIMIT) is None
+    assert open_store("", LIMIT) is None
