@@ -1,4 +1,4 @@
-"""Do verdicts change a voice as they ask? KTO on 200 verdicts that prefer short answers.
+"""Proof that verdicts change a voice: KTO on 200 verdicts that prefer short answers.
 
 A voice (trained first, unless one is named) answers 100 customers twice, sampled; the shorter answer of each two is
 found good, the longer bad. The next version learns from these verdicts. Measured on customers that neither has seen:
@@ -70,8 +70,8 @@ def train_parent(home: Home, brand: Path, progress: Progress) -> Manifest:
 
 def verdicts(home: Home, parent: Manifest, customers: Path, progress: Progress) -> list[Json]:
     prompts = questions(parent, customers)[:CUSTOMERS]
-    asked = [prompt for prompt in prompts for _ in range(EACH)]
-    answers = reply(home, parent, asked, GenerationConfig(do_sample=True, temperature=1.0, top_k=0), progress)
+    repeated = [prompt for prompt in prompts for _ in range(EACH)]
+    answers = reply(home, parent, repeated, GenerationConfig(do_sample=True, temperature=1.0, top_k=0), progress)
     rows = []
     for index, prompt in enumerate(prompts):
         two = sorted(answers[EACH * index : EACH * (index + 1)], key=lambda one: one.tokens)
@@ -86,8 +86,8 @@ def questions(parent: Manifest, path: Path) -> list[list[dict[str, str]]]:
     """The first thing each customer says, under the voice's own system prompt."""
     firsts = []
     for row in read_conversations(path).rows:
-        asked = next(message for message in row.as_dicts() if message["role"] == "user")
-        firsts.append(with_system([asked], parent.system_prompt))
+        question = next(message for message in row.as_dicts() if message["role"] == "user")
+        firsts.append(with_system([question], parent.system_prompt))
     return firsts
 
 
@@ -98,10 +98,10 @@ def reply(
     tokenizer = AutoTokenizer.from_pretrained(source)
     model = PeftModel.from_pretrained(load_nf4(source, compute_dtype()), home.adapter_folder(version.version)).eval()
     settings.update(max_new_tokens=LONGEST, pad_token_id=tokenizer.pad_token_id, eos_token_id=[tokenizer.eos_token_id])
-    asked = [make_prompt(one, tokenizer, version.system_prompt) for one in prompts]
+    inputs = [make_prompt(one, tokenizer, version.system_prompt) for one in prompts]
     torch.manual_seed(0)
-    progress.start(f"Answers of {version.version}", total=len(asked))
-    answers = generate_replies(model, tokenizer, asked, list(in_batches(asked, LONGEST)), settings, progress, "")
+    progress.start(f"Answers of {version.version}", total=len(inputs))
+    answers = generate_replies(model, tokenizer, inputs, list(in_batches(inputs, LONGEST)), settings, progress, "")
     progress.finish()
     return answers
 

@@ -1,1 +1,1 @@
-"""Base model and recipe -> adapter version. Never imports serve."""
+"""Training: a recipe on a base model becomes an adapter version. Never imports serve."""

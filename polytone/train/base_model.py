@@ -1,4 +1,4 @@
-"""Prepare a base model: fetch it, quantize it to NF4, store what GPU and CPU serving need."""
+"""Base models: fetched, quantized to NF4, and stored for serving on GPU and CPU."""
 
 import ctypes
 import json
@@ -180,14 +180,14 @@ def chat_template(source: Path) -> str:
 
 
 def compute_dtype() -> torch.dtype:
-    """bfloat16 on a GPU; float32 on a CPU, where it makes served answers equal trained ones token by token."""
+    """bfloat16 on a GPU; float32 on a CPU, where served answers then equal the trainer's token by token."""
     return torch.bfloat16 if torch.cuda.is_available() else torch.float32
 
 
 def load_nf4(source: Path, dtype: torch.dtype) -> Any:
     """The model with its linear layers in NF4 with double quantization (QLoRA, Dettmers et al. 2023).
 
-    On a CPU the process gives large blocks back to the system from then on: see `give_large_blocks_back`.
+    From then on the process returns large free blocks to the system: see `give_large_blocks_back`.
     """
     give_large_blocks_back()
     model = AutoModelForCausalLM.from_pretrained(
@@ -204,7 +204,7 @@ def load_nf4(source: Path, dtype: torch.dtype) -> Any:
     for module in model.modules():
         if isinstance(module, Linear4bit):
             # Where the CPU has AVX-512 BF16, bitsandbytes repacks the weights at the first evaluation and computes in
-            # bfloat16 from then on. What is measured must be what the server computes: float32.
+            # bfloat16 from then on. Measurements must be of what the server computes: float32.
             module.support_avx512bf16_for_cpu = False
     return model
 
@@ -225,7 +225,7 @@ def give_large_blocks_back() -> None:
 def load_served(folder: Path) -> Any:
     """The NF4 base as a server computes it on this kind of machine, in `compute_dtype`.
 
-    On a CPU the dense NF4 values, which need not be unpacked in every step; packed on a GPU.
+    On a CPU from the dense NF4 values, which need no unpacking in every step; packed on a GPU.
 
     Args:
         folder: of the prepared base.
@@ -241,7 +241,7 @@ def load_unquantized(folder: Path) -> Any:
 
 
 def save_dense(model: Any, source: Path, target: Path) -> None:
-    """Store the NF4 values once as dense float32, so that a CPU serves the very base that adapters are trained on."""
+    """Store the NF4 values as dense float32, so that a CPU serves exactly the base that adapters are trained on."""
     model.dequantize(dtype=torch.float32)
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config

@@ -1,4 +1,4 @@
-"""A finished run -> an adapter version: the folder that serve takes."""
+"""Publishing: a finished run becomes an adapter version, the folder that a server loads."""
 
 import shutil
 
@@ -32,7 +32,7 @@ from .runs.record import close
 
 
 def publish(home: Home, run: Run) -> Manifest:
-    """Write the version folder of a run, whole or not at all, and read it back as a server would.
+    """Write the version's folder, whole or not at all, and read it back as a server would.
 
     Raises:
         CheckError: every reason of `check_adapter`; `nothing_learned`; or any reason `read_folder` gives.
@@ -64,7 +64,7 @@ def publish(home: Home, run: Run) -> Manifest:
         licence=run.recipe.licence,
     )
     target = home.adapter_folder(manifest.version)
-    if target.exists():  # the same bytes were published before
+    if target.exists():  # the same content was published before
         close(run.folder, manifest.version)
         return read_version(home, manifest.version)
     with folder_written_whole(target) as folder:
@@ -80,39 +80,39 @@ def publish(home: Home, run: Run) -> Manifest:
 
 
 def check_adapter(home: Home, run: Run) -> PeftConfig:
-    """Refuse an adapter that an engine would refuse, or parts of which it would ignore; returns its configuration.
+    """Refuse an adapter that an engine would refuse or ignore in part; returns its configuration.
 
     Raises:
         CheckError: with every reason of `not_safetensors`, `config_invalid`, `peft_unsupported`, `tensors_mismatch`.
     """
     adapter = run.folder / "adapter"
     config, tensors = read_config(adapter), read_header(adapter / WEIGHTS)
-    found = [*check_config(adapter, config), *check_tensors(adapter, config, tensors)]
-    found += check_against_base(tensors, module_shapes(base_folder(home, run.base.id) / "source"))
-    if found:
-        raise combined(found)
+    problems = [*check_config(adapter, config), *check_tensors(adapter, config, tensors)]
+    problems += check_against_base(tensors, module_shapes(base_folder(home, run.base.id) / "source"))
+    if problems:
+        raise combined(problems)
     return config
 
 
 def check_learned(home: Home, run: Run) -> None:
-    """Refuse an adapter that changes nothing: held-out loss and every probe are those of the bare base.
+    """Refuse an adapter that changes nothing: held-out loss and every probe are those of the base.
 
-    Measured on what the model answers rather than on its weights, so that a vanishing change counts as none. Against a
-    parent the weights are compared: verdicts move a voice little, and an adapter that was never trained not at all.
+    Losses are compared rather than weights, so that a negligible change counts as none. With the parent the weights are
+    compared: training on verdicts changes a voice little, and an adapter that was not trained not at all.
     """
     probes = run.fingerprint.probes
     changes = [run.evaluation.adapter_loss - run.evaluation.base_loss]
     changes += [probe.mean_logprob - probe.base_mean_logprob for probe in probes]
     if max(abs(change) for change in changes) < LEAST_CHANGE:
         raise CheckError(
-            f"{run.recipe.name}: nothing was learned; the voice answers exactly like the base, so it is not published. "
+            f"{run.recipe.name}: nothing was learned. The voice answers exactly like the base, so it is not published. "
             "Raise training.learning_rate or the number of steps.",
             code="nothing_learned",
         )
     parent = run.recipe.parent
     if parent is not None and same_weights(run.folder / "adapter", home.adapter_folder(parent)):
         raise CheckError(
-            f"{run.recipe.name}: nothing was learned; the weights are those of the parent {parent}, so it is not "
+            f"{run.recipe.name}: nothing was learned. The weights are those of the parent {parent}, so it is not "
             "published. Raise training.learning_rate or the number of steps.",
             code="nothing_learned",
         )

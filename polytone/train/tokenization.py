@@ -1,4 +1,4 @@
-"""Rows of a file -> token ids with labels on the assistant's tokens only, proven row by row."""
+"""Tokenization: rows of a file as token ids, with labels on the assistant's tokens only."""
 
 import random
 from collections.abc import Sequence
@@ -34,7 +34,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Fitted(Generic[R]):
-    """Rows that fit into `training.max_length`: their tokens (one `Row` a reply) and the file's row they came from."""
+    """Rows that fit into `training.max_length`: their tokens (one `Row` per reply) and the row of the file."""
 
     rows: list[tuple[tuple[Row, ...], R]]
     cut: int = 0
@@ -50,7 +50,7 @@ class Fitted(Generic[R]):
         return [source for _, source in self.rows]
 
     def split(self, share: float, seed: int) -> tuple["Fitted[R]", "Fitted[R]"]:
-        """What stays to be learned from, and what is held out; as `split`."""
+        """The training rows and the held-out rows; as `split`."""
         kept, held = split(self.rows, share, seed)
         return Fitted(kept, self.cut, self.dropped), Fitted(held)
 
@@ -64,8 +64,8 @@ def tokenize(
 ) -> Fitted[Conversation]:
     """Tokenize every conversation of a file.
 
-    Works with any chat template, with or without generation markers: the template is rendered up to each assistant
-    turn and past it, and the tokens in between are supervised up to and including the end-of-turn token.
+    Works with any chat template, with or without generation markers: the template is rendered before and after each
+    assistant turn, and the tokens between are supervised up to and including the end-of-turn token.
 
     Raises:
         InputError: `rows_too_long` (nothing is cut or dropped unless the recipe says so) or `template_unsupported`.
@@ -77,20 +77,20 @@ def tokenize(
 def tokenize_verdicts(
     file: RowFile[Verdict], tokenizer: Any, max_length: int, system_prompt: str | None, too_long: TooLong = "refuse"
 ) -> Fitted[Verdict]:
-    """As `tokenize`, with the judged reply supervised alone: nobody judged the turns before it."""
+    """As `tokenize`, with only the judged reply supervised: the turns before it were not judged."""
     replies = [(tokenize_reply(row.conversation(), tokenizer, system_prompt),) for row in file.rows]
     return within_length(file, replies, max_length, too_long)
 
 
 def tokenize_reply(conversation: Conversation, tokenizer: Any, system_prompt: str | None) -> Row:
-    """The conversation with its last turn supervised alone."""
+    """The conversation with only its last turn supervised."""
     return tokenize_conversation(conversation, tokenizer, system_prompt, last_only=True)
 
 
 def within_length(
     file: RowFile[R], replies: Sequence[tuple[Row, ...]], max_length: int, too_long: TooLong
 ) -> Fitted[R]:
-    """Refuse, drop or cut what is longer than `max_length` tokens; a cut that leaves nothing to learn drops the row."""
+    """Refuse, drop or cut rows of more than `max_length` tokens; a cut that leaves nothing to learn drops the row."""
     long = [index for index, row in enumerate(replies) if longest(row) > max_length]
     if too_long == "refuse":
         refuse_long(file, [(index, longest(replies[index])) for index in long], max_length)
@@ -116,8 +116,7 @@ def refuse_long(file: RowFile[Any], long: list[tuple[int, int]], max_length: int
         more = f" and {len(long) - 10} more" if len(long) > 10 else ""
         raise InputError(
             f"{file.path}: {len(long)} rows are longer than training.max_length {max_length}: {shown}{more}. "
-            "Raise max_length, shorten the rows, or allow it by name with data.too_long drop or cut; nothing is lost "
-            "silently.",
+            "Raise max_length, shorten the rows, or set data.too_long to drop or cut.",
             code="rows_too_long",
             param="training.max_length",
         )
@@ -137,7 +136,7 @@ def tokenize_conversation(
         if not (text.startswith(before) and text.startswith(after) and len(after) > len(before)):
             raise InputError(
                 "The base's chat template rewrites earlier turns when later ones follow, so the assistant's tokens "
-                "cannot be told apart. Use a base whose template only appends.",
+                "cannot be identified. Use a base whose template only appends.",
                 code="template_unsupported",
             )
         spans.append((len(before), len(after)))
@@ -150,7 +149,7 @@ def tokenize_conversation(
 
 
 def with_system(messages: list[dict[str, str]], system_prompt: str | None) -> list[dict[str, str]]:
-    """The messages as the server will send them: the voice's system prompt first where the row has none."""
+    """The messages as the server will send them: with the voice's system prompt first if they have none."""
     if system_prompt is None or messages[0]["role"] == "system":
         return messages
     return [{"role": "system", "content": system_prompt}, *messages]
@@ -199,6 +198,6 @@ def split(rows: list[T], share: float, seed: int) -> tuple[list[T], list[T]]:
             param="data.train",
         )
     order = list(rows)
-    random.Random(seed).shuffle(order)  # noqa: S311 - a reproducible split, no secret
+    random.Random(seed).shuffle(order)  # noqa: S311 - a reproducible split, not a secret
     count = max(1, round(share * len(order)))
     return order[count:], order[:count]

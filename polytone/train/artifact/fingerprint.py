@@ -1,4 +1,4 @@
-"""A few probe prompts with the greedy tokens the trainer's model gives, so a server can prove it serves that model."""
+"""The fingerprint: probe prompts with the trainer's greedy tokens, which a server must reproduce."""
 
 from typing import Any
 
@@ -17,7 +17,7 @@ NEW_TOKENS = 24
 
 
 def take_fingerprint(model: Any, tokenizer: Any, system_prompt: str | None, progress: Progress) -> Fingerprint:
-    """Answer each of `PROMPTS` greedily, batch of one, and note the log-probabilities with and without the adapter."""
+    """Answer each of `PROMPTS` greedily, one at a time, with log-probabilities with and without the adapter."""
     model.eval()
     progress.start("Taking the fingerprint", total=len(PROMPTS))
     probes = []

@@ -1,4 +1,4 @@
-"""The adapter that is trained: a new one, or a parent's that is continued."""
+"""The LoRA adapter that is trained: a new one, or one that continues a parent's."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -39,22 +39,22 @@ def read_parent(home: Home, recipe: Recipe, base: Base) -> Manifest | None:
 
 
 def differences(recipe: Recipe, parent: Manifest) -> Iterator[str]:
-    """What the recipe names and the parent has otherwise; dropout is the run's own affair."""
-    there = lora_of(parent)
+    """Keys of the recipe that differ from the parent's; dropout may differ."""
+    own = lora_of(parent)
     for key in ("rank", "alpha"):
-        wanted, has = getattr(recipe.lora, key), getattr(there, key)
-        if key in recipe.lora.model_fields_set and wanted != has:
-            yield f"lora.{key}: is {wanted:g}, the parent {parent.version} has {has:g}"
-    if "rslora" in recipe.lora.model_fields_set and recipe.lora.rslora != there.rslora:
-        yield f"lora.rslora: is {recipe.lora.rslora}, the parent {parent.version} has {there.rslora}"
+        requested, existing = getattr(recipe.lora, key), getattr(own, key)
+        if key in recipe.lora.model_fields_set and requested != existing:
+            yield f"lora.{key}: is {requested:g}, the parent {parent.version} has {existing:g}"
+    if "rslora" in recipe.lora.model_fields_set and recipe.lora.rslora != own.rslora:
+        yield f"lora.rslora: is {recipe.lora.rslora}, the parent {parent.version} has {own.rslora}"
     targets = recipe.lora.targets
-    same = targets == there.targets or (targets != "all-linear" and sorted(targets) == parent.peft.targets)
+    same = targets == own.targets or (targets != "all-linear" and sorted(targets) == parent.peft.targets)
     if "targets" in recipe.lora.model_fields_set and not same:
         yield f"lora.targets: is {targets}, the parent {parent.version} has {', '.join(parent.peft.targets)}"
 
 
 def inherit(recipe: Recipe, parent: Manifest | None) -> Recipe:
-    """The recipe with the shape of the adapter it continues."""
+    """The recipe with the shape of the parent's adapter."""
     if parent is None:
         return recipe
     lora = lora_of(parent).model_copy(update={"dropout": recipe.lora.dropout})
@@ -73,13 +73,13 @@ def lora_of(parent: Manifest) -> LoraSection:
 
 
 def attach_adapter(model: Any, recipe: Recipe, parent: Path | None) -> Any:
-    """Put a new adapter on the base, or the parent's from its folder, with nothing else trainable."""
+    """Add a new adapter to the base, or the parent's from its folder; nothing else is trainable."""
     model.requires_grad_(False)
     model.config.use_cache = False
     adapted = new_adapter(model, recipe) if parent is None else continued_adapter(model, recipe, parent)
     if not any(parameter.requires_grad for parameter in adapted.parameters()):
         raise CheckError("No parameter is trainable: lora.targets match no module.", code="nothing_trainable")
-    # The manifest names the base by id and digest; a path of the training machine says nothing to anyone.
+    # The manifest names the base by id and digest; a path of the training machine is of no use elsewhere.
     adapted.peft_config["default"].base_model_name_or_path = recipe.base
     return adapted
 
@@ -104,7 +104,7 @@ def continued_adapter(model: Any, recipe: Recipe, parent: Path) -> Any:
 
 
 def save_rounded(model: Any, folder: Path) -> None:
-    """Round the adapter to bfloat16, here and in the file: what is measured from now on is what will be served.
+    """Round the adapter to bfloat16, in the model and in the file, so that measurements are of what will be served.
 
     See docs/decisions/0010-adapters-are-published-in-bfloat16.md.
     """
@@ -118,12 +118,12 @@ def save_rounded(model: Any, folder: Path) -> None:
 
 
 def load_rounded(model: Any, folder: Path) -> None:
-    """The numbers that `save_rounded` left, back in a model of the same shape."""
+    """Load the weights that `save_rounded` wrote into a model of the same shape."""
     set_peft_model_state_dict(model, load_file(folder / WEIGHTS), adapter_name="default")
 
 
 def same_weights(one: Path, other: Path) -> bool:
-    """Whether two adapter folders hold the same numbers, to what bfloat16 tells apart."""
+    """Whether two adapter folders hold the same weights in bfloat16."""
     mine, theirs = load_file(one / WEIGHTS), load_file(other / WEIGHTS)
     return mine.keys() == theirs.keys() and all(
         torch.equal(mine[name].bfloat16(), theirs[name].bfloat16()) for name in mine

@@ -13,13 +13,13 @@ from polytone.progress import Progress
 from polytone.train.tokenization import IGNORED, Row
 
 BATCH = 8
-# Nats per token that count as a change; rounding alone is a hundredth of it.
+# Nats per token that count as a change; rounding alone gives a hundredth of it.
 LEAST_CHANGE = 1e-4
 
 
 @dataclass(frozen=True)
 class Score:
-    """One row: negative log-likelihood of its supervised tokens, how many of them are the likeliest, how many."""
+    """One row: the negative log-likelihood of its supervised tokens, how many of them are the likeliest, and all."""
 
     nats: float
     correct: int
@@ -45,7 +45,7 @@ def evaluate(model: Any, rows: list[Row], progress: Progress) -> Evaluation:
 
 
 def evaluate_parent(model: Any, rows: list[Row], progress: Progress) -> float:
-    """Loss on `rows` of the adapter that is about to be continued."""
+    """Loss on `rows` of the parent's adapter, before it is trained further."""
     progress.start("Evaluating the parent on held-out conversations", total=batch_count(rows))
     loss = float(loss_per_token(model, rows, progress, "parent"))
     progress.finish()
@@ -63,7 +63,7 @@ def score_rows(model: Any, rows: list[Row], progress: Progress, note: str) -> li
     """How well the model predicts the supervised tokens of each row, in the rows' order."""
     model.eval()
     scores: dict[int, Score] = {}
-    # Rows of like length share a batch, so that little is computed on padding.
+    # Rows of similar length share a batch, so that little is computed on padding.
     ordered = sorted(range(len(rows)), key=lambda index: len(rows[index].input_ids))
     for start in range(0, len(ordered), BATCH):
         batch = ordered[start : start + BATCH]
@@ -77,11 +77,11 @@ def score_rows(model: Any, rows: list[Row], progress: Progress, note: str) -> li
 
 def score_batch(logits: torch.Tensor, targets: torch.Tensor) -> Iterator[Score]:
     """A score for each row of `logits` (batch, length, vocabulary) and `targets` (batch, length)."""
-    for row, wanted in zip(logits, targets, strict=True):
-        supervised = wanted != IGNORED
-        said, right = row[supervised].float(), wanted[supervised]
-        nats = cross_entropy(said, right, reduction="sum").item()
-        yield Score(nats, int((said.argmax(-1) == right).sum()), int(supervised.sum()))
+    for row, labels in zip(logits, targets, strict=True):
+        supervised = labels != IGNORED
+        predicted, expected = row[supervised].float(), labels[supervised]
+        nats = cross_entropy(predicted, expected, reduction="sum").item()
+        yield Score(nats, int((predicted.argmax(-1) == expected).sum()), int(supervised.sum()))
 
 
 def pad_batch(rows: list[Row], device: torch.device) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

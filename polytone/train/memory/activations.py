@@ -1,10 +1,10 @@
-"""What a forward pass leaves behind for the backward pass, and what both need besides, in bytes."""
+"""Activations that the forward pass saves for the backward pass, logits and workspace, in bytes."""
 
 from .plan import Plan
 from .shape import Shape
 
 FLOAT = 4
-# TRL 1.16, kernels/chunked_logprob.py: logits are made tile by tile.
+# TRL 1.16, kernels/chunked_logprob.py: logits are computed tile by tile.
 TILE_TOKENS = 4096
 TILE_VOCABULARY = 32768
 # Without Triton a tile is folded by PyTorch: itself, probabilities, their logarithm, and three products of them.
@@ -12,7 +12,7 @@ FOLDED_TILES = 6
 
 
 def activation_bytes(shape: Shape, plan: Plan) -> int:
-    """All that is saved for the backward pass: every block, or with checkpointing their inputs and one block."""
+    """Bytes saved for the backward pass: every block, or with checkpointing the blocks' inputs and one block."""
     block = layer_bytes(shape, plan)
     inputs = plan.tokens * shape.hidden * plan.element
     blocks = shape.layers * inputs + block if plan.checkpointing else shape.layers * block
@@ -21,10 +21,10 @@ def activation_bytes(shape: Shape, plan: Plan) -> int:
 
 
 def layer_bytes(shape: Shape, plan: Plan) -> int:
-    """What one block saves.
+    """Bytes that one block saves.
 
     Norms save their input and its scale in float32; attention its queries, output and softmax sums, keys and values
-    (repeated for every head where there is a mask, since PyTorch shares them without one only), the mask as numbers;
+    (repeated for every head where there is a mask, because PyTorch shares them only without one), the mask as numbers;
     the MLP four tensors of its width; every adapted linear layer its input and the narrow product of LoRA.
     """
     adapted = {linear.name for linear in shape.targeted(() if plan.method == "full" else plan.targets)}
@@ -45,7 +45,7 @@ def layer_bytes(shape: Shape, plan: Plan) -> int:
 
 
 def logit_bytes(shape: Shape, plan: Plan) -> int:
-    """Logits, their logarithm of softmax and their gradients, as the loss really makes them."""
+    """Logits, their log-softmax and their gradients, as the loss computes them."""
     vocabulary = shape.vocabulary
     if plan.loss == "supervised":
         # The logarithms, the gradient that comes in, and the one that goes out to the head.
@@ -60,12 +60,12 @@ def logit_bytes(shape: Shape, plan: Plan) -> int:
 
 
 def workspace_bytes(shape: Shape, plan: Plan) -> int:
-    """Gradients under way in the backward pass of one block: four as wide as its MLP and three of the hidden size."""
+    """Gradients in the backward pass of one block: four as wide as its MLP and three of the hidden size."""
     return plan.tokens * (4 * shape.intermediate + 3 * shape.hidden) * plan.element
 
 
 def evaluation_bytes(shape: Shape, plan: Plan) -> int:
-    """What measuring the voice after training takes (train/artifact/scoring.py): every logit, no backward pass.
+    """Memory of measuring the voice after training (train/artifact/scoring.py): all logits, no backward pass.
 
     The logits of all positions, the supervised ones picked, in float32, and their logarithm of softmax; beside them the
     blocks' transient tensors are small.

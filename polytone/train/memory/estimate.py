@@ -1,8 +1,8 @@
-"""How much memory training a model takes: an itemised estimate from its shape and a plan, as pure arithmetic.
+"""The memory that training takes: an itemised estimate from a model's shape and a plan, as pure arithmetic.
 
-Every item is what the libraries keep at the peak, which is where the backward pass begins: weights, what the optimizer
-keeps, everything that was saved on the way forward, and the logits with their gradients. What is saved was read from
-autograd, tensor by tensor; docs/memory.md has the formulae and what they were measured against.
+Every item is what the libraries hold at the peak, where the backward pass begins: weights, optimizer states, everything
+that the forward pass saved, and the logits with their gradients. The saved tensors were read from autograd one by one;
+docs/memory.md has the formulas and the measurements they were compared with.
 """
 
 from dataclasses import dataclass, replace
@@ -16,8 +16,8 @@ DTYPE_COPY = 2
 # bitsandbytes' defaults: a scale of 8 bits for 64 weights, and a float32 scale for 256 of those.
 BLOCK, NESTED_BLOCK = 64, 256
 TABLES_BYTES = 4 * (16 + 256 + 1)  # every layer has its own tables of codes, and an offset
-# Resident size of a training process before the model is loaded, and what the libraries load while it trains, measured
-# (bench/memory.py); and what a CUDA process holds beside its tensors, as is usual: no GPU was there to measure it on.
+# Resident size of a training process before the model is loaded, and of what the libraries load during training, both
+# measured (bench/memory.py). What a CUDA process holds beside its tensors is a usual figure, not measured on a GPU.
 PROCESS_BYTES = 700_000_000
 CUDA_CONTEXT_BYTES = 800_000_000
 STORED_BYTES = 2  # of a checkpoint's weight, in bfloat16
@@ -28,7 +28,7 @@ HELD_WHILE_LOADING = ("weights", "quantization constants", PROCESS)
 
 @dataclass(frozen=True)
 class Item:
-    """A part of the estimate, in bytes, and what was assumed of it."""
+    """A part of the estimate, in bytes, with its assumption."""
 
     name: str
     bytes: int
@@ -65,7 +65,7 @@ def estimate(shape: Shape, plan: Plan) -> Estimate:
         Item(
             "backward workspace",
             max(0, workspace_bytes(shape, plan) - logits),
-            "gradients under way in one block, as far as they exceed the logits, whose memory is free by then",
+            "gradients in one block, as far as they exceed the logits, whose memory is free by then",
         ),
         evaluation_item(shape, plan),
         process_item(plan),
@@ -118,8 +118,8 @@ def optimizer_item(shape: Shape, plan: Plan) -> Item:
 
 
 def optimizer_bytes(plan: Plan, float32: bool) -> float:
-    kept = OPTIMIZERS[plan.optimizer]
-    return kept.state + (0 if float32 else kept.master)
+    optimizer = OPTIMIZERS[plan.optimizer]
+    return optimizer.state + (0 if float32 else optimizer.master)
 
 
 def adapter_item(shape: Shape, plan: Plan) -> Item:
@@ -135,11 +135,11 @@ def adapter_item(shape: Shape, plan: Plan) -> Item:
 
 
 def activations_item(shape: Shape, plan: Plan) -> Item:
-    other = activation_bytes(shape, replace(plan, checkpointing=not plan.checkpointing))
+    otherwise = activation_bytes(shape, replace(plan, checkpointing=not plan.checkpointing))
     words = (
         f"{plan.batch} rows of {plan.length} tokens in {plan.dtype}, "
         + ("the input of every block and one block computed again" if plan.checkpointing else "every block's in full")
-        + f"; {'without' if plan.checkpointing else 'with'} gradient checkpointing {other:,} bytes"
+        + f"; {'without' if plan.checkpointing else 'with'} gradient checkpointing {otherwise:,} bytes"
     )
     return Item("activations", activation_bytes(shape, plan), words)
 
@@ -167,7 +167,7 @@ def dequantization_item(shape: Shape, plan: Plan) -> Item:
 
 
 def evaluation_item(shape: Shape, plan: Plan) -> Item:
-    """Measuring follows training, when the memory of its activations is free."""
+    """Measuring comes after training, when the memory of its activations is free."""
     training = activation_bytes(shape, plan) + max(logit_bytes(shape, plan), workspace_bytes(shape, plan))
     beyond = max(0, evaluation_bytes(shape, plan) - training)
     words = f"measuring the voice on {plan.evaluation_rows} held-out rows at a time, as far as it exceeds training"

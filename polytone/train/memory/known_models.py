@@ -1,4 +1,4 @@
-"""Shapes of well-known models by name, so that an estimate needs no download, and where else a shape is found."""
+"""Shapes of well-known models by name, so that an estimate needs no download, and the search for other shapes."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -71,8 +71,8 @@ def find_shape(model: str, home: Home) -> tuple[Shape, bool]:
         return read_shape(path, path.parent.name if path.name == "config.json" else path.name), False
     if model.count("/") != 1 or model.startswith((".", "/", "~")):
         raise InputError(
-            f"There is no model {model!r}: it is no prepared base under {home.bases}, no file or folder, and not "
-            f"known by name. Known: {', '.join(KNOWN)}.",
+            f"There is no model {model!r}: it is not a prepared base under {home.bases}, a file, a folder, or a known "
+            f"name. Known: {', '.join(KNOWN)}.",
             code="model_not_found",
             param="model",
         )
@@ -80,15 +80,13 @@ def find_shape(model: str, home: Home) -> tuple[Shape, bool]:
 
 
 def known_name(model: str) -> str | None:
-    """The known model that is meant, whatever the case, with or without its organisation or `-instruct`."""
-    wanted = model.lower()
+    """The known model of this name in any case, with or without its organisation or `-instruct`."""
+    lower = model.lower()
     spelled = {spelling: name for name in KNOWN for spelling in (name.lower(), bare(name))}
     spelled.update(ALIASES)
     spelled.update({f"mistralai/{alias}": name for alias, name in ALIASES.items()})
-    found = spelled.get(wanted)
-    for ending in ENDINGS:
-        found = found or spelled.get(wanted.removesuffix(ending))
-    return found
+    spellings = (lower, *(lower.removesuffix(ending) for ending in ENDINGS))
+    return next((spelled[spelling] for spelling in spellings if spelling in spelled), None)
 
 
 def bare(name: str) -> str:

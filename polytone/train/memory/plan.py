@@ -1,4 +1,4 @@
-"""What is going to be trained how: the choices that memory depends on, as Polytone makes them by default."""
+"""A training plan: the choices that memory depends on, with Polytone's defaults."""
 
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -13,7 +13,7 @@ Device = Literal["cpu", "cuda"]
 Loss = Literal["supervised", "chunked", "whole"]
 METHODS: tuple[Method, ...] = ("full", "lora", "qlora")
 DTYPE_BYTES = MappingProxyType({"float32": 4, "bfloat16": 2, "float16": 2})
-# Share of a row's tokens that the assistant says; of the conversations in examples/ it is a third.
+# Share of a row's tokens that are the assistant's; in the conversations of examples/ it is a third.
 SUPERVISED = 0.5
 # `evaluate` takes this many held-out rows at a time, whatever the batch of training is.
 EVALUATION_ROWS = 8
@@ -21,7 +21,7 @@ EVALUATION_ROWS = 8
 
 @dataclass(frozen=True)
 class Optimizer:
-    """Bytes that an optimizer keeps for a parameter; `master` is a float32 copy of weights that are not float32."""
+    """Bytes per parameter that an optimizer keeps; `master` is for a float32 copy of weights that are not float32."""
 
     state: float
     master: int
@@ -48,9 +48,9 @@ class Plan:
     Args:
         targets: names of the linear layers that LoRA adapts; empty for all of them.
         dtype: of weights that are not quantized, activations and full gradients.
-        checkpointing: keep the input of each block alone and compute the rest again on the way back.
-        loss: `supervised` is ours (methods/cpu_loss.py), `chunked` is TRL's, `whole` makes every logit at once.
-        supervised: share of the positions that are learned from, 0 to 1.
+        checkpointing: keep only the input of each block and recompute the rest in the backward pass.
+        loss: `supervised` is ours (methods/cpu_loss.py), `chunked` is TRL's, `whole` computes all logits at once.
+        supervised: share of the positions that have a label, 0 to 1.
         evaluation_rows: rows scored at a time when the voice is measured after training; 0 for training alone.
     """
 

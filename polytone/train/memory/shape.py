@@ -1,4 +1,4 @@
-"""A model's shape, read from its Hugging Face config.json: what there is to hold, without its weights."""
+"""The shape of a model, read from its Hugging Face config.json without its weights."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -54,8 +54,8 @@ class Linear:
 class Shape:
     """Sizes of a decoder-only model, all in numbers of elements.
 
-    `linears` are those of one block, `norms` the norms over the hidden size in it, `head_norms` whether queries and
-    keys are normalized too; `plain_head` is whether logits are the head's bare product.
+    `linears` and `norms` (over the hidden size) are those of one block; with `head_norms` queries and keys are
+    normalized too; with `plain_head` the logits are the head's product and nothing else.
     """
 
     name: str
@@ -101,7 +101,7 @@ class Shape:
         return self.key_value_heads * self.head_dim
 
     def adapter_weights(self, rank: int, targets: tuple[str, ...]) -> int:
-        """Trainable parameters of LoRA (Hu et al. 2021) on the named linear layers; none named is all of them."""
+        """Trainable parameters of LoRA (Hu et al. 2021) on the named linear layers; no names mean all of them."""
         chosen = self.targeted(targets)
         return self.layers * sum(rank * (linear.inputs + linear.outputs) for linear in chosen)
 
@@ -140,8 +140,8 @@ def shape_of(content: Mapping[str, Any], name: str, where: str = "config") -> Sh
     model_type = str(content.get("model_type"))
     if model_type not in MODEL_TYPES:
         raise InputError(
-            f"{where}: model_type {model_type!r} has layers whose memory is not known here; "
-            f"known: {', '.join(MODEL_TYPES)}.",
+            f"{where}: model_type {model_type!r} has layers that cannot be estimated here. "
+            f"Known types: {', '.join(MODEL_TYPES)}.",
             code="model_unsupported",
             param="model",
         )

@@ -123,7 +123,7 @@ def prepared_from(
 def shuffled(rows: list[Judged], recipe: Recipe) -> list[Judged]:
     """The rows in a random order; the trainer keeps it, because each batch estimates how far the voice has moved."""
     order = list(rows)
-    random.Random(recipe.training.seed).shuffle(order)  # noqa: S311 - a reproducible order, no secret
+    random.Random(recipe.training.seed).shuffle(order)  # noqa: S311 - a reproducible order, not a secret
     return order
 
 
