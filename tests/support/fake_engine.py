@@ -32,8 +32,8 @@ class FakeEngine:
         self.load_seconds = 0.0
         self.loads_in_order = True
         self.refuses: str | None = None  # at the end of a load
-        self.prove_seconds = 0.0
-        self.proving: list[str] = []
+        self.verify_seconds = 0.0
+        self.verifying: list[str] = []
         self.ids = count(1)
         self.wrong = False  # loads something else than it should
         self.says: list[str] | dict[str, list[str]] | None = None  # in place of its version's name, piece by piece
@@ -82,9 +82,9 @@ class FakeEngine:
         name = version or self.base_id
         choice: dict[str, Any] = {"index": 0, "text": self._text(name), "finish_reason": "stop"}
         if request.get("return_token_ids"):  # the fingerprint that tests/support/adapters.py writes
-            self.proving.append(name)
-            await asyncio.sleep(self.prove_seconds)
-            self.proving.remove(name)
+            self.verifying.append(name)
+            await asyncio.sleep(self.verify_seconds)
+            self.verifying.remove(name)
             choice["token_ids"] = [7, 8] if self.wrong else [3, 4][: request["max_tokens"]]
             choice["logprobs"] = {"token_logprobs": [-1.0] * 2, "top_logprobs": [{"token_id:3": -1.0}] * 2}
         return self._response(name, choice)

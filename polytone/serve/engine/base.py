@@ -1,4 +1,4 @@
-"""The seam between the server and whatever generates text. The real one is vllm_engine.py; a double lives in tests/."""
+"""The engine protocol: what the server needs of whatever generates text. `vllm.py` implements it."""
 
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -10,18 +10,20 @@ Body = dict[str, Any]
 
 
 class Engine(Protocol):
-    """Speaks OpenAI JSON. `version` is an adapter version id, or None for the base."""
+    """Requests and responses are OpenAI's JSON. `version` is the id of a loaded version, or None for the base."""
 
     @property
     def dtype(self) -> str:
-        """The type it computes in, as torch names it."""
+        """The type of its numbers, as torch names it."""
 
     @property
     def loads_in_order(self) -> bool:
-        """Whether what is asked of a version while it is loaded is worked on after that, and ends if that fails."""
+        """Whether requests for a version may be sent while it is being loaded. They wait for the load, and fail if it
+        fails.
+        """
 
     async def start(self) -> None:
-        """Come up; may be called again after `stop`. Raises EngineError if it cannot."""
+        """Start, for the first time or after `stop`. Raises EngineError with the reason if it cannot."""
 
     async def stop(self) -> None:
         """End every process it started. Never raises."""
@@ -30,26 +32,26 @@ class Engine(Protocol):
         """Whether it can answer now."""
 
     async def load(self, version: str, folder: Path) -> None:
-        """Make `version` answerable. Raises EngineError with the reason otherwise."""
+        """Load a version's folder into memory. Raises EngineError with the reason if it cannot."""
 
     async def unload(self, version: str) -> None:
-        """Forget `version` and free its memory."""
+        """Free the memory of a version."""
 
     async def chat(self, request: Body, version: str | None) -> Body | AsyncIterator[str]:
         """Answer a chat completion: a response, or server-sent events if `stream` is set. Raises EngineError."""
 
     async def complete(self, request: Body, version: str | None) -> Body | AsyncIterator[str]:
-        """Answer a text completion, likewise."""
+        """Answer a text completion in the same way."""
 
     def progress(self) -> int:
-        """Tokens read and written since it was built; a number that stands still while it is busy means it hangs."""
+        """Tokens read and written since the object was made. If it is busy and they stand still, it hangs."""
 
     def metrics(self) -> bytes:
         """Its own metrics in Prometheus' text format."""
 
 
 class EngineError(PolytoneError):
-    """The engine refused a request or failed at it; `status` is the HTTP status to answer with."""
+    """The engine refused a request or failed; `status` is the HTTP status to answer with."""
 
     def __init__(self, message: str, *, code: str, status: int, param: str | None = None) -> None:
         super().__init__(message, code=code, param=param)

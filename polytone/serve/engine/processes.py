@@ -1,4 +1,4 @@
-"""The engine's processes, and how they are ended."""
+"""The engine's processes: found and ended."""
 
 import contextlib
 
@@ -6,7 +6,7 @@ import psutil
 
 
 def end_children(patience: float = 5.0) -> None:
-    """End what this process started and has not ended: terminate, wait, kill."""
+    """End every process that this one started: terminate, wait up to `patience` seconds, kill."""
     children = engine_processes()
     for child in children:
         with contextlib.suppress(psutil.NoSuchProcess):
@@ -20,9 +20,9 @@ def end_children(patience: float = 5.0) -> None:
 
 def engine_processes() -> list[psutil.Process]:
     """The engine's core and workers. Python's own resource tracker is a child too; it ends with this process."""
-    found = []
+    processes = []
     for child in psutil.Process().children(recursive=True):
         with contextlib.suppress(psutil.NoSuchProcess):
             if not any("resource_tracker" in word for word in child.cmdline()):
-                found.append(child)
-    return found
+                processes.append(child)
+    return processes

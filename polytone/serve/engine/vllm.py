@@ -1,7 +1,7 @@
-"""The real engine: vLLM's AsyncLLM with LoRA. The only file that imports vLLM's server objects.
+"""The vLLM engine: AsyncLLM with LoRA. The only file that imports vLLM's server objects.
 
-vLLM's own OpenAI serving code does templates, tools, JSON schema and log-probabilities; its HTTP app is never
-mounted, because it brings routes and exception handlers of its own.
+vLLM's OpenAI serving code applies templates, tools, JSON schemas and log-probabilities. Its HTTP app is never mounted,
+because it brings routes and exception handlers of its own.
 """
 
 import asyncio
@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import psutil
 from prometheus_client import REGISTRY, generate_latest
@@ -26,15 +26,15 @@ from .base import Body, EngineError
 from .cpu import plugin as cpu_lora
 from .processes import end_children
 
-# glibc's: every step needs the same few buffers, and memory given back is faulted in again page by page.
-# GNU OpenMP's: a thread that waits for its team gives its core away early; by default it holds up whoever needs it.
+# For GNU OpenMP: a thread that waits for the others gives its core away early instead of keeping it busy.
+# For glibc: keep freed memory. Every step needs the same few buffers, and returned memory comes back page by page.
 CPU_PROCESS = {
     "GOMP_SPINCOUNT": "3000",
     "MALLOC_MMAP_THRESHOLD_": str(32 << 20),
     "MALLOC_TRIM_THRESHOLD_": str(4 << 30),
     "MALLOC_TOP_PAD_": str(64 << 20),
 }
-LEAVING = 4
+SPARE_ADAPTERS = 4
 ENGINE_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # vLLM's `MaxLoRARanks`
 IN_THE_CORE = "vllm.v1.executor.uniproc_executor.UniProcExecutor"
 DEAD = "The engine is not running. Try again shortly."
@@ -42,7 +42,7 @@ DEAD = "The engine is not running. Try again shortly."
 
 @dataclass(frozen=True)
 class VllmOptions:
-    """What the engine needs to know; lengths in tokens. `base` is the prepared base's folder."""
+    """The engine's options; lengths in tokens. `base` is the folder of the prepared base."""
 
     base: Path
     base_id: str
@@ -101,7 +101,9 @@ class VllmEngine:
         except asyncio.CancelledError:
             raise
         except Exception as error:
-            raise EngineError(f"The engine did not start: {error}", code="engine_failed", status=503) from error
+            raise EngineError(
+                f"The engine did not start: {start_problem(error)}", code="engine_failed", status=503
+            ) from error
 
     async def stop(self) -> None:
         self._serving = None
@@ -126,19 +128,21 @@ class VllmEngine:
         from vllm.lora.request import LoRARequest
 
         self._require_healthy()
-        # What was worked on before a load failed is in the prefix cache under the request's name and path: another
-        # path is another key, and means the same folder.
+        # Requests that were worked on before a load failed are in the prefix cache under its name and path. After a
+        # failure the path is written in another way, for another key, and still names the same folder.
         path = f"{folder}{'/.' * self._refused[version]}"
         request = LoRARequest(lora_name=version, lora_int_id=next(self._ids), lora_path=path)
-        known = self._serving.openai_serving_models.lora_requests
-        known[version] = request
+        lora_requests = self._serving.openai_serving_models.lora_requests
+        lora_requests[version] = request
         try:
             if not await self._client.add_lora(request):
                 raise RuntimeError("it was not added")
         except Exception as error:
             self._refused[version] += 1
-            known.pop(version, None)
-            with contextlib.suppress(Exception):  # what answered in its place for requests that came with it
+            lora_requests.pop(version, None)
+            with contextlib.suppress(
+                Exception
+            ):  # the empty adapter that took its place for requests sent with the load
                 await self._client.remove_lora(request.lora_int_id)
             raise EngineError(
                 f"The engine refused the adapter: {error}",
@@ -225,33 +229,40 @@ class VllmEngine:
 
 
 def as_engine_error(response: Any) -> EngineError:
-    """vLLM's ErrorResponse as ours."""
+    """Convert vLLM's ErrorResponse."""
     error = response.error
     code = "invalid_request" if 400 <= error.code < 500 else "engine_error"
     return EngineError(error.message, code=code, status=error.code, param=error.param)
 
 
+def start_problem(error: Exception) -> str:
+    """Why vLLM did not start. When its own process failed, the error only refers to what that printed."""
+    if "See root cause above" in str(error):
+        return "its process failed while it started; the engine's log says why"
+    return str(error) or type(error).__name__
+
+
 def has_gpu() -> bool:
-    import torch  # takes seconds, and the HTTP side shall not wait for it
+    import torch  # takes seconds: the HTTP side must not wait for it
 
     return bool(torch.cuda.is_available())
 
 
 def engine_environment(options: VllmOptions, gpu: bool) -> dict[str, str]:
-    """What vLLM reads from the environment only; its child processes inherit it.
+    """Settings that vLLM reads from the environment alone. Its child processes inherit them.
 
-    Log level, threads and memory stay as they are where the environment sets them already.
+    Where the environment sets log level, threads or memory already, they stay as they are.
     """
-    ours = {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", "HF_HUB_OFFLINE": "1"}
-    usual = {"VLLM_LOGGING_LEVEL": "WARNING"}
+    fixed = {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", "HF_HUB_OFFLINE": "1"}
+    defaults = {"VLLM_LOGGING_LEVEL": "WARNING"}
     if not gpu:
-        ours["VLLM_CPU_KVCACHE_SPACE"] = str(options.kv_cache_gib)
-        ours[cpu_lora.SWITCH] = "1" if options.cpu_lora else "0"
-        # With LoRA on a CPU vLLM runs eagerly; what is left to compile costs 12 s at the first request.
-        ours["TORCH_COMPILE_DISABLE"] = "1"
-        # The worker is in the core's process: beside it, vLLM gives it one processor less, and both poll.
-        usual |= {"OMP_NUM_THREADS": str(options.cpu_threads or cores()), **CPU_PROCESS}
-    return {**{name: os.environ.get(name, value) for name, value in usual.items()}, **ours}
+        fixed["VLLM_CPU_KVCACHE_SPACE"] = str(options.kv_cache_gib)
+        fixed[cpu_lora.SWITCH] = "1" if options.cpu_lora else "0"
+        # With LoRA on a CPU vLLM runs eagerly. The little that it would compile costs 12 s at the first request.
+        fixed["TORCH_COMPILE_DISABLE"] = "1"
+        # The worker runs in the core's process. In one of its own vLLM gives it one processor less, and both poll.
+        defaults |= {"OMP_NUM_THREADS": str(options.cpu_threads or cores()), **CPU_PROCESS}
+    return {**{name: os.environ.get(name, value) for name, value in defaults.items()}, **fixed}
 
 
 def cores() -> int:
@@ -261,11 +272,11 @@ def cores() -> int:
 
 
 def engine_arguments(options: VllmOptions, gpu: bool) -> list[str]:
-    """The command line `vllm serve` would take."""
+    """The command line of `vllm serve`."""
     resident = max(options.max_resident_adapters, options.max_batch_adapters)
     slots = options.max_batch_adapters
     if not gpu and not options.cpu_lora:
-        # vLLM's own CPU path answers for the base with the adapter in its last slot. This way that is never taken.
+        # vLLM's own CPU path answers for the base with the adapter in the last slot. One more slot stays empty.
         resident = slots = resident + 1
     arguments = {
         "--model": options.base / ("source" if gpu else "nf4-dense"),
@@ -276,7 +287,7 @@ def engine_arguments(options: VllmOptions, gpu: bool) -> list[str]:
         "--max-lora-rank": engine_rank(options.max_lora_rank),
         "--max-loras": slots,
         # A few more: while one is evicted and another loaded, vLLM would otherwise evict one of its own choice.
-        "--max-cpu-loras": resident + LEAVING,
+        "--max-cpu-loras": resident + SPARE_ADAPTERS,
         "--generation-config": "vllm",
     }
     if gpu:
@@ -295,12 +306,17 @@ def engine_rank(rank: int) -> int:
 
 
 def build_client(arguments: list[str], count_tokens: Callable[[int], None]) -> tuple[Any, Any]:
-    """Start the engine's processes and wait until they answer; runs in a thread and takes tens of seconds.
+    """Start the engine's processes and wait until they answer. Blocks for tens of seconds.
 
-    `count_tokens` is called with the tokens read and written in every step.
+    Args:
+        count_tokens: is called in every step with the tokens read and written.
+
+    Raises:
+        ValueError: vLLM does not accept an option.
     """
     from vllm.engine.arg_utils import AsyncEngineArgs
     from vllm.entrypoints.launchers.cli_args import make_arg_parser
+    from vllm.tool_parsers import ToolParserManager
     from vllm.utils.argparse_utils import FlexibleArgumentParser
     from vllm.v1.engine.async_llm import AsyncLLM
     from vllm.v1.metrics.loggers import StatLoggerBase
@@ -316,6 +332,15 @@ def build_client(arguments: list[str], count_tokens: Callable[[int], None]) -> t
         def log_engine_initialized(self) -> None:
             pass
 
-    parsed = make_arg_parser(FlexibleArgumentParser()).parse_args(arguments)
+    class ArgumentParser(FlexibleArgumentParser):  # type: ignore[misc]
+        def error(self, message: str) -> NoReturn:  # argparse would print its usage and exit
+            raise ValueError(f"vLLM refused an option: {message}")
+
+    parsed = make_arg_parser(ArgumentParser()).parse_args(arguments)
+    tool_parsers = ToolParserManager.list_registered()
+    if parsed.tool_call_parser is not None and parsed.tool_call_parser not in tool_parsers:
+        raise ValueError(
+            f"POLYTONE_TOOL_PARSER: vLLM has no parser {parsed.tool_call_parser!r}. It has {', '.join(tool_parsers)}."
+        )
     engine = AsyncLLM.from_engine_args(AsyncEngineArgs.from_cli_args(parsed), stat_loggers=[Progress])
     return engine, parsed

@@ -23,7 +23,7 @@ def register() -> None:
 
 
 def end_without(parent: int) -> None:
-    """End this process at once when it has another parent."""
+    """End this process as soon as it has another parent."""
     while os.getppid() == parent:
         time.sleep(LOOK_SECONDS)
     os._exit(1)

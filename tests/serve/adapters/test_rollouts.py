@@ -1,4 +1,4 @@
-"""Rollouts: by weight, sticky, rolled back, audited, and never half of two operators' wishes."""
+"""Rollouts: by weight, sticky, rolled back and audited, and never a mix of what two operators asked for."""
 
 import asyncio
 import contextlib
@@ -278,7 +278,7 @@ async def test_an_operator_rolls_out_and_back_over_http(tmp_path: Path) -> None:
         await eventually(lambda: server.answers("acme") is None)
 
 
-async def test_more_voices_than_fit_take_turns_and_the_least_used_sleeps(tmp_path: Path) -> None:
+async def test_more_voices_than_fit_take_turns_and_the_least_used_is_evicted(tmp_path: Path) -> None:
     async with serving(tmp_path, max_resident=2, max_batch=2) as server:
         versions = [await server.voice(f"v{number}", seed=number) for number in range(2)]
         for number in range(2, 5):
@@ -319,7 +319,7 @@ async def test_a_rare_voice_is_answered_while_another_floods_the_only_slot(tmp_p
         assert flood in server.engine.loaded
 
 
-async def test_a_promoted_version_beyond_the_limit_is_proven_before_it_takes_over(tmp_path: Path) -> None:
+async def test_a_promoted_version_beyond_the_limit_is_verified_before_it_takes_over(tmp_path: Path) -> None:
     async with serving(tmp_path, max_resident=1, max_batch=1) as server:
         await server.voice("acme", seed=1)
         new = server.add("acme", seed=2)
@@ -329,8 +329,8 @@ async def test_a_promoted_version_beyond_the_limit_is_proven_before_it_takes_ove
         assert server.state(new) == "ready"
 
 
-async def asleep(server: Server) -> str:
-    """The version of a voice that was proven once and had to make room since."""
+async def evicted(server: Server) -> str:
+    """A version that was verified once and had to make room since."""
     version = await server.voice("acme", seed=1)
     server.registry.promote("other", server.add("other", seed=2), "test")
     await eventually(lambda: "other" in server.services.adapters.rollouts)
@@ -339,15 +339,15 @@ async def asleep(server: Server) -> str:
     return version
 
 
-async def test_no_byte_leaves_before_the_proof_of_a_version_that_woke_up(tmp_path: Path) -> None:
-    """The second request for a sleeping voice once found it loaded, and was answered while it was being proven."""
+async def test_no_byte_leaves_before_a_version_that_was_loaded_again_is_verified(tmp_path: Path) -> None:
+    """The second request for an evicted version once found it loaded, and was answered while it was being verified."""
     async with serving(tmp_path, max_resident=1, max_batch=1) as server:
-        version = await asleep(server)
-        server.engine.prove_seconds = 0.2
+        version = await evicted(server)
+        server.engine.verify_seconds = 0.2
         asked = [asyncio.create_task(server.chat("acme", stream=stream)) for stream in (False, True, False)]
-        await eventually(lambda: server.engine.proving == [version])
+        await eventually(lambda: server.engine.verifying == [version])
         await asyncio.sleep(0.1)
-        assert server.engine.proving == [version]
+        assert server.engine.verifying == [version]
         assert not any(task.done() for task in asked)
         answers = await asyncio.gather(*asked)
         assert [answer.headers["x-polytone-adapter"] for answer in answers] == [version] * 3
@@ -355,7 +355,7 @@ async def test_no_byte_leaves_before_the_proof_of_a_version_that_woke_up(tmp_pat
 
 
 async def test_the_first_answer_of_a_voice_has_its_own_system_prompt(tmp_path: Path) -> None:
-    """It is worked on before the version's first proof is over, and once came without."""
+    """It is worked on before the version is verified for the first time, and once came without."""
     async with serving(tmp_path, max_resident=1, max_batch=1) as server:
         await server.voice("acme")
         server.registry.promote("other", server.add("other", seed=2, system_prompt="Be brief."), "test")
@@ -368,8 +368,8 @@ async def test_the_first_answer_of_a_voice_has_its_own_system_prompt(tmp_path: P
 
 async def test_nothing_is_answered_by_a_version_that_came_back_as_another(tmp_path: Path) -> None:
     async with serving(tmp_path, max_resident=1, max_batch=1) as server:
-        version = await asleep(server)
-        server.engine.wrong, server.engine.prove_seconds = True, 0.1
+        version = await evicted(server)
+        server.engine.wrong, server.engine.verify_seconds = True, 0.1
         answers = await asyncio.gather(*(server.chat("acme", stream=stream) for stream in (False, True)))
         assert [answer.status_code for answer in answers] == [503, 503]
         assert [answer.json()["error"]["code"] for answer in answers] == ["voice_not_ready"] * 2
@@ -377,11 +377,11 @@ async def test_nothing_is_answered_by_a_version_that_came_back_as_another(tmp_pa
         assert server.engine.running == 0
 
 
-async def test_an_answer_is_worked_on_with_the_load_and_leaves_after_the_proof(tmp_path: Path) -> None:
-    """A request for a sleeping voice once waited for a step of the engine more than it had to."""
+async def test_an_answer_is_worked_on_with_the_load_and_leaves_once_the_version_is_verified(tmp_path: Path) -> None:
+    """A request for an evicted version once waited for one more step of the engine than it had to."""
     async with serving(tmp_path, max_resident=1, max_batch=1) as server:
-        version = await asleep(server)
-        server.engine.load_seconds, server.engine.prove_seconds = 0.1, 0.4
+        version = await evicted(server)
+        server.engine.load_seconds, server.engine.verify_seconds = 0.1, 0.4
         server.engine.requests.clear()
         asked = asyncio.create_task(server.chat("acme", stream=True))
         await eventually(lambda: any("messages" in request for request in server.engine.requests))
@@ -394,14 +394,14 @@ async def test_an_answer_is_worked_on_with_the_load_and_leaves_after_the_proof(t
 async def test_an_engine_that_wants_to_be_waited_for_is_asked_after_the_load(tmp_path: Path) -> None:
     async with serving(tmp_path, max_resident=1, max_batch=1) as server:
         server.engine.loads_in_order = False
-        version = await asleep(server)
+        version = await evicted(server)
         server.engine.load_seconds = 0.1
         assert (await server.chat("acme")).json()["model"] == version
 
 
 async def test_an_answer_that_came_with_a_load_that_fails_never_leaves(tmp_path: Path) -> None:
     async with serving(tmp_path, max_resident=1, max_batch=1) as server:
-        version = await asleep(server)
+        version = await evicted(server)
         server.engine.load_seconds, server.engine.refuses = 0.1, "its disk failed"
         answers = await asyncio.gather(*(server.chat("acme", stream=stream) for stream in (False, True)))
         assert [answer.status_code for answer in answers] == [503, 503]
@@ -413,7 +413,7 @@ async def test_an_answer_that_came_with_a_load_that_fails_never_leaves(tmp_path:
 
 async def test_a_client_that_leaves_during_a_load_leaves_no_uncounted_version(tmp_path: Path) -> None:
     async with serving(tmp_path, max_resident=1, max_batch=1) as server:
-        version = await asleep(server)
+        version = await evicted(server)
         loads = server.engine.loads
         server.engine.load_seconds = 0.1
         adapter = server.services.adapters.route("acme").adapter

@@ -200,8 +200,8 @@ def test_embeddings_and_the_vocabulary_get_what_vllms_own_layers_add(
 
 COMPARE = """
 import torch
-from polytone.serve.cpu_lora_kernel import build
-from polytone.serve.cpu_lora_plan import Run, plan, weights
+from polytone.serve.engine.cpu.lora_kernel import build
+from polytone.serve.engine.cpu.lora_plan import Run, plan, weights
 kernel = build(2)
 assert kernel is not None
 part = weights([torch.randn(8, 72)], [torch.randn(80, 8)], [80])

@@ -14,7 +14,14 @@ from polytone.contract.base import base_folder
 from polytone.serve.adapters.fingerprint import verify
 from polytone.serve.engine.base import Body, Engine, EngineError
 from polytone.serve.engine.processes import engine_processes
-from polytone.serve.engine.vllm import ENGINE_RANKS, VllmEngine, VllmOptions, engine_rank
+from polytone.serve.engine.vllm import (
+    ENGINE_RANKS,
+    VllmEngine,
+    VllmOptions,
+    build_client,
+    engine_rank,
+    start_problem,
+)
 from tests.support.fake_engine import FakeEngine
 from tests.support.tiny_home import TinyHome
 
@@ -281,7 +288,7 @@ async def test_the_prefix_cache_is_on_and_keeps_voices_apart(engine: Engine, voi
 
 
 @pytest.mark.engine
-async def test_a_version_is_proven_while_others_stream(engine: Engine, voices: list[str], tiny: TinyHome) -> None:
+async def test_a_version_is_verified_while_others_stream(engine: Engine, voices: list[str], tiny: TinyHome) -> None:
     """Log-probabilities of a prompt, asked for beside a stream with an adapter, ended vLLM's CPU engine: it indexed the
     rows of the whole prompt by the batch's sampled rows. A version that arrived under load took the server with it."""
     if isinstance(engine, FakeEngine):
@@ -354,3 +361,26 @@ async def test_the_ranks_are_those_of_this_vllm() -> None:
     from vllm.config.lora import MaxLoRARanks
 
     assert get_args(MaxLoRARanks) == ENGINE_RANKS
+
+
+@pytest.mark.engine
+@pytest.mark.parametrize(
+    ("arguments", "problem"),
+    [
+        (["--max-lora-rank", "24"], "vLLM refused an option: argument --max-lora-rank"),
+        (["--tool-call-parser", "hermis"], "POLYTONE_TOOL_PARSER: vLLM has no parser 'hermis'. It has .*hermes"),
+    ],
+)
+async def test_an_option_that_vllm_refuses_is_an_error_and_no_usage_text(
+    capsys: pytest.CaptureFixture[str], arguments: list[str], problem: str
+) -> None:
+    """vLLM printed a screenful of usage and ended the server."""
+    with pytest.raises(ValueError, match=problem):
+        build_client(arguments, lambda _: None)
+    assert "usage:" not in capsys.readouterr().err
+
+
+async def test_a_failed_engine_process_refers_to_the_log() -> None:
+    vllms = RuntimeError("Engine core initialization failed. See root cause above. Failed core proc(s): {}")
+    assert start_problem(vllms) == "its process failed while it started; the engine's log says why"
+    assert start_problem(MemoryError()) == "MemoryError"

@@ -15,37 +15,37 @@ from vllm.v1.sample.sampler import Sampler
 from vllm.v1.worker.cpu_model_runner import CPUModelRunner
 
 
-def spare_rows_that_ask_for_none() -> None:
-    """Change how this process samples; again changes nothing."""
+def limit_logprobs_to_requested_rows() -> None:
+    """Patch the sampler of this process. May be called again."""
     original = CPUModelRunner._sample
-    if getattr(original, "spares_rows", False):
+    if getattr(original, "is_polytone", False):
         return
 
     def sample(self: Any, logits: Any, spec_decode_metadata: Any) -> Any:
         batch = self.input_batch
-        asked = [batch.req_id_to_index[request] for request in batch.num_logprobs]
+        requested = [batch.req_id_to_index[request] for request in batch.num_logprobs]
         plain = spec_decode_metadata is None and self.sampler.logprobs_mode == "raw_logprobs"
-        some = 0 < len(asked) < (0 if logits is None else len(logits))
+        some = 0 < len(requested) < (0 if logits is None else len(logits))
         if not (plain and some) or batch.sampling_metadata.logprob_token_ids or -1 in batch.num_logprobs.values():
             return original(self, logits, spec_decode_metadata)
-        with only(self.sampler, torch.tensor(sorted(asked))):
+        with logprobs_of(self.sampler, torch.tensor(sorted(requested))):
             return original(self, logits, spec_decode_metadata)
 
-    sample.spares_rows = True  # type: ignore[attr-defined]
+    sample.is_polytone = True  # type: ignore[attr-defined]
     CPUModelRunner._sample = sample
 
 
 @contextlib.contextmanager
-def only(sampler: Any, rows: torch.Tensor) -> Iterator[None]:
-    """Within the block the sampler has log-probabilities of `rows` (n,) alone; the others get zeros nobody reads."""
+def logprobs_of(sampler: Any, rows: torch.Tensor) -> Iterator[None]:
+    """Within the block, compute log-probabilities of `rows` (n,) alone. Other rows get zeros, which nobody reads."""
 
     def compute_logprobs(logits: torch.Tensor) -> torch.Tensor:
         logprobs: torch.Tensor = Sampler.compute_logprobs(logits[rows])
         return logprobs
 
     def gather_logprobs(logprobs: torch.Tensor, num_logprobs: int, token_ids: torch.Tensor) -> LogprobsTensors:
-        some = Sampler.gather_logprobs(logprobs, num_logprobs, token_ids[rows])
-        return LogprobsTensors(*(among(len(token_ids), rows, part) for part in some[:3]))
+        selected = Sampler.gather_logprobs(logprobs, num_logprobs, token_ids[rows])
+        return LogprobsTensors(*(scatter(len(token_ids), rows, part) for part in selected[:3]))
 
     sampler.compute_logprobs, sampler.gather_logprobs = compute_logprobs, gather_logprobs
     try:
@@ -54,6 +54,6 @@ def only(sampler: Any, rows: torch.Tensor) -> Iterator[None]:
         del sampler.compute_logprobs, sampler.gather_logprobs
 
 
-def among(count: int, rows: torch.Tensor, part: torch.Tensor) -> torch.Tensor:
-    """`part` (n, ...) at its rows among `count`."""
+def scatter(count: int, rows: torch.Tensor, part: torch.Tensor) -> torch.Tensor:
+    """`part` (n, ...) placed at `rows` (n,) of a tensor of zeros (count, ...)."""
     return part.new_zeros((count, *part.shape[1:])).index_copy_(0, rows, part)

@@ -23,12 +23,12 @@ MOST_ROWS = 64
 HEAD = 8  # address of the first run, runs, x, its stride, y, its stride, scratch, its stride
 RUN = 7  # first row, rows, a, inputs, ranks, slices, whether a and b are bfloat16
 SLICE = 5  # left column, columns, first rank, ranks, b
-TILE = 512  # columns of y that stay in the first-level cache while ranks are added
+TILE = 512  # columns of y that stay in the L1 cache while ranks are added
 SIZE = 4
 LINE = 64  # bytes
 
 F = types.float32
-FLOAT32, BFLOAT16 = np.float32(0), np.uint16(0)  # examples of what a matrix holds; uint16 has a bfloat16's bits
+FLOAT32, BFLOAT16 = np.float32(0), np.uint16(0)  # types of a matrix, by example; uint16 has the bits of a bfloat16
 FAST = {"fastmath": True, "error_model": "numpy", "boundscheck": False}
 
 Kernel = Callable[[int], None]
@@ -76,12 +76,12 @@ def pointer(_context: Any, address: Any) -> Any:
 
 @intrinsic
 def element(_context: Any, address: Any, index: Any, _kind: Any) -> Any:
-    """The number at an index from an address, as float32; a bfloat16 is the upper half of one."""
+    """Read the number at an index from an address as float32. A bfloat16 is the upper half of one."""
 
     def generate(_context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         bfloat16 = signature.args[2] == types.uint16
-        held = ir.IntType(16) if bfloat16 else ir.FloatType()
-        start = builder.inttoptr(arguments[0], held.as_pointer())
+        stored = ir.IntType(16) if bfloat16 else ir.FloatType()
+        start = builder.inttoptr(arguments[0], stored.as_pointer())
         value = builder.load(builder.gep(start, [arguments[1]]), align=2 if bfloat16 else 4)
         if bfloat16:
             bits = builder.shl(builder.zext(value, ir.IntType(32)), ir.Constant(ir.IntType(32), 16))
@@ -93,7 +93,7 @@ def element(_context: Any, address: Any, index: Any, _kind: Any) -> Any:
 
 @intrinsic
 def prefetch(_context: Any, address: Any) -> Any:
-    """Have the cache line at an address brought in, without waiting for it."""
+    """Start to load the cache line at an address, without waiting for it."""
 
     def generate(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
         number = ir.IntType(32)
@@ -121,7 +121,7 @@ def row(matrix: int, stride: int, number: int, length: int) -> Any:
 
 @intrinsic
 def size_of(_context: Any, kind: Any) -> Any:
-    """Bytes of a number."""
+    """The size of a number in bytes."""
 
     def generate(_context: Any, _builder: Any, _signature: Any, _arguments: Any) -> Any:
         return ir.Constant(ir.IntType(64), kind.bitwidth // 8)
@@ -269,11 +269,11 @@ def expand(
 
 
 def work(plan: Any) -> None:
-    """What each thread does: its share of the ranks of every run, then, when all are done, of the columns of y."""
+    """One thread's work: its share of the ranks of every run and, when all threads are done, of the columns of y."""
     head = carray(plan, (HEAD,), np.int64)
     x, x_stride, y, y_stride = head[2], head[3], head[4], head[5]
     h, h_stride = head[6], head[7]
-    thread, threads = THREAD_NUMBER(), TEAM_SIZE()  # which may be fewer than were asked for
+    thread, threads = THREAD_NUMBER(), TEAM_SIZE()  # there may be fewer than requested
     for phase in range(2):
         at = head[0]
         for _ in range(head[1]):

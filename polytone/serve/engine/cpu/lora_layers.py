@@ -44,12 +44,12 @@ LINEAR = (
 
 
 class Runs(PunicaWrapperCPU):  # type: ignore[misc]
-    """What vLLM calls a punica wrapper: knows whose rows a batch has, of its tokens and of its requests' last ones."""
+    """vLLM's punica wrapper: the runs of a batch, of all its tokens and of the last token of each request."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.kernel = build(torch.get_num_threads())
-        self.batch = 0  # changes with the runs
+        self.batch = 0  # its number; the plans of the layers are for one batch
         self.of_tokens: tuple[Run, ...] = ()
         self.of_requests: tuple[Run, ...] = ()
 
@@ -62,12 +62,12 @@ class Runs(PunicaWrapperCPU):  # type: ignore[misc]
 
 
 class AdapterSlotMixin:
-    """Mixed into vLLM's layers. Adapters stay where they were loaded; a slot holds a reference."""
+    """A part of every layer: adapters stay where they were loaded, and a slot holds a reference to one."""
 
     adapters: list[Any]
 
     def create_lora_weights(self: Any, max_loras: int, lora_config: Any, model_config: Any = None) -> None:
-        device, self.device = self.device, META  # vLLM asks its stacked tensors for shape and type only
+        device, self.device = self.device, META  # of its stacked tensors vLLM uses the shape and type alone
         super().create_lora_weights(max_loras, lora_config, model_config)  # type: ignore[misc]
         self.device = device
         self.adapters = [None] * max_loras
@@ -79,7 +79,7 @@ class AdapterSlotMixin:
 
 
 class GroupedLinear(AdapterSlotMixin):
-    """Linear layers, fused ones too."""
+    """A linear layer, possibly of several fused ones."""
 
     def set_lora(self: Any, index: int, lora_a: Any, lora_b: Any) -> None:
         if isinstance(lora_b, list) and len(lora_b) != self.n_slices:
@@ -92,11 +92,11 @@ class GroupedLinear(AdapterSlotMixin):
         self.planned = -1
 
     def _apply_lora_to_output(self: Any, x: Tensor, output: Tensor) -> Tensor:
-        now = self.punica_wrapper
-        if now.of_tokens:
-            if self.planned != now.batch:
-                kernel = now.kernel if x.dtype == output.dtype == torch.float32 else None
-                self.plan, self.planned = plan(now.of_tokens, self.adapters, kernel), now.batch
+        batch = self.punica_wrapper
+        if batch.of_tokens:
+            if self.planned != batch.batch:
+                kernel = batch.kernel if x.dtype == output.dtype == torch.float32 else None
+                self.plan, self.planned = plan(batch.of_tokens, self.adapters, kernel), batch.batch
             y = output if output.ndim == 2 else output.view(-1, output.shape[-1])
             rows = x if x.ndim == 2 else x.view(-1, x.shape[-1])
             for add in self.plan:
@@ -127,7 +127,7 @@ class GroupedEmbedding(AdapterSlotMixin, VocabParallelEmbeddingWithLoRA):  # typ
 
 
 class GroupedLogits(AdapterSlotMixin, LogitsProcessorWithLoRA):  # type: ignore[misc]
-    """The projection onto the vocabulary; no work beyond the base's for adapters without a part in it."""
+    """The projection onto the vocabulary. Adapters without a part in it cost nothing beyond the base's work."""
 
     def create_lora_weights(self, max_loras: int, lora_config: Any, model_config: Any = None) -> None:
         super().create_lora_weights(max_loras, lora_config, model_config)
@@ -152,20 +152,22 @@ class GroupedLogits(AdapterSlotMixin, LogitsProcessorWithLoRA):  # type: ignore[
 
 
 def install() -> None:
-    """Put these layers in the place of vLLM's, in this process. Once is enough; again changes nothing."""
+    """Replace vLLM's layers by these in this process. May be called again."""
     if lora_utils.LogitsProcessorWithLoRA is GroupedLogits:
         return
-    ours = {stock: type(f"Grouped{stock.__name__}", (GroupedLinear, stock), {}) for stock in LINEAR}
-    ours[VocabParallelEmbeddingWithLoRA] = GroupedEmbedding
-    lora_utils._all_lora_classes = tuple(ours.get(stock, stock) for stock in lora_utils._all_lora_classes)
+    grouped = {stock: type(f"Grouped{stock.__name__}", (GroupedLinear, stock), {}) for stock in LINEAR}
+    grouped[VocabParallelEmbeddingWithLoRA] = GroupedEmbedding
+    lora_utils._all_lora_classes = tuple(grouped.get(stock, stock) for stock in lora_utils._all_lora_classes)
     lora_utils.LogitsProcessorWithLoRA = GroupedLogits
     free_slots_when_deactivated()
-    stand_in_for_what_fails_to_load()
+    replace_failed_loads_by_empty_adapters()
     sort_batches_by_adapter()
 
 
 def free_slots_when_deactivated() -> None:
-    """vLLM leaves an adapter's weights in its slot until another takes it; a reference would keep them alive."""
+    """Empty the slot of an evicted adapter. vLLM leaves it until another adapter takes it, and its reference would keep
+    the weights in memory.
+    """
     original = LoRAModelManager._deactivate_adapter
 
     def deactivate(self: Any, lora_id: int) -> None:
@@ -178,10 +180,10 @@ def free_slots_when_deactivated() -> None:
     LoRAModelManager._deactivate_adapter = deactivate
 
 
-def stand_in_for_what_fails_to_load() -> None:
-    """Requests may come with the load of their adapter. If that failed, vLLM would load it again within the step, and
-    that failing ends the engine; here an empty adapter takes its place. Nobody sees what it answers: the load's error
-    ends these requests.
+def replace_failed_loads_by_empty_adapters() -> None:
+    """Requests may be sent together with the load of their adapter. If the load fails, vLLM tries it again within a
+    step, and failing there ends the engine. Here an empty adapter takes its place. Nobody sees its answers, since the
+    failed load ends these requests.
     """
     original = LRUCacheWorkerLoRAManager._apply_adapters
 
@@ -200,7 +202,7 @@ def stand_in_for_what_fails_to_load() -> None:
 
 
 def sort_batches_by_adapter() -> None:
-    """Let requests of one adapter stand together. CPU attention takes any order; where one is asked for, it stays."""
+    """Sort the requests of a batch by adapter, unless attention needs an order of its own. On a CPU it takes any."""
     original = CPUModelRunner._may_reorder_batch
 
     def reorder(self: Any, scheduler_output: Any) -> None:
@@ -209,7 +211,7 @@ def sort_batches_by_adapter() -> None:
         if self.lora_config is None or self.reorder_batch_threshold is not None:
             return
         order = np.argsort(batch.request_lora_mapping[: batch.num_reqs], kind="stable")
-        for one, other in swaps(order.tolist()):
-            batch.swap_states(one, other)
+        for i, j in swaps(order.tolist()):
+            batch.swap_states(i, j)
 
     CPUModelRunner._may_reorder_batch = reorder

@@ -29,7 +29,7 @@ class Run:
 
 @dataclass(frozen=True, slots=True)
 class Slice:
-    """One output of a fused module: columns from `left` on, of the ranks from `first` on, by `b` (ranks, columns)."""
+    """One output of a fused module. `b` (ranks, columns) maps ranks from `first` on to columns from `left` on."""
 
     left: int
     first: int
@@ -38,10 +38,10 @@ class Slice:
 
 @dataclass(frozen=True, slots=True)
 class Weights:
-    """One adapter's part of one module: `a` (ranks of all slices, inputs) and what each slice makes of its ranks.
+    """One adapter's part of one module: `a` (ranks of all slices, inputs) and the `b` of each slice.
 
-    All float32, or all bfloat16. `record` says the same as the kernel wants it, with room for a run's first row and its
-    rows in front.
+    All matrices are float32, or all are bfloat16. `record` describes them for the kernel, with room in front for the
+    first row and the number of rows of a run.
     """
 
     a: Tensor
@@ -57,7 +57,7 @@ class Weights:
 
 
 def runs(adapters: Sequence[int], slots: dict[int, int]) -> Iterable[Run]:
-    """The runs of a batch whose rows belong to `adapters`, where 0 is none."""
+    """The runs of a batch. `adapters` has the adapter of each row, 0 for none; `slots` the slot of each adapter."""
     start = 0
     for adapter, rows in groupby(adapters):
         stop = start + sum(1 for _ in rows)
@@ -67,7 +67,7 @@ def runs(adapters: Sequence[int], slots: dict[int, int]) -> Iterable[Run]:
 
 
 def swaps(order: list[int]) -> Iterable[tuple[int, int]]:
-    """Swaps of positions that, one after the other, bring what stands at `order[i]` to position i."""
+    """Swaps of two positions that, made one after the other, bring the item at position `order[i]` to position i."""
     order = list(order)
     for position in range(len(order)):
         while (source := order[position]) < position:  # it was swapped away: follow where it went
@@ -77,33 +77,31 @@ def swaps(order: list[int]) -> Iterable[tuple[int, int]]:
 
 
 def weights(lora_a: list[Tensor | None], lora_b: list[Tensor | None], outputs: Sequence[int]) -> Weights | None:
-    """A module's part of an adapter, from a (ranks, inputs) and b (columns, ranks) of its slices; None where there is
-    none.
+    """An adapter's part of a module, from a (ranks, inputs) and b (columns, ranks) of each slice; None if it has none.
 
-    The matrices are laid out anew, once, and vLLM's own tensors become views of that: they are never held twice.
-    Where bfloat16 holds the same numbers, it is what they are kept in.
+    The matrices are copied once into the kernel's layout, and vLLM's tensors become views of the copy, so that they are
+    not held twice. They are kept in bfloat16 where that holds the same numbers.
     """
     slices_of = zip(lora_a, lora_b, lefts(outputs), strict=True)
-    there = [(a, b, left) for a, b, left in slices_of if a is not None and b is not None]
-    if not there:
+    present = [(a, b, left) for a, b, left in slices_of if a is not None and b is not None]
+    if not present:
         return None
-    known = getattr(there[0][0], "polytone_weights", None)
-    if known is not None:
-        return cast(Weights, known)
-    fused = there[0][0].contiguous() if len(there) == 1 else torch.cat([a for a, _, _ in there])
-    kept = (
-        torch.bfloat16 if all(fits_bfloat16(matrix) for matrix in (fused, *(b for _, b, _ in there))) else fused.dtype
-    )
-    fused = fused.to(kept)
+    existing = getattr(present[0][0], "polytone_weights", None)
+    if existing is not None:
+        return cast(Weights, existing)
+    fused = present[0][0].contiguous() if len(present) == 1 else torch.cat([a for a, _, _ in present])
+    exact = all(fits_bfloat16(matrix) for matrix in (fused, *(b for _, b, _ in present)))
+    dtype = torch.bfloat16 if exact else fused.dtype
+    fused = fused.to(dtype)
     slices, first = [], 0
-    for a, b, left in there:
-        columns_inside = b.to(kept).t().contiguous()
+    for a, b, left in present:
+        columns_inside = b.to(dtype).t().contiguous()
         slices.append(Slice(left, first, columns_inside))
         b.data, a.data = columns_inside.t(), fused[first : first + a.shape[0]]
         first += a.shape[0]
-    made = Weights(fused, tuple(slices), described(fused, slices))
-    there[0][0].polytone_weights = made
-    return made
+    result = Weights(fused, tuple(slices), described(fused, slices))
+    present[0][0].polytone_weights = result
+    return result
 
 
 def fits_bfloat16(matrix: Tensor) -> bool:
@@ -127,7 +125,7 @@ Adding = Callable[[Tensor, Tensor], None]
 
 
 def plan(of: tuple[Run, ...], adapters: list[Weights | None], kernel: Kernel | None) -> tuple[Adding, ...]:
-    """What is to be added to a module's output for the batch as it is: short runs by the kernel, long ones by GEMMs."""
+    """The steps that add a batch's adapters to a module's output: short runs by the kernel, long ones by GEMMs."""
     steps, short = list[Adding](), list[tuple[Run, Weights]]()
     for run in of:
         part = adapters[run.slot]
@@ -150,8 +148,9 @@ def by_gemm(run: Run, part: Weights) -> Adding:
 
 
 def by_kernel(kernel: Kernel, parts: list[tuple[Run, Weights]]) -> Adding:
-    """All of `parts` in one call. Only the addresses of x and y change from step to step; this runs in every module of
-    every step, so it does little else. It is made anew in every module whenever a request comes or goes."""
+    """Add all `parts` in one call. It runs in every module of every step, so it only sets the addresses of x and y. The
+    plan is made anew in every module whenever a request comes or goes.
+    """
     records = [part.record for _, part in parts]
     ends = np.cumsum([len(record) for record in records])
     starts = np.concatenate([[0], ends[:-1]]) + HEAD

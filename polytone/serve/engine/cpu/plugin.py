@@ -43,18 +43,18 @@ def fits(version: str) -> bool:
 
 
 def use_layers(platform: Any, kernels: bool = True) -> None:
-    """Install when the worker asks for its kernels, before it wraps the model: no other process pays for imports."""
+    """Install the patches when the worker asks for its LoRA kernels. Other processes do not pay for the imports."""
     if getattr(platform.get_punica_wrapper, "is_polytone", False):
         return
     original = platform.get_punica_wrapper.__func__
 
     def get_punica_wrapper(cls: Any) -> str:
         try:
-            from .logprobs_patch import spare_rows_that_ask_for_none
-            from .seed_patch import take_draws_back
+            from .logprobs_patch import limit_logprobs_to_requested_rows
+            from .seed_patch import restart_generators
 
-            take_draws_back()
-            spare_rows_that_ask_for_none()
+            restart_generators()
+            limit_logprobs_to_requested_rows()
             if not kernels:
                 return str(original(cls))
             from .lora_layers import install

@@ -10,19 +10,20 @@ import numpy as np
 from vllm.v1.worker.cpu_model_runner import CPUModelRunner
 
 
-def take_draws_back() -> None:
-    """Start such a generator anew, in this process: nothing that counts was drawn from it before the prompt's end.
+def restart_generators() -> None:
+    """Patch the worker of this process to start such a generator anew instead. May be called again.
 
-    (Of a request that was put off half-way and is read again, the draws begin again too.) Again changes nothing.
+    Until the end of the prompt every sample is discarded, so nothing is lost. A request that is preempted and read
+    again also starts anew.
     """
     original = CPUModelRunner._bookkeeping_sync
-    if getattr(original, "takes_draws_back", False):
+    if getattr(original, "is_polytone", False):
         return
 
     def bookkeeping(self: Any, *args: Any, **kwargs: Any) -> Any:
         generators = self.input_batch.generators
-        thrown_away = np.nonzero(self.discard_request_mask.np[: self.input_batch.num_reqs])[0].tolist()
-        reading = {row: generators.pop(row) for row in thrown_away if row in generators}
+        discarded = np.nonzero(self.discard_request_mask.np[: self.input_batch.num_reqs])[0].tolist()
+        reading = {row: generators.pop(row) for row in discarded if row in generators}
         for generator in reading.values():
             generator.manual_seed(generator.initial_seed())
         try:
@@ -30,5 +31,5 @@ def take_draws_back() -> None:
         finally:
             generators.update(reading)
 
-    bookkeeping.takes_draws_back = True  # type: ignore[attr-defined]
+    bookkeeping.is_polytone = True  # type: ignore[attr-defined]
     CPUModelRunner._bookkeeping_sync = bookkeeping
