@@ -17,7 +17,7 @@ from polytone.contract.base import base_folder
 from polytone.contract.home import Home
 
 from .load import Ask
-from .running import free_port, started
+from .running import free_port, running
 
 SERVER = Path("build/bin/llama-server")
 CONTEXT = 512
@@ -32,8 +32,9 @@ def llama(home: Home, base: str, voices: Sequence[str], folder: Path, streams: i
     command += ["--model", str(model), "--lora-init-without-apply"]
     command += ["--lora", ",".join(str(converted(home, voice)) for voice in voices)]
     command += ["--parallel", str(streams), "--ctx-size", str(streams * CONTEXT)]
-    with started(command, {}, port, "/health", log) as url:
-        yield url
+    with running(command, {}, port, log) as process:
+        process.until_ready("/health")
+        yield process.url
 
 
 def convert(home: Home, base: str, voices: Sequence[str], folder: Path) -> Path:

@@ -16,7 +16,7 @@ from polytone.serve.engine.vllm import (
     has_gpu,
 )
 
-from .running import free_port, started
+from .running import free_port, running
 
 STREAMS = 32
 VLLM = "vllm.entrypoints.launchers.api_server.entry"
@@ -46,5 +46,6 @@ def vllm(home: Home, base: str, voices: list[str], plugin: bool, log: Path) -> I
     command = [sys.executable, "-m", VLLM, *arguments, "--port", str(port), "--host", "127.0.0.1"]
     command += ["--disable-uvicorn-access-log", "--lora-modules"]
     command += [f"{voice}={home.adapter_folder(voice)}" for voice in voices]
-    with started(command, environment, port, "/health", log) as url:
-        yield url
+    with running(command, environment, port, log) as process:
+        process.until_ready("/health")
+        yield process.url

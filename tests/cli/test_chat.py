@@ -13,13 +13,13 @@ import uvicorn
 from sqlalchemy import select
 from typer.testing import CliRunner, Result
 
+from bench.running import free_port
 from polytone.cli.exit_codes import ExitCode
 from polytone.cli.main import app
 from polytone.contract.errors import PolytoneError
 from polytone.serve.auth.keys import Kind
 from polytone.serve.database.session import reading
 from polytone.serve.database.tables import AnswerRow
-from tests.support.processes import free_port
 from tests.support.serving import Server, serving
 
 

@@ -22,13 +22,14 @@ import yaml
 from openai import APIStatusError, AsyncOpenAI, OpenAI
 from playwright.async_api import Page, expect
 
+from bench.running import ServerProcess, free_port
 from polytone.contract.adapter import read_version
 from polytone.contract.home import Home
 from polytone.contract.manifest import Manifest
 from tests.soak.marked import restamped
 from tests.support.dashboards import problems, queries
 from tests.support.pages import ask, asked, browsing, choose, field, needs_browser
-from tests.support.processes import Process, free_port, polytone, served
+from tests.support.processes import polytone, served
 from tests.support.prometheus import needs_prometheus, scraping
 from tests.ui.test_page_voices import confirm, propose, upload
 
@@ -44,7 +45,7 @@ class Shop:
     """A home with the real base and two voices, and a server on it."""
 
     home: Home
-    server: Process
+    server: ServerProcess
     voices: dict[str, Manifest]
 
     def client(self) -> OpenAI:
@@ -461,7 +462,7 @@ def fetched(url: str) -> dict[str, Any]:
     return answer
 
 
-def engine_of(server: Process) -> psutil.Process:
+def engine_of(server: ServerProcess) -> psutil.Process:
     return next(child for child in server.children() if "EngineCore" in " ".join(child.cmdline()) + child.name())
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from bench.running import free_port
 from polytone.contract.errors import InputError
 from polytone.contract.home import Home
 from polytone.serve.adapters.replicas import Replicas
@@ -19,7 +20,7 @@ from polytone.serve.database.session import open_database
 from polytone.serve.server import listen, warn_of_others
 from polytone.serve.settings import Settings
 from polytone.serve.supervisor import replica_name
-from tests.support.processes import free_port, served
+from tests.support.processes import served
 from tests.support.serving import HELLO
 from tests.support.tiny_home import TinyHome
 

@@ -15,13 +15,14 @@ import psutil
 import pytest
 from sqlalchemy import select
 
+from bench.running import ServerProcess
 from polytone.serve.adapters.registry import Registry
 from polytone.serve.adapters.rollout import Part
 from polytone.serve.auth.keys import KeyStore, Kind
 from polytone.serve.database.session import reading
 from polytone.serve.database.tables import AnswerRow, FeedbackRow
 from tests.serve.backup.test_backup import Place, elsewhere
-from tests.support.processes import Process, polytone, served
+from tests.support.processes import polytone, served
 from tests.support.serving import database_url
 from tests.support.tiny_home import TinyHome
 
@@ -149,7 +150,7 @@ async def all_written(place: Place, answered: list[str]) -> bool:
     return set(answered) <= answers_in(place)
 
 
-def kill_all(server: Process) -> datetime:
+def kill_all(server: ServerProcess) -> datetime:
     """The app and its engine at once, as when the machine is gone; returns when."""
     processes = server.children()
     server.popen.kill()

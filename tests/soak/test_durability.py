@@ -13,9 +13,9 @@ import httpx
 import pytest
 from sqlalchemy import func, select
 
+from bench.running import free_port
 from polytone.serve.database.session import open_database, reading
 from polytone.serve.database.tables import FeedbackRow
-from tests.support.processes import free_port
 from tests.support.tiny_home import TinyHome
 
 from .marked import ready, until

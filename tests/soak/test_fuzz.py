@@ -12,11 +12,12 @@ from schemathesis.specs.openapi.checks import (
     status_code_conformance,
 )
 
+from bench.running import ServerProcess
 from polytone.contract.base import load_base
 from polytone.serve.auth.keys import KeyStore, Kind
 from polytone.serve.database.session import open_database
 from tests.support.openapi import described
-from tests.support.processes import Process, polytone, served
+from tests.support.processes import polytone, served
 from tests.support.serving import serving
 from tests.support.tiny_home import TinyHome
 
@@ -37,7 +38,7 @@ async def description(folder: Path) -> dict[str, Any]:
         return described(server.app)
 
 
-def fuzz(server: Process, document: dict[str, Any], skip: set[str], headers: dict[str, dict[str, str]]) -> int:
+def fuzz(server: ServerProcess, document: dict[str, Any], skip: set[str], headers: dict[str, dict[str, str]]) -> int:
     """Every operation with generated requests, good and bad; returns how many were sent."""
     schema = schemathesis.openapi.from_dict(document)
     sent = 0

@@ -14,13 +14,14 @@ import httpx
 import psutil
 import pytest
 
+from bench.running import ServerProcess
 from polytone.contract.adapter import read_version
 from polytone.contract.home import Home
 from polytone.contract.version_id import VersionId, voice_of
 from polytone.serve.adapters.archive import pack_version
 from polytone.serve.adapters.registry import Registry
 from polytone.serve.database.session import open_database
-from tests.support.processes import Process, served
+from tests.support.processes import served
 from tests.support.tiny_home import TinyHome
 
 from .marked import ask, ready, restamped, until
@@ -31,7 +32,7 @@ KILLS = 10
 APP_KILLS = 20
 
 
-def process_named(server: Process, word: str) -> psutil.Process:
+def process_named(server: ServerProcess, word: str) -> psutil.Process:
     """A process of the engine, by the title vLLM gives it."""
     for child in server.children():
         with contextlib.suppress(psutil.NoSuchProcess):

@@ -9,8 +9,9 @@ import httpx
 import psutil
 import pytest
 
+from bench.running import ServerProcess
 from polytone.serve.adapters.registry import Registry
-from tests.support.processes import Process, polytone, served
+from tests.support.processes import polytone, served
 from tests.support.tiny_home import TinyHome
 
 from .marked import ask, restamped, state_of, until
@@ -23,7 +24,7 @@ CROWD = 500
 MIB = 1 << 20
 
 
-def engine_memory(server: Process) -> int:
+def engine_memory(server: ServerProcess) -> int:
     """Unshared memory of the engine's processes, in bytes."""
     return sum(child.memory_full_info().uss for child in server.children())
 

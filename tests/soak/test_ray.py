@@ -13,10 +13,10 @@ import httpx
 import psutil
 import pytest
 
+from bench.running import free_port
 from polytone.serve.adapters.registry import Registry
 from polytone.serve.auth.keys import KeyStore, Kind
 from polytone.serve.database.session import open_database
-from tests.support.processes import free_port
 from tests.support.tiny_home import TinyHome
 
 from .marked import ask, restamped, until

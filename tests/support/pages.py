@@ -13,9 +13,9 @@ import pytest
 import uvicorn
 from playwright.async_api import Browser, Locator, Page, async_playwright, expect
 
+from bench.running import free_port
 from polytone.serve.api.ui_mount import PAGE_PATH, UiMiddleware
 from polytone.ui.page import page_app
-from tests.support.processes import free_port
 
 from .serving import Server, serving
 

@@ -16,7 +16,7 @@ import uvicorn
 import yaml
 from starlette.types import ASGIApp
 
-from tests.support.processes import free_port
+from bench.running import free_port, running
 
 DEPLOYED = Path(__file__).parents[2] / "deploy" / "prometheus"
 EVERY = "1s"
@@ -78,36 +78,17 @@ def configure(folder: Path, port: int, key: str) -> Path:
 async def scraping(folder: Path, port: int, key: str = "none") -> AsyncIterator[Prometheus]:
     """Scrape the server on `port` with `key` for as long as the block lasts; `folder` must not exist."""
     configuration = configure(folder, port, key)
-    address = f"127.0.0.1:{free_port()}"
-    with (folder / "log").open("w") as log:
-        process = await asyncio.create_subprocess_exec(
-            "prometheus",
-            f"--config.file={configuration}",
-            f"--storage.tsdb.path={folder / 'data'}",
-            f"--web.listen-address={address}",
-            stdout=log,
-            stderr=log,
-        )
-    try:
-        async with httpx.AsyncClient(base_url=f"http://{address}") as client:
-            await until_ready(client, process, folder / "log")
+    own_port = free_port()
+    command = [
+        "prometheus",
+        f"--config.file={configuration}",
+        f"--storage.tsdb.path={folder / 'data'}",
+        f"--web.listen-address=127.0.0.1:{own_port}",
+    ]
+    with running(command, {}, own_port, folder / "log") as process:
+        await asyncio.to_thread(process.until_ready, "/-/ready", PATIENCE)
+        async with httpx.AsyncClient(base_url=process.url) as client:
             yield Prometheus(client)
-    finally:
-        if process.returncode is None:
-            process.terminate()
-        await process.wait()
-
-
-async def until_ready(client: httpx.AsyncClient, process: asyncio.subprocess.Process, log: Path) -> None:
-    async with asyncio.timeout(PATIENCE):
-        while True:
-            assert process.returncode is None, f"prometheus ended; {log} says why"
-            try:
-                if (await client.get("/-/ready")).status_code == 200:
-                    return
-            except httpx.TransportError:
-                pass  # it does not listen yet
-            await asyncio.sleep(0.05)
 
 
 @asynccontextmanager

@@ -1,61 +1,33 @@
 """Replicas in processes of their own: the app over the double, on a real socket."""
 
 import asyncio
-import os
 import signal
-import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from itertools import count
 from pathlib import Path
 
 import uvicorn
 
+from bench.running import ServerProcess, free_port, running
 from polytone.contract.home import Home
 from tests.support.postgresql import DATABASE_URL
-from tests.support.processes import free_port
 
 from .serving import serving
 
 
-@dataclass(frozen=True)
-class Replica:
-    """`log` is what it wrote so far."""
-
-    port: int
-    log: Path
-    popen: "subprocess.Popen[bytes]"
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
-
-
 @contextmanager
-def replicas(homes: list[Home], database_url: str) -> Iterator[list[Replica]]:
+def replicas(homes: list[Home], database_url: str) -> Iterator[list[ServerProcess]]:
     """One for each home. They have just been started when the block begins, all at the same moment."""
-    started = [start(home, database_url) for home in homes]
-    try:
-        yield started
-    finally:
-        for one in started:
-            one.popen.terminate()
-        for one in started:
-            one.popen.wait(timeout=60)
+    with ExitStack() as stack:
+        yield [stack.enter_context(replica(home, database_url)) for home in homes]
 
 
-def start(home: Home, database_url: str) -> Replica:
-    port, log = free_port(), home.root / "log"
-    with log.open("wb") as output:
-        popen = subprocess.Popen(
-            [sys.executable, "-m", __name__, str(home.root), str(port)],
-            env={**os.environ, DATABASE_URL: database_url},
-            stdout=output,
-            stderr=output,
-        )
-    return Replica(port, log, popen)
+def replica(home: Home, database_url: str) -> AbstractContextManager[ServerProcess]:
+    port = free_port()
+    command = [sys.executable, "-m", __name__, str(home.root), str(port)]
+    return running(command, {DATABASE_URL: database_url}, port, home.root / "log")
 
 
 async def serve(root: Path, port: int) -> None:

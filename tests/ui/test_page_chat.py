@@ -13,9 +13,9 @@ import httpx
 import pytest
 from playwright.async_api import Page, expect
 
+from bench.running import free_port
 from polytone.ui.api import Api
 from tests.support.pages import Pages, ask, asked, choose, facts, field, needs_browser, open_chat, serving_pages
-from tests.support.processes import free_port
 
 pytestmark = [needs_browser, pytest.mark.slow]
 

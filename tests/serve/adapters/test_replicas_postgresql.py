@@ -15,6 +15,7 @@ import httpx
 import pytest
 from sqlalchemy import Engine, select
 
+from bench.running import ServerProcess
 from polytone.contract.home import Home
 from polytone.serve.adapters.registry import Registry
 from polytone.serve.adapters.replicas import Replicas
@@ -22,7 +23,7 @@ from polytone.serve.database.session import LOCK_SECONDS, open_database, reading
 from polytone.serve.database.tables import AnswerRow, FeedbackRow
 from tests.support import postgresql as own
 from tests.support.adapters import make_base, make_version
-from tests.support.replica import Replica, replicas
+from tests.support.replica import replicas
 from tests.support.serving import HELLO
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(not own.installed(), reason=own.MISSING)]
@@ -42,7 +43,7 @@ class Pair:
     postgresql: own.Postgresql
     database: Engine
     versions: list[str]
-    replicas: list[Replica]
+    replicas: list[ServerProcess]
 
     @asynccontextmanager
     async def clients(self) -> AsyncIterator[list[httpx.AsyncClient]]:
