@@ -350,12 +350,12 @@ def extended_header(name: bytes) -> bytes:
 
 
 async def test_a_good_upload_is_published_and_answers_under_its_id(server: Server, tmp_path: Path) -> None:
-    there = Home(tmp_path / "trainer")
-    manifest = make_version(there, make_base(there), "acme")
-    pack_version(there, manifest.version, tmp_path / "v.tar.gz")
+    trainer = Home(tmp_path / "trainer")
+    manifest = make_version(trainer, make_base(trainer), "acme")
+    pack_version(trainer, manifest.version, tmp_path / "v.tar.gz")
     content = (tmp_path / "v.tar.gz").read_bytes()
-    made = await server.client.post("/admin/adapters/acme/versions", content=content)
-    assert (made.status_code, made.json()) == (201, {"version": manifest.version, "created": True})
+    response = await server.client.post("/admin/adapters/acme/versions", content=content)
+    assert (response.status_code, response.json()) == (201, {"version": manifest.version, "created": True})
     folder = server.home.adapter_folder(manifest.version)
     assert {path.name for path in folder.iterdir()} == FILES
     await server.until_ready(manifest.version)
@@ -388,8 +388,8 @@ async def test_all_reasons_come_at_once(server: Server, tmp_path: Path) -> None:
         change_manifest(folder, name="zest", chat_template_sha256="x" * 64)
 
     refused = await server.client.post("/admin/adapters/acme/versions", content=shop.archive(many))
-    found = {reason["code"] for reason in refused.json()["error"]["reasons"]}
-    assert found >= {
+    codes = {reason["code"] for reason in refused.json()["error"]["reasons"]}
+    assert codes >= {
         "peft_unsupported",
         "tensors_mismatch",
         "manifest_invalid",
