@@ -89,13 +89,14 @@ class AdapterLoader:
             adapter.files.fetch = self.spawn(self._fetch(adapter, self._fetcher))
         fetch = adapter.files.fetch
         await asyncio.wait({fetch}, timeout=patience)
+        require_current(adapter)
         if not fetch.done():
             raise UnavailableError(
                 f"{adapter.version} is being fetched from the adapter store. Try again shortly.",
                 code="voice_not_ready",
                 param="model",
             )
-        if adapter.state is AdapterState.GONE or not fetch.result():
+        if not fetch.result():
             raise not_ready(adapter)
 
     async def ensure_loaded(self, adapter: LoadedAdapter) -> "asyncio.Task[None] | None":
@@ -156,6 +157,7 @@ class AdapterLoader:
         copy, started = adapter.engine_copy, time.monotonic()
         try:
             manifest = await self._read(adapter)
+            require_current(adapter)
             check_servable(manifest, self._base, self._limits.max_rank)
             if copy.state is EngineState.UNLOADED:  # otherwise a request that left meanwhile had it loaded
                 await self._submit_load(adapter)
@@ -180,9 +182,11 @@ class AdapterLoader:
     async def _submit_load(self, adapter: LoadedAdapter) -> None:
         """Send the load to the engine, in the same pause between two steps in which another version is evicted."""
         await self._loads.acquire()
-        if adapter.state is AdapterState.GONE:
+        try:
+            require_current(adapter)
+        except UnavailableError:
             self._loads.release()
-            raise not_ready(adapter)
+            raise
         adapter.engine_copy.state = EngineState.LOADING
         evicting = asyncio.ensure_future(self._make_room())
         load = asyncio.ensure_future(self._engine.load(adapter.version, self._home.adapter_folder(adapter.version)))
@@ -237,6 +241,7 @@ class AdapterLoader:
             results = await asyncio.gather(*steps, return_exceptions=True)
             if errors := [result for result in results if isinstance(result, BaseException)]:
                 raise errors[0]
+            require_current(adapter)
         except Exception as error:
             if isinstance(error, CheckError) and error.code == "fingerprint_mismatch" and not adapter.files.fetched:
                 # The digest does not cover the manifest, which says what to expect.
@@ -277,6 +282,12 @@ class AdapterLoader:
             await self._engine.unload(adapter.version)
         except PolytoneError as error:
             log.warning("%s could not be unloaded: %s", adapter.version, error.message)
+
+
+def require_current(adapter: LoadedAdapter) -> None:
+    """Raises: UnavailableError: `engine_unavailable` if the version is gone, with its engine or by itself."""
+    if adapter.state is AdapterState.GONE:
+        raise not_ready(adapter)
 
 
 def reason_of(error: Exception, doing: str) -> str:
